@@ -1,0 +1,103 @@
+//! The file system, as far as a volume needs it: a seam that the simulation replaces with a disk that loses what was
+//! not synced.
+
+use std::{fmt, io, path::Path, sync::Arc};
+
+use futures::future::BoxFuture;
+
+/// An open file. All calls are synchronous and may block; run them where [`Disk::run`] or [`Disk::spawn_writer`] says.
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all bytes at `offset`.
+    ///
+    /// # Errors
+    /// The operating system's; how much was written is then unknown.
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Appends in one call, atomically with respect to other appenders of a file opened with [`OpenMode::Append`].
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn append(&self, data: &[u8]) -> io::Result<()>;
+
+    /// Makes everything written so far durable (fdatasync). After an error nothing written may be trusted.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// The file's length in bytes.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Sets the length and fills what is new with zeros that are really written, so that later writes inside it change
+    /// no file metadata (a sync then costs a third). Does not sync.
+    ///
+    /// # Errors
+    /// The operating system's; a full disk among them.
+    fn preallocate(&self, len: u64) -> io::Result<()>;
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    Read,
+    ReadWrite,
+    /// Fails if the file exists.
+    CreateNew,
+    /// Creates the file if need be; [`DiskFile::append`] adds at its end.
+    Append,
+}
+
+/// The file system and where its blocking work runs.
+pub trait Disk: Send + Sync + fmt::Debug + 'static {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Creates a directory and its parents.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// The names in a directory, sorted.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Renames within one file system, replacing the target.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the directory's entries (creations, renames, removals) durable.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Runs a volume's writer, a future that blocks in file calls between its awaits: on a thread of its own, or, in
+    /// the simulation, as an ordinary task.
+    fn spawn_writer(&self, name: &str, writer: BoxFuture<'static, ()>);
+
+    /// Runs one blocking piece of work off the async threads; in the simulation inline.
+    fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()>;
+}

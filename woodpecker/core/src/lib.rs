@@ -1,0 +1,3 @@
+//! The rules of Woodpecker as pure state machines: no I/O, no clock, no randomness.
+
+pub mod ids;

@@ -1,0 +1,19 @@
+//! Woodpecker: durable, totally ordered logs on a local disk or in object storage.
+//!
+//! ```text
+//! Client ── Log ── Writer   append → durable ack, in order, fenced by epoch
+//!             └── Reader   from any position to the tail and on
+//! ```
+
+mod client;
+mod error;
+mod log;
+mod reader;
+mod writer;
+
+pub use client::{Client, Settings};
+pub use error::{AppendError, LogError, OpenWriterError, ReadError};
+pub use log::{Log, LogDescription, SegmentDescription};
+pub use reader::{Entry, Position, Reader};
+pub use woodpecker_core::ids::{EntryId, Epoch};
+pub use writer::{Append, Appended, Writer};

@@ -1,0 +1,166 @@
+//! The one seam between the engine and a medium.
+//!
+//! A backend keeps segments: append → durable ack in order, read a range, follow the tail, fence, delete. Every
+//! implementation runs the same conformance suite ([`crate::conformance`]).
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
+
+/// Where a segment lives; kept in the segment's metadata record, so any process can find it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The volume that holds the segment. A segment never spans two.
+    pub volume: VolumeId,
+    /// The first batch of the volume that may hold a block of the segment: where a scan for it starts.
+    pub from_batch: u64,
+}
+
+/// What a segment's writer is told, in order, from the volume's own thread or task. Calls are short and never block.
+pub trait SegmentOwner: Send + Sync + fmt::Debug {
+    /// Every entry below `next` is durable and readable. `next` only grows; one call may cover many appends.
+    fn acked(&self, next: u64);
+
+    /// The segment takes no more appends. Entries not acked before this call have an unknown outcome, except where
+    /// [`SegmentEnd`] says more. Called at most once, and nothing is called after it.
+    fn ended(&self, end: SegmentEnd);
+}
+
+/// Why a segment takes no more appends.
+#[derive(Debug, Clone)]
+pub enum SegmentEnd {
+    /// Another process fenced this segment: its log has, or is about to have, another writer.
+    Fenced,
+    /// Another process fenced the volume because of some other segment in it. What was acked is all that the segment
+    /// holds; what was not acked will never be seen. The owner, if it still owns the log by epoch, closes the segment
+    /// there and appends the rest to a new one.
+    Displaced,
+    /// The medium failed and the volume stopped for good. Reads go on.
+    Failed(StoreError),
+}
+
+/// The appending side of one open segment.
+pub trait SegmentWriter: Send + Sync + fmt::Debug {
+    /// Where the segment lives; written to metadata before the first append.
+    fn placement(&self) -> &Placement;
+
+    /// Queues entries; they get the next numbers, in call order, and are never split over two blocks. Returns the first
+    /// number at once; durability is told to the [`SegmentOwner`]. The caller bounds what it has in flight, in bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::Ended`] when the segment takes no more appends (the owner was or is being told why);
+    /// [`StoreError::TooLarge`] when the entries cannot fit one block.
+    fn append(&self, entries: Vec<Bytes>) -> Result<u64, StoreError>;
+}
+
+/// The reading side of one segment.
+#[async_trait]
+pub trait SegmentReader: Send + Sync + fmt::Debug {
+    /// Entries from number `from` on, in order and without a gap: at least one, then as many as fit `max_bytes`.
+    /// An empty answer means that `from` is not durable yet, as far as this process can know now.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] instead of wrong data; [`StoreError::Unavailable`] to try again.
+    async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError>;
+
+    /// Resolves when entry `from` may be readable. Pushed when the writer is in this process; never spins.
+    async fn readable(&self, from: u64);
+}
+
+/// A medium that keeps segments.
+///
+/// - **Order**: entries of a segment are numbered from 0 without a gap, in the order of `append` calls.
+/// - **Ack**: `acked(n)` is called only when every entry below `n` survives what the medium promises to survive, and
+///   only while the segment is not fenced.
+/// - **Fence**: once `fence` returned tail `t`, no writer of the segment is ever told `acked(n)` with `n > t`, and every
+///   entry that was ever acked is below `t` and stays readable. Fencing twice gives the same tail.
+/// - **Truth**: a read returns what was appended or an error; never other bytes.
+#[async_trait]
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// The name of the medium in configuration and metadata: `local`, `object`, `memory`.
+    fn name(&self) -> &'static str;
+
+    /// Largest total of entry bytes one `append` takes.
+    fn max_append_bytes(&self) -> usize;
+
+    /// Starts a segment in a volume this process writes. Nothing is stored until the first append.
+    ///
+    /// # Errors
+    /// The medium failed or refuses writes.
+    async fn create(&self, key: SegmentKey, owner: Arc<dyn SegmentOwner>)
+    -> Result<Arc<dyn SegmentWriter>, StoreError>;
+
+    /// Opens a segment for reading. `end` is the entry count of a closed segment, `None` while it is open; nothing at or
+    /// beyond `end` is ever returned.
+    ///
+    /// # Errors
+    /// The volume cannot be read.
+    async fn open(
+        &self,
+        key: SegmentKey,
+        placement: &Placement,
+        end: Option<u64>,
+    ) -> Result<Arc<dyn SegmentReader>, StoreError>;
+
+    /// Stops every writer of the segment, durably, and returns how many entries it holds.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] to try again; [`StoreError::Corrupt`] when the tail cannot be trusted.
+    async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError>;
+
+    /// Tells the medium that the segment is needed no more. Space comes back when nothing else shares it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] to try again. Deleting what is gone is no error.
+    async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError>;
+
+    /// Waits until everything queued is durable or failed, and releases the volumes this process writes.
+    async fn close(&self);
+}
+
+/// What a medium can answer instead of doing what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    #[error("{what}: checksum or structure does not hold: {detail}")]
+    Corrupt { what: String, detail: String },
+    #[error("{what} is gone")]
+    NotFound { what: String },
+    #[error("{bytes} bytes in one append, at most {limit} fit")]
+    TooLarge { bytes: usize, limit: usize },
+    #[error("the segment takes no more appends")]
+    Ended,
+    #[error("volume stopped after a failed write: {0}")]
+    Failed(Arc<str>),
+    #[error("storage unavailable: {0}")]
+    Unavailable(Arc<str>),
+}
+
+impl StoreError {
+    /// A stable code for documentation and programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Corrupt { .. } => "STORE_CORRUPT",
+            Self::NotFound { .. } => "STORE_NOT_FOUND",
+            Self::TooLarge { .. } => "STORE_TOO_LARGE",
+            Self::Ended => "STORE_ENDED",
+            Self::Failed(_) => "STORE_FAILED",
+            Self::Unavailable(_) => "STORE_UNAVAILABLE",
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+
+    /// Whether what was asked may still have happened.
+    #[must_use]
+    pub fn has_side_effects(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Unavailable(_))
+    }
+}

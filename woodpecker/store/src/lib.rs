@@ -1,0 +1,3 @@
+//! How entries are kept on a medium: formats, volumes on disk and in object storage, and the one seam the engine sees.
+
+pub mod backend;
