@@ -1,1 +1,70 @@
-//! Under construction.
+//! Messages, clients and servers of the streaming protocol, generated from the `.proto` files beside this crate.
+//!
+//! Package, service and field numbers are those of Milvus 2.6, so that peers of that release can talk to us. There is no
+//! logic here: what a field means is said by `streaming-types` and by the services themselves.
+//!
+//! A decoded message loses fields that it does not know. Payloads and property values therefore stay bytes and strings,
+//! and a header is decoded and encoded again only by who really rewrites it.
+
+/// One module for each package; siblings, because generated code names other packages through `super`.
+macro_rules! package {
+    ($(#[$doc:meta])* $module:ident, $package:literal) => {
+        $(#[$doc])*
+        pub mod $module {
+            #![allow(clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all, unused_qualifications, reason = "generated")]
+            tonic::include_proto!($package);
+        }
+    };
+}
+
+package!(
+    /// The five services and what they exchange.
+    streaming, "milvus.proto.streaming"
+);
+package!(
+    /// Message types, headers, version-2 bodies and property values.
+    messages, "milvus.proto.messages"
+);
+package!(
+    /// Ids, immutable messages, replication topology, status.
+    common, "milvus.proto.common"
+);
+package!(
+    /// Component states and the entities that headers name.
+    milvus, "milvus.proto.milvus"
+);
+package!(
+    /// Resource groups.
+    rg, "milvus.proto.rg"
+);
+package!(
+    /// Collection schemas.
+    schema, "milvus.proto.schema"
+);
+package!(
+    /// Credentials.
+    internal, "milvus.proto.internal"
+);
+package!(
+    /// Index definitions.
+    index, "milvus.proto.index"
+);
+package!(
+    /// Bodies of version-1 messages.
+    msg, "milvus.proto.msg"
+);
+package!(
+    /// The root coordinator: timestamps, ids, what lives on a pchannel.
+    rootcoord, "milvus.proto.rootcoord"
+);
+package!(
+    /// The data coordinator: segments, recovery, checkpoints.
+    data, "milvus.proto.data"
+);
+package!(
+    /// States shared with the metadata catalogue.
+    etcd, "milvus.proto.etcd"
+);
+
+/// Every `.proto` file as an encoded `google.protobuf.FileDescriptorSet`, for server reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
