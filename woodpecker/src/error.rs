@@ -39,6 +39,9 @@ pub enum AppendError {
     Fenced,
     #[error("{bytes} bytes in one append, at most {limit} fit")]
     TooLarge { bytes: usize, limit: usize },
+    /// Much more than the in-flight limit is queued already: the caller did not wait in [`crate::Writer::reserve`].
+    #[error("{bytes} bytes are queued already")]
+    Overloaded { bytes: usize },
     #[error("the writer is closed")]
     Closed,
     /// The medium failed for good; open a new writer. The entries may or may not be in the log.
@@ -101,6 +104,7 @@ answers!(OpenWriterError {
 answers!(AppendError {
     Self::Fenced => ("LOG_FENCED", false, true),
     Self::TooLarge { .. } => ("LOG_TOO_LARGE", false, false),
+    Self::Overloaded { .. } => ("LOG_OVERLOADED", true, false),
     Self::Closed => ("LOG_CLOSED", false, false),
     Self::Failed(e) => (e.code(), false, true),
 });

@@ -32,6 +32,15 @@ pub struct EntryId {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VolumeId(pub u128);
 
+/// Where a segment lives; kept in the segment's metadata record, so any process can find it again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Placement {
+    /// The volume that holds the segment. A segment never spans two.
+    pub volume: VolumeId,
+    /// The first batch of the volume that may hold a block of the segment: where a scan for it starts.
+    pub from_batch: u64,
+}
+
 impl fmt::Display for LogId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

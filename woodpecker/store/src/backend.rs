@@ -7,19 +7,13 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
+use woodpecker_core::ids::{Epoch, SegmentKey};
 
-/// Where a segment lives; kept in the segment's metadata record, so any process can find it again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placement {
-    /// The volume that holds the segment. A segment never spans two.
-    pub volume: VolumeId,
-    /// The first batch of the volume that may hold a block of the segment: where a scan for it starts.
-    pub from_batch: u64,
-}
+pub use woodpecker_core::ids::Placement;
 
 /// What a segment's writer is told, in order, from the volume's own thread or task. Calls are short and never block.
+/// They never come from inside [`SegmentWriter::append`], nor while a lock is held that `append` takes: the owner calls
+/// `append` under a lock of its own.
 pub trait SegmentOwner: Send + Sync + fmt::Debug {
     /// Every entry below `next` is durable and readable. `next` only grows; one call may cover many appends.
     fn acked(&self, next: u64);
@@ -66,6 +60,12 @@ pub trait SegmentReader: Send + Sync + fmt::Debug {
     /// [`StoreError::Corrupt`] instead of wrong data; [`StoreError::Unavailable`] to try again.
     async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError>;
 
+    /// How many entries are durable, as far as this process can know now: everything below may be read.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] to try again.
+    async fn tail(&self) -> Result<u64, StoreError>;
+
     /// Resolves when entry `from` may be readable. Pushed when the writer is in this process; never spins.
     async fn readable(&self, from: u64);
 }
@@ -86,7 +86,10 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Largest total of entry bytes one `append` takes.
     fn max_append_bytes(&self) -> usize;
 
-    /// Starts a segment in a volume this process writes. Nothing is stored until the first append.
+    /// Starts a segment in a volume this process writes. Nothing is stored until the first append, and a segment that
+    /// nothing was ever appended to reads, fences (tail 0) and deletes like any other, from any process. The same key
+    /// may be created again while nothing was appended to it: of several owners-to-be, only the one that metadata
+    /// confirms appends.
     ///
     /// # Errors
     /// The medium failed or refuses writes.
