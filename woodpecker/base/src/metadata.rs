@@ -3,11 +3,16 @@
 //! Three implementations keep the same contract, proven by one conformance suite: etcd (a cluster), redb (one
 //! process, durable), memory (tests and simulation). Keys are UTF-8, have no leading slash, and sort by bytes.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+
+pub use self::memory::MemoryStore;
+
+mod memory;
+mod state;
 
 /// A point in the store's history. Every committed write transaction takes the next one; it never repeats or falls.
 pub type Revision = i64;
@@ -101,16 +106,62 @@ impl Txn {
         self.write(Write::Delete { key: key.into() })
     }
 
+    /// Adds a delete of all keys that start with `prefix`.
+    #[must_use]
+    pub fn delete_prefix(self, prefix: impl Into<String>) -> Self {
+        self.write(Write::DeletePrefix { prefix: prefix.into() })
+    }
+
     fn write(mut self, write: Write) -> Self {
         self.writes.push(write);
         self
     }
+
+    /// Checks what every store refuses: too many operations, an empty key, a key written twice.
+    fn validate(&self) -> Result<(), MetadataError> {
+        if self.writes.len() > Self::MAX_OPERATIONS || self.compares.len() > Self::MAX_OPERATIONS {
+            let (compares, writes) = (self.compares.len(), self.writes.len());
+            return Err(MetadataError::Invalid(format!(
+                "{compares} compares and {writes} writes in one transaction, the limit is {} each",
+                Self::MAX_OPERATIONS
+            )));
+        }
+        let mut keys = BTreeSet::new();
+        let mut prefixes = BTreeSet::new();
+        for write in &self.writes {
+            let fresh = match write {
+                Write::Put { key, .. } | Write::Delete { key } if key.is_empty() => {
+                    return Err(MetadataError::Invalid("an empty key".to_owned()));
+                }
+                Write::Put { key, .. } | Write::Delete { key } => keys.insert(key.as_str()),
+                Write::DeletePrefix { prefix } => prefixes.insert(prefix.as_str()),
+            };
+            if !fresh {
+                return Err(MetadataError::Invalid(format!("{write:?} repeats a key of the transaction")));
+            }
+        }
+        for prefix in prefixes.iter().copied() {
+            let mut under = keys.range(prefix..).chain(prefixes.range(prefix..)).filter(|other| **other != prefix);
+            let same = keys.contains(prefix);
+            if same || under.any(|other| other.starts_with(prefix)) {
+                return Err(MetadataError::Invalid(format!("a key under deleted prefix {prefix:?} is written again")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A lease's time to live as stores count it.
+fn whole_seconds(ttl: Duration) -> Duration {
+    let seconds = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
+    Duration::from_secs(seconds.max(1))
 }
 
 /// What became of a [`Txn`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TxnOutcome {
-    /// All compares held; the writes took effect at this revision.
+    /// All compares held; the writes took effect at this revision. (Writes that change nothing, such as a delete of
+    /// what is absent, take no revision: it is then the store's present one.)
     Committed(Revision),
     /// A compare did not hold; nothing was written.
     Conflict,

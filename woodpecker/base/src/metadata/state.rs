@@ -1,0 +1,270 @@
+//! The store as a state machine in memory, without I/O and without a clock: what the memory store is, and what the redb
+//! store serves reads and watches from. A write is first evaluated to a [`Change`], which may then be made durable, and
+//! applied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
+    time::Duration,
+};
+
+use super::{Compare, KeyValue, LeaseId, MetadataError, Revision, Snapshot, Txn, WatchEvent, Write};
+
+/// Events kept for watches that start in the past or fall behind; older ones make a watch resynchronize.
+const HISTORY_EVENTS: usize = 16_384;
+
+/// Times are durations since an origin that the owner of the state chose.
+#[derive(Debug)]
+pub(super) struct State {
+    revision: Revision,
+    /// History up to and including this revision is gone.
+    compacted: Revision,
+    keys: BTreeMap<String, KeyValue>,
+    history: VecDeque<WatchEvent>,
+    history_limit: usize,
+    leases: BTreeMap<LeaseId, Lease>,
+    deadlines: BTreeSet<(Duration, LeaseId)>,
+    last_lease: i64,
+}
+
+#[derive(Debug)]
+struct Lease {
+    ttl: Duration,
+    deadline: Duration,
+    keys: BTreeSet<String>,
+}
+
+/// What a write does: nothing yet, until it is applied to the very state it was evaluated on.
+#[derive(Debug)]
+pub(super) struct Change {
+    /// The revision after the change; the same as before if nothing changes.
+    pub revision: Revision,
+    /// Puts and deletes, all at `revision`.
+    pub events: Vec<WatchEvent>,
+    /// The lease that ends with this change.
+    pub ended: Option<LeaseId>,
+}
+
+impl State {
+    /// An empty store. Like etcd it starts at revision 1, so that the first write is 2 and 0 means "never".
+    pub fn new() -> Self {
+        Self::restore(1, 0, BTreeMap::new())
+    }
+
+    /// A store with this content and no history.
+    pub fn restore(revision: Revision, last_lease: i64, keys: BTreeMap<String, KeyValue>) -> Self {
+        Self {
+            revision,
+            compacted: if revision > 1 { revision } else { 0 },
+            keys,
+            history: VecDeque::new(),
+            history_limit: HISTORY_EVENTS,
+            leases: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            last_lease,
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<KeyValue> {
+        self.keys.get(key).cloned()
+    }
+
+    pub fn list(&self, prefix: &str) -> Snapshot {
+        let items = self.under(prefix).map(|(_, item)| item.clone()).collect();
+        Snapshot { revision: self.revision, items }
+    }
+
+    fn under<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (&'a String, &'a KeyValue)> {
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        self.keys.range::<str, _>(from).take_while(move |(key, _)| key.starts_with(prefix))
+    }
+
+    /// What the transaction would do; `None` if a compare does not hold.
+    pub fn evaluate(&self, txn: &Txn) -> Result<Option<Change>, MetadataError> {
+        txn.validate()?;
+        if !txn.compares.iter().all(|compare| self.holds(compare)) {
+            return Ok(None);
+        }
+        let revision = self.revision + 1;
+        let mut events = Vec::with_capacity(txn.writes.len());
+        for write in &txn.writes {
+            match write {
+                Write::Put { key, value, lease } => {
+                    if let Some(lease) = lease.filter(|lease| !self.leases.contains_key(lease)) {
+                        return Err(MetadataError::LeaseGone(lease));
+                    }
+                    let create_revision = self.keys.get(key).map_or(revision, |old| old.create_revision);
+                    let (key, value) = (key.clone(), value.clone());
+                    events.push(WatchEvent::Put(KeyValue {
+                        key,
+                        value,
+                        create_revision,
+                        mod_revision: revision,
+                        lease: *lease,
+                    }));
+                }
+                Write::Delete { key } => {
+                    if self.keys.contains_key(key) {
+                        events.push(WatchEvent::Delete { key: key.clone(), revision });
+                    }
+                }
+                Write::DeletePrefix { prefix } => {
+                    events.extend(self.under(prefix).map(|(key, _)| WatchEvent::Delete { key: key.clone(), revision }));
+                }
+            }
+        }
+        let revision = if events.is_empty() { self.revision } else { revision };
+        Ok(Some(Change { revision, events, ended: None }))
+    }
+
+    fn holds(&self, compare: &Compare) -> bool {
+        match compare {
+            Compare::Absent(key) => !self.keys.contains_key(key),
+            Compare::Present(key) => self.keys.contains_key(key),
+            Compare::ModRevision(key, revision) => {
+                self.keys.get(key).is_some_and(|item| item.mod_revision == *revision)
+            }
+            Compare::CreateRevision(key, revision) => {
+                self.keys.get(key).is_some_and(|item| item.create_revision == *revision)
+            }
+            Compare::Value(key, value) => self.keys.get(key).is_some_and(|item| item.value == *value),
+        }
+    }
+
+    /// What ending the lease would do; `None` if there is no such lease.
+    pub fn evaluate_end(&self, lease: LeaseId) -> Option<Change> {
+        let held = &self.leases.get(&lease)?.keys;
+        let revision = if held.is_empty() { self.revision } else { self.revision + 1 };
+        let events = held.iter().map(|key| WatchEvent::Delete { key: key.clone(), revision }).collect();
+        Some(Change { revision, events, ended: Some(lease) })
+    }
+
+    pub fn apply(&mut self, change: Change) -> Revision {
+        for event in change.events {
+            let old = match &event {
+                WatchEvent::Put(item) => self.keys.insert(item.key.clone(), item.clone()),
+                WatchEvent::Delete { key, .. } => self.keys.remove(key),
+                WatchEvent::Resync(_) => None,
+            };
+            if let Some(KeyValue { key, lease: Some(lease), .. }) = old
+                && let Some(lease) = self.leases.get_mut(&lease)
+            {
+                lease.keys.remove(&key);
+            }
+            if let WatchEvent::Put(KeyValue { key, lease: Some(lease), .. }) = &event
+                && let Some(lease) = self.leases.get_mut(lease)
+            {
+                lease.keys.insert(key.clone());
+            }
+            self.history.push_back(event);
+        }
+        if let Some(ended) = change.ended
+            && let Some(lease) = self.leases.remove(&ended)
+        {
+            self.deadlines.remove(&(lease.deadline, ended));
+        }
+        self.revision = change.revision;
+        self.trim_history();
+        change.revision
+    }
+
+    /// Drops the oldest events, whole revisions at a time: a watch sees all of a revision or is told to resynchronize.
+    fn trim_history(&mut self) {
+        while self.history.len() > self.history_limit {
+            let Some(revision) = self.history.front().map(revision_of) else { return };
+            self.compact(revision);
+        }
+    }
+
+    /// Forgets history up to and including `revision`.
+    pub fn compact(&mut self, revision: Revision) {
+        self.compacted = self.compacted.max(revision.min(self.revision));
+        while self.history.front().is_some_and(|event| revision_of(event) <= self.compacted) {
+            self.history.pop_front();
+        }
+    }
+
+    /// The id that the next lease will have.
+    pub fn next_lease(&self) -> LeaseId {
+        LeaseId(self.last_lease + 1)
+    }
+
+    /// Starts a lease and attaches the keys that already name it.
+    pub fn add_lease(&mut self, id: LeaseId, ttl: Duration, now: Duration) {
+        let deadline = now + ttl;
+        let keys = self.keys.values().filter(|item| item.lease == Some(id)).map(|item| item.key.clone()).collect();
+        self.leases.insert(id, Lease { ttl, deadline, keys });
+        self.deadlines.insert((deadline, id));
+        self.last_lease = self.last_lease.max(id.0);
+    }
+
+    pub fn keep_alive(&mut self, id: LeaseId, now: Duration) -> Result<Duration, MetadataError> {
+        let lease = self.leases.get_mut(&id).ok_or(MetadataError::LeaseGone(id))?;
+        self.deadlines.remove(&(lease.deadline, id));
+        lease.deadline = now + lease.ttl;
+        self.deadlines.insert((lease.deadline, id));
+        Ok(lease.ttl)
+    }
+
+    /// When the next lease expires, if it is not kept alive.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// A lease whose time is over.
+    pub fn expired(&self, now: Duration) -> Option<LeaseId> {
+        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, lease)| *lease)
+    }
+}
+
+/// Where a watch stands.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    prefix: String,
+    next: Revision,
+}
+
+impl Cursor {
+    pub fn new(prefix: &str, from: Revision) -> Self {
+        Self { prefix: prefix.to_owned(), next: from.max(1) }
+    }
+
+    /// Takes the events of the next revision that concerns this watch; empty if it has seen everything.
+    pub fn advance(&mut self, state: &State) -> VecDeque<WatchEvent> {
+        if self.next <= state.compacted {
+            self.next = state.revision + 1;
+            return VecDeque::from([WatchEvent::Resync(state.list(&self.prefix))]);
+        }
+        let mut found = VecDeque::new();
+        let start = state.history.partition_point(|event| revision_of(event) < self.next);
+        for event in state.history.range(start..) {
+            let revision = revision_of(event);
+            if !found.is_empty() && revision != self.next - 1 {
+                return found;
+            }
+            if key_of(event).is_some_and(|key| key.starts_with(&self.prefix)) {
+                self.next = revision + 1;
+                found.push_back(event.clone());
+            }
+        }
+        // A watch ahead of the store waits for its revision; one that saw all of it need not look at it again.
+        self.next = self.next.max(state.revision + 1);
+        found
+    }
+}
+
+fn revision_of(event: &WatchEvent) -> Revision {
+    match event {
+        WatchEvent::Put(item) => item.mod_revision,
+        WatchEvent::Delete { revision, .. } => *revision,
+        WatchEvent::Resync(snapshot) => snapshot.revision,
+    }
+}
+
+fn key_of(event: &WatchEvent) -> Option<&str> {
+    match event {
+        WatchEvent::Put(item) => Some(&item.key),
+        WatchEvent::Delete { key, .. } => Some(key),
+        WatchEvent::Resync(_) => None,
+    }
+}
