@@ -5,6 +5,10 @@ use std::{fmt, io, path::Path, sync::Arc};
 
 use futures::future::BoxFuture;
 
+pub use self::real::RealDisk;
+
+mod real;
+
 /// An open file. All calls are synchronous and may block; run them where [`Disk::run`] or [`Disk::spawn_writer`] says.
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
