@@ -46,7 +46,8 @@ pub trait SegmentWriter: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`StoreError::Ended`] when the segment takes no more appends (the owner was or is being told why);
-    /// [`StoreError::TooLarge`] when the entries cannot fit one block.
+    /// [`StoreError::TooLarge`] when the entries cannot fit one block; [`StoreError::Unavailable`] when the process has
+    /// more in flight than the backend's hard bound. Neither takes numbers.
     fn append(&self, entries: Vec<Bytes>) -> Result<u64, StoreError>;
 }
 
