@@ -1,0 +1,310 @@
+//! Properties of a message: what the streaming system itself knows of it, as text, beside what users attach.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use streaming_proto::messages::{BroadcastHeader, CipherHeader, ReplicateHeader};
+
+use crate::{
+    MessageId, MessageType, TimeTick, TxnContext,
+    message::Version,
+    time_tick::{from_base36, to_base36},
+};
+
+/// Keys that the streaming system owns. Every key with a leading underscore is reserved, also one not named here.
+pub mod key {
+    /// Version of the message: `1` or `2`; absent in messages from before there were versions.
+    pub const VERSION: &str = "_v";
+    /// Number of the message type.
+    pub const TYPE: &str = "_t";
+    /// Header, in base64. Always there, also when the header is empty.
+    pub const HEADER: &str = "_h";
+    /// VChannel. Absent in a message that concerns every vchannel.
+    pub const VCHANNEL: &str = "_vc";
+    /// Broadcast header, in base64.
+    pub const BROADCAST: &str = "_bh";
+    /// Barrier: the time tick must become greater than this one. Base 36.
+    pub const BARRIER: &str = "_btt";
+    /// Transaction, in base64.
+    pub const TXN: &str = "_tx";
+    /// Time tick, given by the node. Base 36.
+    pub const TIME_TICK: &str = "_tt";
+    /// Last confirmed message id, given by the node.
+    pub const LAST_CONFIRMED: &str = "_lc";
+    /// Present instead of [`LAST_CONFIRMED`] when that would be the message's own id.
+    pub const LAST_CONFIRMED_IS_SELF: &str = "_lcs";
+    /// Term under which the message was appended, given by the node. Base 36.
+    pub const WAL_TERM: &str = "_wt";
+    /// Cipher header, in base64: the payload is ciphertext.
+    pub const CIPHER: &str = "_ch";
+    /// Present on a time tick that exists in memory only.
+    pub const NOT_PERSISTED: &str = "_np";
+    /// Replicate header, in base64.
+    pub const REPLICATE: &str = "_rh";
+}
+
+/// What only the node that appends a message may set.
+pub const SET_BY_NODE: [&str; 5] =
+    [key::TIME_TICK, key::LAST_CONFIRMED, key::LAST_CONFIRMED_IS_SELF, key::WAL_TERM, key::NOT_PERSISTED];
+
+/// Whether a key belongs to the streaming system and not to users.
+#[must_use]
+pub fn is_reserved(key: &str) -> bool {
+    key.starts_with('_')
+}
+
+/// A property that is missing or cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("property {key}: {fault}")]
+pub struct PropertyError {
+    pub key: &'static str,
+    pub fault: PropertyFault,
+}
+
+/// What is wrong with a property.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PropertyFault {
+    #[error("missing")]
+    Missing,
+    #[error("not a decimal number")]
+    NotDecimal,
+    #[error("not a base 36 number")]
+    NotBase36,
+    #[error("not base64")]
+    NotBase64,
+    #[error("its base64 does not hold the message it should")]
+    NotDecodable,
+    #[error("unknown version")]
+    UnknownVersion,
+    #[error("unknown message type")]
+    UnknownType,
+    #[error("not a message id")]
+    NotMessageId,
+    #[error("the header belongs to another message type")]
+    OtherHeader,
+}
+
+impl PropertyFault {
+    pub(crate) fn of(self, key: &'static str) -> PropertyError {
+        PropertyError { key, fault: self }
+    }
+}
+
+/// Properties by key. Whatever is not read through a typed accessor passes through untouched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Properties(BTreeMap<String, String>);
+
+/// Plain access.
+impl Properties {
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    #[must_use]
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.0.insert(key.into(), value.into());
+    }
+
+    pub fn remove(&mut self, key: &str) -> Option<String> {
+        self.0.remove(key)
+    }
+
+    /// Every property, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// The properties that users attached.
+    pub fn user(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.iter().filter(|(key, _)| !is_reserved(key))
+    }
+
+    /// Bytes of all keys and values.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
+
+    #[must_use]
+    pub fn into_map(self) -> BTreeMap<String, String> {
+        self.0
+    }
+}
+
+/// Reading. `Ok(None)` means absent.
+impl Properties {
+    /// Version 0 when absent or empty.
+    pub fn version(&self) -> Result<Version, PropertyError> {
+        match self.get(key::VERSION) {
+            None | Some("") => Ok(Version::V0),
+            Some(text) => match text.parse::<u32>() {
+                Ok(number) => {
+                    Version::from_number(number).ok_or_else(|| PropertyFault::UnknownVersion.of(key::VERSION))
+                }
+                Err(_) => Err(PropertyFault::NotDecimal.of(key::VERSION)),
+            },
+        }
+    }
+
+    pub fn message_type(&self) -> Result<MessageType, PropertyError> {
+        let text = self.get(key::TYPE).ok_or_else(|| PropertyFault::Missing.of(key::TYPE))?;
+        let number = text.parse::<i32>().map_err(|_| PropertyFault::NotDecimal.of(key::TYPE))?;
+        MessageType::from_number(number).ok_or_else(|| PropertyFault::UnknownType.of(key::TYPE))
+    }
+
+    /// The encoded header, which must be there.
+    pub fn header_bytes(&self) -> Result<Vec<u8>, PropertyError> {
+        self.bytes(key::HEADER)?.ok_or_else(|| PropertyFault::Missing.of(key::HEADER))
+    }
+
+    /// The vchannel; an empty name counts as absent.
+    #[must_use]
+    pub fn vchannel(&self) -> Option<&str> {
+        self.get(key::VCHANNEL).filter(|name| !name.is_empty())
+    }
+
+    pub fn broadcast(&self) -> Result<Option<BroadcastHeader>, PropertyError> {
+        self.proto(key::BROADCAST)
+    }
+
+    pub fn barrier(&self) -> Result<Option<TimeTick>, PropertyError> {
+        self.base36(key::BARRIER)
+    }
+
+    pub fn txn(&self) -> Result<Option<TxnContext>, PropertyError> {
+        Ok(self.proto(key::TXN)?.map(|txn: streaming_proto::messages::TxnContext| (&txn).into()))
+    }
+
+    pub fn time_tick(&self) -> Result<Option<TimeTick>, PropertyError> {
+        self.base36(key::TIME_TICK)
+    }
+
+    /// The last confirmed id of the message with id `own`.
+    pub fn last_confirmed(&self, own: MessageId) -> Result<Option<MessageId>, PropertyError> {
+        if self.contains(key::LAST_CONFIRMED_IS_SELF) {
+            return Ok(Some(own));
+        }
+        let Some(text) = self.get(key::LAST_CONFIRMED) else { return Ok(None) };
+        let id = MessageId::decode(text).map_err(|_| PropertyFault::NotMessageId.of(key::LAST_CONFIRMED))?;
+        Ok(Some(id))
+    }
+
+    pub fn wal_term(&self) -> Result<Option<i64>, PropertyError> {
+        let Some(text) = self.get(key::WAL_TERM) else { return Ok(None) };
+        let term = from_base36(text).and_then(|term| i64::try_from(term).ok());
+        term.map(Some).ok_or_else(|| PropertyFault::NotBase36.of(key::WAL_TERM))
+    }
+
+    pub fn cipher(&self) -> Result<Option<CipherHeader>, PropertyError> {
+        self.proto(key::CIPHER)
+    }
+
+    pub fn replicate(&self) -> Result<Option<ReplicateHeader>, PropertyError> {
+        self.proto(key::REPLICATE)
+    }
+
+    #[must_use]
+    pub fn is_not_persisted(&self) -> bool {
+        self.contains(key::NOT_PERSISTED)
+    }
+
+    fn bytes(&self, key: &'static str) -> Result<Option<Vec<u8>>, PropertyError> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        STANDARD.decode(text).map(Some).map_err(|_| PropertyFault::NotBase64.of(key))
+    }
+
+    fn proto<P: prost::Message + Default>(&self, key: &'static str) -> Result<Option<P>, PropertyError> {
+        let Some(bytes) = self.bytes(key)? else { return Ok(None) };
+        P::decode(bytes.as_slice()).map(Some).map_err(|_| PropertyFault::NotDecodable.of(key))
+    }
+
+    fn base36(&self, key: &'static str) -> Result<Option<TimeTick>, PropertyError> {
+        let Some(text) = self.get(key) else { return Ok(None) };
+        TimeTick::from_base36(text).map(Some).ok_or_else(|| PropertyFault::NotBase36.of(key))
+    }
+}
+
+/// Writing.
+impl Properties {
+    pub fn set_type(&mut self, message_type: MessageType) {
+        self.set(key::TYPE, message_type.number().to_string());
+        self.set(key::VERSION, message_type.version().number().to_string());
+    }
+
+    pub fn set_header_bytes(&mut self, header: &[u8]) {
+        self.set(key::HEADER, STANDARD.encode(header));
+    }
+
+    pub fn set_vchannel(&mut self, vchannel: impl Into<String>) {
+        self.set(key::VCHANNEL, vchannel);
+    }
+
+    pub fn set_broadcast(&mut self, header: &BroadcastHeader) {
+        self.set_proto(key::BROADCAST, header);
+    }
+
+    pub fn set_barrier(&mut self, barrier: TimeTick) {
+        self.set(key::BARRIER, barrier.to_base36());
+    }
+
+    pub fn set_txn(&mut self, txn: TxnContext) {
+        self.set_proto(key::TXN, &txn.to_proto());
+    }
+
+    pub fn set_time_tick(&mut self, time_tick: TimeTick) {
+        self.set(key::TIME_TICK, time_tick.to_base36());
+    }
+
+    /// Replaces [`set_last_confirmed_is_self`](Self::set_last_confirmed_is_self).
+    pub fn set_last_confirmed(&mut self, id: MessageId) {
+        self.remove(key::LAST_CONFIRMED_IS_SELF);
+        self.set(key::LAST_CONFIRMED, id.encode());
+    }
+
+    /// Replaces [`set_last_confirmed`](Self::set_last_confirmed).
+    pub fn set_last_confirmed_is_self(&mut self) {
+        self.remove(key::LAST_CONFIRMED);
+        self.set(key::LAST_CONFIRMED_IS_SELF, "");
+    }
+
+    /// A term is never negative; a negative one is written as 0.
+    pub fn set_wal_term(&mut self, term: i64) {
+        self.set(key::WAL_TERM, to_base36(u64::try_from(term).unwrap_or(0)));
+    }
+
+    pub fn set_cipher(&mut self, header: &CipherHeader) {
+        self.set_proto(key::CIPHER, header);
+    }
+
+    pub fn set_replicate(&mut self, header: &ReplicateHeader) {
+        self.set_proto(key::REPLICATE, header);
+    }
+
+    pub fn set_not_persisted(&mut self) {
+        self.set(key::NOT_PERSISTED, "");
+    }
+
+    fn set_proto(&mut self, key: &'static str, message: &impl prost::Message) {
+        self.set(key, STANDARD.encode(message.encode_to_vec()));
+    }
+}
+
+impl From<BTreeMap<String, String>> for Properties {
+    fn from(map: BTreeMap<String, String>) -> Self {
+        Self(map)
+    }
+}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Properties {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        Self(entries.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests;
