@@ -1,3 +1,6 @@
 //! The rules of Woodpecker as pure state machines: no I/O, no clock, no randomness.
 
+pub mod chain;
 pub mod ids;
+pub mod opening;
+pub mod record;
