@@ -3,4 +3,5 @@
 pub mod backend;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod format;
 pub mod memory;
