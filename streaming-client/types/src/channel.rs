@@ -4,6 +4,8 @@ use std::fmt;
 
 use streaming_proto::streaming::{PChannelAccessMode, PChannelInfo};
 
+use crate::StreamingError;
+
 const CONTROL_SUFFIX: &str = "_vcchan";
 
 /// The name of pchannel number `index` of a cluster (`by-dev` by default): `<cluster>-rootcoord-dml_<index>`.
@@ -92,6 +94,12 @@ pub enum PChannelError {
     BadTerm { name: String, term: i64 },
     #[error("pchannel {name} has unknown access mode {mode}")]
     BadAccessMode { name: String, mode: i32 },
+}
+
+impl From<PChannelError> for StreamingError {
+    fn from(error: PChannelError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
 }
 
 impl PChannel {

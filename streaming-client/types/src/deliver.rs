@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use streaming_proto::streaming::{self as pb, deliver_filter::Filter, deliver_policy::Policy};
 
-use crate::{MessageId, MessageType, TimeTick, message_id::MessageIdError};
+use crate::{MessageId, MessageType, StreamingError, TimeTick, message_id::MessageIdError};
 
 /// Where a consumer starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,12 @@ pub enum DeliverError {
     NoFilter,
     #[error("deliver policy: {0}")]
     MessageId(#[from] MessageIdError),
+}
+
+impl From<DeliverError> for StreamingError {
+    fn from(error: DeliverError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
 }
 
 impl DeliverPolicy {
@@ -132,6 +138,17 @@ mod tests {
         assert_eq!(
             DeliverPolicy::from_proto(Some(&pb::DeliverPolicy { policy: Some(foreign) })),
             Err(DeliverError::MessageId(MessageIdError::UnknownWal(1)))
+        );
+    }
+
+    #[test]
+    fn refusals_are_invalid_arguments_that_say_what() {
+        let error = StreamingError::from(DeliverError::MessageId(MessageIdError::UnknownWal(1)));
+        assert_eq!(
+            error,
+            StreamingError::invalid_argument(
+                "deliver policy: message id belongs to write-ahead log 1, only WoodPecker (4) is known"
+            )
         );
     }
 

@@ -30,14 +30,14 @@ pub fn set_create_consumer(metadata: &mut MetadataMap, pchannel: &PChannel) {
 pub fn create_producer(metadata: &MetadataMap) -> Result<PChannel, StreamingError> {
     let request: CreateProducerRequest = get(metadata, CREATE_PRODUCER)
         .ok_or_else(|| StreamingError::invalid_argument("create producer request is required"))?;
-    pchannel(request.pchannel.as_ref())
+    Ok(PChannel::from_proto(request.pchannel.as_ref())?)
 }
 
 /// The pchannel that a Consume stream is for; anything else than one well-formed pchannel is an invalid argument.
 pub fn create_consumer(metadata: &MetadataMap) -> Result<PChannel, StreamingError> {
     let request: CreateConsumerRequest = get(metadata, CREATE_CONSUMER)
         .ok_or_else(|| StreamingError::invalid_argument("create consumer request is required"))?;
-    pchannel(request.pchannel.as_ref())
+    Ok(PChannel::from_proto(request.pchannel.as_ref())?)
 }
 
 /// Says where the call comes from and, if that matters, which server it is meant for.
@@ -68,12 +68,9 @@ pub fn check_destination(metadata: &MetadataMap, cluster: &str, server_id: i64) 
     }
 }
 
-fn pchannel(info: Option<&streaming_proto::streaming::PChannelInfo>) -> Result<PChannel, StreamingError> {
-    PChannel::from_proto(info).map_err(|error| StreamingError::invalid_argument(error.to_string()))
-}
-
 /// The key has no `-bin`, so base64 is ours to write and to read.
 fn set(metadata: &mut MetadataMap, key: &'static str, request: &impl Message) {
+    // Base64 is always ASCII, so this never fails.
     let value: Result<MetadataValue<Ascii>, _> = STANDARD.encode(request.encode_to_vec()).try_into();
     if let Ok(value) = value {
         metadata.insert(key, value);

@@ -1,5 +1,7 @@
 //! One message for many vchannels.
 
+use std::collections::BTreeSet;
+
 use crate::{
     Message,
     properties::{PropertyError, key},
@@ -31,7 +33,7 @@ pub fn split_broadcast(message: &Message) -> Result<Vec<Message>, NotABroadcast>
     if header.vchannels.is_empty() {
         return Err(NotABroadcast::NoVChannels);
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let copy = |vchannel: &String| {
         if vchannel.is_empty() {
             return Err(NotABroadcast::EmptyVChannel);

@@ -3,7 +3,7 @@
 use streaming_proto::messages::{BroadcastHeader, ReplicateHeader};
 
 use crate::{
-    Message, MessageType, StreamingError, TimeTick, TxnContext,
+    Message, MessageType, StreamingCode, StreamingError, TimeTick, TxnContext,
     channel::to_physical,
     message::{Version, header_decodes},
     properties::{PropertyError, PropertyFault, SET_BY_NODE, key},
@@ -50,8 +50,8 @@ pub enum InvalidMessage {
 
 impl InvalidMessage {
     #[must_use]
-    pub fn code(&self) -> streaming_proto::streaming::StreamingCode {
-        streaming_proto::streaming::StreamingCode::Unrecoverable
+    pub fn code(&self) -> StreamingCode {
+        StreamingCode::Unrecoverable
     }
 
     #[must_use]
