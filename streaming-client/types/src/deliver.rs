@@ -166,8 +166,13 @@ mod tests {
             assert_eq!(after.passes(kind, in_txn, TimeTick(5)), at_4);
             assert_eq!(after.passes(kind, in_txn, TimeTick(6)), at_6);
         }
-        for kind in [MessageType::BeginTxn, MessageType::Insert, MessageType::Delete] {
-            assert!(after.passes(kind, true, TimeTick(1)) && from.passes(kind, true, TimeTick(1)), "{kind}");
+        for (kind, in_txn) in [
+            (MessageType::BeginTxn, false),
+            (MessageType::BeginTxn, true),
+            (MessageType::Insert, true),
+            (MessageType::Delete, true),
+        ] {
+            assert!(after.passes(kind, in_txn, TimeTick(1)) && from.passes(kind, in_txn, TimeTick(1)), "{kind}");
         }
     }
 

@@ -137,8 +137,8 @@ mod tests {
         for text in ["CAMQEQ", "CAMQEQ=", "?", "CAMQEQ==\n"] {
             assert_eq!(MessageId::decode(text), Err(MessageIdError::NotBase64(text.to_owned())));
         }
-        let negative = MessageId::new(-1, 3).encode();
-        for text in ["CA==", "DwEB", negative.as_str()] {
+        let negative = [MessageId::new(-1, 3).encode(), MessageId::new(3, -1).encode()];
+        for text in ["CA==", "DwEB", negative[0].as_str(), negative[1].as_str()] {
             assert_eq!(MessageId::decode(text), Err(MessageIdError::NotAnId(text.to_owned())));
         }
     }
