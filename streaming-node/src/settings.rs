@@ -1,0 +1,162 @@
+//! What an operator can set for a streaming node.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Settings of a streaming node; unknown keys are refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Name of the cluster; calls that name another one are refused.
+    pub cluster: String,
+    /// Prefix of the keys in the metadata store: sessions are under `<metadata_prefix>/session/`.
+    pub metadata_prefix: String,
+    /// Address that peers dial, `host:port`; the listener's own if empty.
+    pub advertise: String,
+    /// Time to live of the session's lease.
+    #[serde(with = "duration_text")]
+    pub session_ttl: Duration,
+    /// Largest message that is accepted: payload and properties together, in bytes.
+    pub max_message_bytes: usize,
+    /// Bytes of messages one write-ahead log holds that are not durable yet.
+    pub in_flight_bytes: usize,
+    /// Bytes of messages one producer may have in flight.
+    pub producer_in_flight_bytes: usize,
+    /// Bytes of durable messages one write-ahead log keeps in memory for its readers.
+    pub buffer_bytes: usize,
+    /// How long a durable message is kept there at most.
+    #[serde(with = "duration_text")]
+    pub buffer_age: Duration,
+    /// How often a consumer gets a time tick at least.
+    #[serde(with = "duration_text")]
+    pub heartbeat: Duration,
+    /// How long closing a write-ahead log may take before what is left is given up.
+    #[serde(with = "duration_text")]
+    pub close_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cluster: "by-dev".to_owned(),
+            metadata_prefix: "by-dev/meta".to_owned(),
+            advertise: String::new(),
+            session_ttl: Duration::from_secs(10),
+            max_message_bytes: streaming_types::DEFAULT_MAX_MESSAGE_BYTES,
+            in_flight_bytes: 64 << 20,
+            producer_in_flight_bytes: 32 << 20,
+            buffer_bytes: 64 << 20,
+            buffer_age: Duration::from_secs(30),
+            heartbeat: Duration::from_millis(200),
+            close_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A setting that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct SettingsError {
+    pub key: &'static str,
+    pub problem: String,
+}
+
+impl Settings {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// The first key whose value is impossible.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        let refuse = |key, problem: &str| Err(SettingsError { key, problem: problem.to_owned() });
+        if self.cluster.is_empty() {
+            return refuse("cluster", "must not be empty");
+        }
+        if self.metadata_prefix.starts_with('/') || self.metadata_prefix.ends_with('/') {
+            return refuse("metadata_prefix", "must neither begin nor end with a slash");
+        }
+        if !self.advertise.is_empty() && !self.advertise.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+            return refuse("advertise", "must be host:port");
+        }
+        if self.session_ttl < Duration::from_secs(1) {
+            return refuse("session_ttl", "must be at least 1s");
+        }
+        if !(1..=MAX_GRPC_BYTES / 2).contains(&self.max_message_bytes) {
+            return refuse("max_message_bytes", "must be between 1 and half of what one gRPC message holds (256 MiB)");
+        }
+        for (key, bytes) in
+            [("in_flight_bytes", self.in_flight_bytes), ("producer_in_flight_bytes", self.producer_in_flight_bytes)]
+        {
+            if bytes < self.max_message_bytes || u32::try_from(bytes).is_err() {
+                return refuse(key, "must be at least max_message_bytes and below 4 GiB");
+            }
+        }
+        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&self.heartbeat) {
+            return refuse("heartbeat", "must be between 1ms and 10s");
+        }
+        if self.close_timeout.is_zero() {
+            return refuse("close_timeout", "must not be zero");
+        }
+        Ok(())
+    }
+}
+
+/// Largest gRPC message a node takes or gives, as its peers expect it.
+pub(crate) const MAX_GRPC_BYTES: usize = 256 << 20;
+
+/// Durations as people write them: `200ms`, `10s`.
+mod duration_text {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_read_back() {
+        let settings = Settings::default();
+        assert_eq!(settings.validate(), Ok(()));
+        let text = serde_json::to_string(&settings).unwrap();
+        assert!(text.contains("\"heartbeat\":\"200ms\""), "{text}");
+        assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings);
+        assert_eq!(serde_json::from_str::<Settings>("{}").unwrap(), settings);
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let error = serde_json::from_str::<Settings>(r#"{"hartbeat": "1s"}"#).unwrap_err();
+        assert!(error.to_string().contains("hartbeat"), "{error}");
+    }
+
+    #[test]
+    fn impossible_values_name_their_key() {
+        let default = Settings::default;
+        let bad = [
+            ("cluster", Settings { cluster: String::new(), ..default() }),
+            ("metadata_prefix", Settings { metadata_prefix: "/a".into(), ..default() }),
+            ("advertise", Settings { advertise: "nowhere".into(), ..default() }),
+            ("session_ttl", Settings { session_ttl: Duration::ZERO, ..default() }),
+            ("max_message_bytes", Settings { max_message_bytes: 0, ..default() }),
+            ("max_message_bytes", Settings { max_message_bytes: MAX_GRPC_BYTES, ..default() }),
+            ("in_flight_bytes", Settings { in_flight_bytes: 1, ..default() }),
+            ("producer_in_flight_bytes", Settings { producer_in_flight_bytes: 1, ..default() }),
+            ("heartbeat", Settings { heartbeat: Duration::ZERO, ..default() }),
+            ("close_timeout", Settings { close_timeout: Duration::ZERO, ..default() }),
+        ];
+        for (key, settings) in bad {
+            assert_eq!(settings.validate().unwrap_err().key, key);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The one task that appends to a WAL: takes what producers sent, groups it, sends groups down the stack and answers.
+//!
+//! Nothing happens per message but moving it: a group costs one append to the log, whatever its size, and several groups
+//! are in flight at a time, answered in order.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesOrdered};
+use streaming_types::{MessageId, StreamingError};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceBuilder};
+use woodpecker::{AppendError, Appended, EntryId, Writer};
+use woodpecker_base::clock::{Clock, Instant};
+
+use super::{
+    buffer::Buffer,
+    group::{Append, Group, Placed},
+    lock::{Lock, LockLayer},
+    log_writer::LogWriter,
+    record::Stored,
+    time_tick::{MAX_GROUP, SharedTicks, TICKS_PER_GROUP, TimeTickLayer, TimeTicks},
+};
+use crate::metrics;
+
+/// Bytes that are appended together; a larger message goes alone.
+const GROUP_BYTES: usize = 1 << 20;
+
+/// The append stack, outermost layer first.
+pub type Stack = Lock<TimeTicks<LogWriter>>;
+
+/// Puts the stack together.
+pub fn stack(pchannel: &str, ticks: SharedTicks, writer: LogWriter) -> Stack {
+    ServiceBuilder::new()
+        .layer(LockLayer { pchannel: pchannel.into() })
+        .layer(TimeTickLayer { ticks })
+        .service(writer)
+}
+
+/// Why a WAL takes no more appends.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Ended {
+    #[error("closed")]
+    Closed,
+    #[error(transparent)]
+    Log(#[from] AppendError),
+}
+
+/// See the module.
+pub struct Appender {
+    pub pchannel: Arc<str>,
+    pub stack: Stack,
+    pub ticks: SharedTicks,
+    pub writer: Arc<Writer>,
+    pub buffer: Arc<Buffer>,
+    pub inbox: mpsc::Receiver<Append>,
+    pub clock: Clock,
+    pub heartbeat: Duration,
+    pub close_timeout: Duration,
+    /// Messages without a tick, in arrival order.
+    pub pending: VecDeque<Append>,
+    /// Messages whose barrier the ticks have not passed.
+    pub parked: Vec<Append>,
+    pub in_flight: FuturesOrdered<<Stack as Service<Group>>::Future>,
+    /// Whether the log ends with messages that no persisted tick follows.
+    pub untold: bool,
+    /// Whether readers are to get a tick as soon as there is a fresh one.
+    pub beat_due: bool,
+}
+
+impl Appender {
+    /// Runs until the WAL is told to stop or its log takes no more. Cancels `ended` before it lets go of anything.
+    pub async fn run(mut self, stop: CancellationToken, ended: CancellationToken) {
+        let reason = self.serve(&stop).await;
+        ended.cancel();
+        match &reason {
+            Ended::Closed => tracing::info!(pchannel = %self.pchannel, "closing the write-ahead log"),
+            Ended::Log(error) => tracing::warn!(pchannel = %self.pchannel, %error, "the write-ahead log has ended"),
+        }
+        self.inbox.close();
+        while self.inbox.try_recv().is_ok() {}
+        self.pending.clear();
+        self.parked.clear();
+        let clock = self.clock.clone();
+        if clock.timeout(self.close_timeout, self.finish(&reason)).await.is_err() {
+            tracing::warn!(pchannel = %self.pchannel, "closing the write-ahead log took too long, the next owner fences it");
+        }
+    }
+
+    async fn serve(&mut self, stop: &CancellationToken) -> Ended {
+        let mut heartbeat = self.clock.ticker(self.heartbeat);
+        let writer = Arc::clone(&self.writer);
+        let mut log_ended = std::pin::pin!(writer.ended());
+        let mut arrived = Vec::with_capacity(MAX_GROUP);
+        loop {
+            let (stack, pending, ticks) = (&mut self.stack, &self.pending, &self.ticks);
+            let room = MAX_GROUP.saturating_sub(pending.len());
+            let busy = !pending.is_empty() || !self.in_flight.is_empty();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ended::Closed,
+                Some(Ok(group)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
+                    if let Err(error) = self.complete(group) {
+                        return error.into();
+                    }
+                }
+                count = self.inbox.recv_many(&mut arrived, room), if room > 0 => {
+                    if count == 0 {
+                        return Ended::Closed;
+                    }
+                    arrived.drain(..).for_each(|append| self.arrive(append));
+                }
+                () = poll_fn(|cx| dispatchable(stack, pending, cx)), if busy => self.dispatch(),
+                () = poll_fn(|cx| ticks.lock().poll_fresh(cx)), if self.beat_due => self.beat(),
+                _ = heartbeat.tick() => {
+                    self.beat_due = self.untold || !self.parked.is_empty() || self.buffer.followers() > 0;
+                    if !self.beat_due {
+                        self.buffer.beat(self.clock.now());
+                    }
+                }
+                error = &mut log_ended => return error.into(),
+            }
+        }
+    }
+
+    fn arrive(&mut self, append: Append) {
+        let ahead = append.barrier.is_some_and(|barrier| !self.ticks.lock().is_past(barrier.into(), TICKS_PER_GROUP));
+        if ahead {
+            self.parked.push(append);
+            self.beat_due = true;
+        } else {
+            self.pending.push_back(append);
+        }
+    }
+
+    /// Sends the next group: a message that needs the lock alone, others as many as go together.
+    fn dispatch(&mut self) {
+        let mut group = Group::default();
+        let mut bytes = 0;
+        while let Some(next) = self.pending.front() {
+            bytes += next.bytes();
+            let alone = next.is_exclusive();
+            if !group.appends.is_empty() && (alone || bytes > GROUP_BYTES || group.appends.len() == MAX_GROUP) {
+                break;
+            }
+            group.appends.extend(self.pending.pop_front());
+            if alone {
+                break;
+            }
+        }
+        self.send(group);
+    }
+
+    fn send(&mut self, group: Group) {
+        self.in_flight.push_back(self.stack.call(group));
+    }
+
+    /// Answers a group and shows it to readers.
+    fn complete(&mut self, mut group: Group) -> Result<(), AppendError> {
+        let placed = match group.written.take() {
+            Some(Ok(placed)) => placed,
+            Some(Err(error @ AppendError::TooLarge { .. })) => {
+                for append in group.appends {
+                    append.reply.send(Err(StreamingError::unrecoverable(error.to_string())));
+                }
+                return Ok(());
+            }
+            Some(Err(error)) => {
+                self.refuse(group.appends);
+                return Err(error);
+            }
+            None => return Err(AppendError::Closed),
+        };
+        let closing = group.closing;
+        self.untold = !closing.persisted;
+        let now = self.clock.now();
+        let messages = place(placed, group, now);
+        self.buffer.publish(messages, closing.tick, now);
+        metrics::sync(closing.persisted);
+        Ok(())
+    }
+
+    fn refuse(&self, appends: Vec<Append>) {
+        for append in appends {
+            append.reply.send(Err(StreamingError::channel_fenced(&self.pchannel)));
+        }
+    }
+
+    /// Gives readers a tick, and the log one if it ends with messages that none follows.
+    fn beat(&mut self) {
+        self.beat_due = false;
+        let parked = std::mem::take(&mut self.parked);
+        parked.into_iter().for_each(|append| self.arrive(append));
+        // What is parked waits for the next heartbeat, not for as long as the ticks stay fresh.
+        self.beat_due = false;
+        if self.pending.is_empty() && self.in_flight.is_empty() {
+            if self.untold {
+                self.send(Group::default());
+            } else {
+                let tick = self.ticks.lock().take();
+                self.buffer.publish([], tick, self.clock.now());
+            }
+        }
+        self.buffer.beat(self.clock.now());
+    }
+
+    /// Waits for what is in flight and gives the log up so that the next owner finds a clean end.
+    async fn finish(&mut self, reason: &Ended) {
+        self.drain().await;
+        if !matches!(reason, Ended::Closed) {
+            return;
+        }
+        if self.untold {
+            let stack = &mut self.stack;
+            let Ok(()) = poll_fn(|cx| stack.poll_ready(cx)).await;
+            self.send(Group::default());
+            self.drain().await;
+        }
+        if let Err(error) = self.writer.close().await {
+            tracing::warn!(pchannel = %self.pchannel, %error, "the log was not closed cleanly, the next owner fences it");
+        }
+    }
+
+    async fn drain(&mut self) {
+        loop {
+            let stack = &mut self.stack;
+            tokio::select! {
+                biased;
+                group = self.in_flight.next() => match group {
+                    // An error was told to whom it concerns.
+                    Some(Ok(group)) => drop(self.complete(group)),
+                    None => return,
+                },
+                // Lets a group through that waits for the lock.
+                () = poll_fn(|cx| { let _ = stack.poll_ready(cx); Poll::Pending }) => {}
+            }
+        }
+    }
+}
+
+fn dispatchable(stack: &mut Stack, pending: &VecDeque<Append>, cx: &mut Context<'_>) -> Poll<()> {
+    let ready: Poll<Result<(), Infallible>> = stack.poll_ready(cx);
+    if pending.is_empty() || ready.is_pending() { Poll::Pending } else { Poll::Ready(()) }
+}
+
+/// Gives each message of a group the id it got, answers its producer, and yields it for readers.
+fn place(placed: Appended, group: Group, now: Instant) -> Vec<Arc<Stored>> {
+    let _ = now;
+    let mut stored = Vec::with_capacity(group.appends.len() + 1);
+    let mut next = placed.first;
+    let mut take = || {
+        let id = next;
+        next.entry += 1;
+        id
+    };
+    for append in group.appends {
+        let id = take();
+        match Stored::new(id, append.message) {
+            Ok(message) => {
+                append.reply.send(Ok(Placed { id: message.message.id, tick: append.tick }));
+                stored.push(Arc::new(message));
+            }
+            Err(error) => append.reply.send(Err(StreamingError::inner(error.to_string()))),
+        }
+    }
+    if let Some(tick) = group.tick
+        && let Ok(tick) = Stored::new(take(), tick)
+    {
+        stored.push(Arc::new(tick));
+    }
+    stored
+}

@@ -1,0 +1,163 @@
+//! The write-ahead buffer: the newest durable messages of a WAL, kept in memory once for all its readers.
+//!
+//! The writer publishes and never waits; a reader that falls behind what is kept is told so and reads from the log
+//! until it is back inside. Entries stand in log order, which is also tick order.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+use woodpecker::EntryId;
+use woodpecker_base::clock::Instant;
+
+use super::record::Stored;
+
+/// How far a WAL has got: everything up to this tick is in the log, the last of it at this entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermark {
+    pub tick: u64,
+    pub last: EntryId,
+}
+
+/// Bounds of a buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    pub bytes: usize,
+    pub age: Duration,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Buffer {
+    state: Mutex<State>,
+    /// Wakes readers; carries nothing.
+    changed: watch::Sender<()>,
+    capacity: Capacity,
+}
+
+#[derive(Debug)]
+struct State {
+    entries: VecDeque<(Arc<Stored>, Instant)>,
+    bytes: usize,
+    /// What is at or before this entry must be read from the log.
+    evicted: EntryId,
+    watermark: Watermark,
+    /// Counts the moments at which every reader owes its client a tick.
+    heartbeats: u64,
+}
+
+/// What a reader found.
+#[derive(Debug)]
+pub enum Page {
+    /// Messages after the cursor, maybe none. `watermark` is set when they are all there are.
+    Messages { messages: Vec<Arc<Stored>>, watermark: Option<Watermark>, heartbeats: u64 },
+    /// Some of what follows the cursor is not kept any more.
+    Evicted,
+}
+
+impl Buffer {
+    /// A buffer that begins after `first`, the message that opened the term.
+    pub fn new(first: &Stored, capacity: Capacity) -> Self {
+        let watermark = Watermark { tick: first.tick, last: first.id };
+        let state = State {
+            entries: VecDeque::new(),
+            bytes: 0,
+            evicted: first.id,
+            watermark,
+            heartbeats: 0,
+        };
+        Self { state: Mutex::new(state), changed: watch::Sender::new(()), capacity }
+    }
+
+    /// Adds messages that are durable, and the tick that closes them.
+    pub fn publish(&self, messages: impl IntoIterator<Item = Arc<Stored>>, tick: u64, now: Instant) {
+        {
+            let mut state = self.lock();
+            for message in messages {
+                state.watermark.last = message.id;
+                state.bytes += message.bytes;
+                state.entries.push_back((message, now));
+            }
+            state.watermark.tick = tick;
+            state.evict(self.capacity, now);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Lets go of what is too old, and makes every reader give its client a tick.
+    pub fn beat(&self, now: Instant) {
+        {
+            let mut state = self.lock();
+            state.heartbeats += 1;
+            state.evict(self.capacity, now);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// Messages after `cursor`, about `max_bytes` of them.
+    pub fn read(&self, cursor: EntryId, max_bytes: usize) -> Page {
+        let state = self.lock();
+        if cursor < state.evicted {
+            return Page::Evicted;
+        }
+        let start = state.entries.partition_point(|(message, _)| message.id <= cursor);
+        let mut taken = 0;
+        let messages: Vec<_> = state
+            .entries
+            .range(start..)
+            .take_while(|(message, _)| {
+                let fits = taken < max_bytes;
+                taken += message.bytes;
+                fits
+            })
+            .map(|(message, _)| Arc::clone(message))
+            .collect();
+        let watermark = (start + messages.len() == state.entries.len()).then_some(state.watermark);
+        Page::Messages { messages, watermark, heartbeats: state.heartbeats }
+    }
+
+    /// Whether everything after `cursor` is here.
+    pub fn covers(&self, cursor: EntryId) -> bool {
+        cursor >= self.lock().evicted
+    }
+
+    /// How far the WAL has got.
+    pub fn watermark(&self) -> Watermark {
+        self.lock().watermark
+    }
+
+    /// Bytes kept.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+
+    /// Tells of every later change.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// How many readers follow the tail now.
+    pub fn followers(&self) -> usize {
+        self.changed.receiver_count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn evict(&mut self, capacity: Capacity, now: Instant) {
+        while let Some((oldest, since)) = self.entries.front() {
+            if self.bytes <= capacity.bytes && now.duration_since(*since) <= capacity.age {
+                return;
+            }
+            self.bytes -= oldest.bytes;
+            self.evicted = oldest.id;
+            self.entries.pop_front();
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! A message as the log holds it: an encoded `common.ImmutableMessage` without its id, which is the entry's.
+
+use bytes::Bytes;
+use prost::{Message as _, encoding::encoded_len_varint};
+use streaming_proto::common;
+use streaming_types::{
+    ImmutableMessage, Message, MessageId, MessageType, TimeTick, message::time_tick_message, properties::PropertyError,
+};
+use woodpecker::EntryId;
+
+/// A message in the log, with what every reader needs to know of it.
+#[derive(Debug)]
+pub struct Stored {
+    pub id: EntryId,
+    pub tick: u64,
+    pub kind: MessageType,
+    /// Memory it holds, about.
+    pub bytes: usize,
+    pub message: ImmutableMessage,
+}
+
+/// An entry that is no message. The log's checksums held, so something else than this service wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRecord {
+    #[error("entry {0} is no message")]
+    NotAMessage(EntryId),
+    #[error("entry {id}: {error}")]
+    Property { id: EntryId, error: PropertyError },
+    #[error("entry {0} has an id that does not fit the wire")]
+    BadId(EntryId),
+}
+
+impl Stored {
+    /// A message that got its place.
+    pub fn new(id: EntryId, message: Message) -> Result<Self, BadRecord> {
+        let place = MessageId::from_u64(id.segment, id.entry).ok_or(BadRecord::BadId(id))?;
+        let message = message.into_immutable(place);
+        let bad = |error| BadRecord::Property { id, error };
+        let tick = message.time_tick().map_err(bad)?.into();
+        let kind = message.properties.message_type().map_err(bad)?;
+        let bytes = message.payload.len() + message.properties.size();
+        Ok(Self { id, tick, kind, bytes, message })
+    }
+
+    /// A tick that is told in memory only, for a reader that has met everything up to `last`.
+    pub fn memory_tick(tick: u64, last: EntryId, node: i64) -> Result<Self, BadRecord> {
+        let mut message = time_tick_message(TimeTick(tick), node);
+        message.properties.set_not_persisted();
+        message.properties.set_last_confirmed(MessageId::from_u64(last.segment, last.entry).ok_or(BadRecord::BadId(last))?);
+        Self::new(last, message)
+    }
+}
+
+/// Encodes a message under a term. Its payload becomes a part of the record, so that the buffer it came in can go.
+pub fn encode(message: &mut Message, term: i64) -> Bytes {
+    message.properties.set_wal_term(term);
+    let record = common::ImmutableMessage {
+        id: None,
+        payload: std::mem::take(&mut message.payload),
+        properties: std::mem::take(&mut message.properties).into_map(),
+    };
+    let encoded = Bytes::from(record.encode_to_vec());
+    let length = record.payload.len();
+    // The payload is the first field; its key is one byte.
+    let start = 1 + encoded_len_varint(length as u64);
+    message.payload = if length == 0 { Bytes::new() } else { encoded.slice(start..start + length) };
+    message.properties = record.properties.into();
+    encoded
+}
+
+/// The tick that closes a group.
+pub fn tick(tick: u64, node: i64) -> Message {
+    let mut message = time_tick_message(TimeTick(tick), node);
+    message.properties.set_last_confirmed_is_self();
+    message
+}
+
+/// Reads an entry.
+pub fn decode(id: EntryId, record: Bytes) -> Result<Stored, BadRecord> {
+    let record = common::ImmutableMessage::decode(record).map_err(|_| BadRecord::NotAMessage(id))?;
+    Stored::new(id, Message { payload: record.payload, properties: record.properties.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message(payload: &[u8]) -> Message {
+        let mut message = tick(7 << 18, 1);
+        message.payload = Bytes::copy_from_slice(payload);
+        message.properties.set("user", "value");
+        message
+    }
+
+    #[test]
+    fn records_read_back_and_share_their_payload() {
+        for length in [0, 1, 127, 128, 20_000] {
+            let payload = vec![7; length];
+            let mut sent = message(&payload);
+            let record = encode(&mut sent, 36);
+            assert_eq!(&sent.payload[..], &payload[..]);
+            let id = EntryId { segment: 1, entry: 4 };
+            let stored = decode(id, record).unwrap();
+            assert_eq!((stored.tick, stored.kind), (7 << 18, MessageType::TimeTick));
+            assert_eq!(stored.message, sent.into_immutable(MessageId::new(1, 4)));
+            assert_eq!(stored.message.properties.get("_wt"), Some("10"));
+        }
+    }
+
+    #[test]
+    fn memory_ticks_carry_the_last_id_as_theirs_and_as_last_confirmed() {
+        let stored = Stored::memory_tick(9, EntryId { segment: 2, entry: 3 }, 1).unwrap();
+        assert_eq!(stored.message.id, MessageId::new(2, 3));
+        assert_eq!(stored.message.last_confirmed(), Ok(MessageId::new(2, 3)));
+        assert!(stored.message.properties.is_not_persisted());
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_is_read_or_refused(bytes: Vec<u8>) {
+            let _ = decode(EntryId { segment: 1, entry: 0 }, Bytes::from(bytes));
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! Reads a WAL for one consumer, in tick order, from any position to the tail and on.
+//!
+//! The past comes from the log, the tail from the write-ahead buffer. Both stand in log order, so moving from one to the
+//! other at an entry loses and repeats nothing: to the buffer once it holds everything after the last entry met, to the
+//! log once it does not any more. A scanner works only while it is asked, so a slow consumer costs the WAL nothing.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use streaming_types::{DeliverFilter, DeliverPolicy, MessageType, TimeTick, properties::key};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
+use woodpecker_base::{clock::Clock, random::Random};
+
+use super::{
+    buffer::{Buffer, Page, Watermark},
+    record::{self, Stored},
+    reorder::Reorder,
+};
+use crate::metrics;
+
+/// Bytes taken from the buffer at a time.
+const PAGE_BYTES: usize = 1 << 20;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// What a consumer asked for.
+#[derive(Debug, Clone)]
+pub struct ScanOptions {
+    /// Messages of other vchannels are dropped; empty is the whole pchannel.
+    pub vchannel: String,
+    pub policy: DeliverPolicy,
+    /// A message has to pass all of them.
+    pub filters: Vec<DeliverFilter>,
+}
+
+/// Why a scanner ended.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ScanError {
+    #[error("the write-ahead log was closed")]
+    Closed,
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// The edges a scanner works with.
+#[derive(Debug, Clone)]
+pub struct ScanEdges {
+    pub log: Log,
+    /// The newest messages, if this node appends to the WAL.
+    pub buffer: Option<Arc<Buffer>>,
+    pub ended: CancellationToken,
+    pub node: i64,
+    pub clock: Clock,
+    pub random: Random,
+}
+
+/// See the module.
+pub struct Scanner {
+    edges: ScanEdges,
+    options: ScanOptions,
+    source: Source,
+    reorder: Reorder,
+    /// What passed and is not taken yet.
+    ready: VecDeque<Arc<Stored>>,
+    /// The tick of the last message or tick that was released.
+    told: u64,
+    /// Heartbeats of the buffer that were answered with a tick.
+    heartbeats: Option<u64>,
+    failures: u32,
+}
+
+enum Source {
+    /// Entries of the log. `last` is the last one met.
+    Log { reader: Reader, last: Option<EntryId> },
+    /// Entries of the buffer after `cursor`.
+    Buffer { buffer: Arc<Buffer>, changed: watch::Receiver<()>, cursor: EntryId },
+}
+
+impl Scanner {
+    /// A scanner at the position that `options` name. A position that was truncated away means the earliest one there is.
+    pub fn new(edges: ScanEdges, options: ScanOptions) -> Self {
+        let (source, released) = start(&edges, options.policy);
+        metrics::scanner_opened(source.model());
+        Self {
+            edges,
+            options,
+            source,
+            reorder: Reorder::after(released),
+            ready: VecDeque::new(),
+            told: released,
+            heartbeats: None,
+            failures: 0,
+        }
+    }
+
+    /// The next messages and ticks, at least one. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ScanError`]; the scanner is of no more use.
+    pub async fn next(&mut self) -> Result<VecDeque<Arc<Stored>>, ScanError> {
+        loop {
+            if !self.ready.is_empty() {
+                return Ok(std::mem::take(&mut self.ready));
+            }
+            let ended = self.edges.ended.clone();
+            match &mut self.source {
+                Source::Log { reader, .. } => {
+                    let read = tokio::select! {
+                        biased;
+                        () = ended.cancelled() => return Err(ScanError::Closed),
+                        read = reader.next() => read,
+                    };
+                    self.met_entries(read).await?;
+                }
+                Source::Buffer { .. } => {
+                    self.read_buffer();
+                    let Source::Buffer { changed, .. } = &mut self.source else { continue };
+                    if !self.ready.is_empty() {
+                        continue;
+                    }
+                    tokio::select! {
+                        biased;
+                        () = ended.cancelled() => return Err(ScanError::Closed),
+                        _ = changed.changed() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn met_entries(&mut self, read: Result<Vec<Entry>, ReadError>) -> Result<(), ScanError> {
+        let entries = match read {
+            Ok(entries) => entries,
+            Err(error) => return self.failed(error).await,
+        };
+        self.failures = 0;
+        for Entry { id, payload } in entries {
+            if let Source::Log { last, .. } = &mut self.source {
+                *last = Some(id);
+            }
+            match record::decode(id, payload) {
+                Ok(stored) => self.meet(Arc::new(stored)),
+                // Waiting for it to become readable would stop every consumer for ever.
+                Err(error) => {
+                    metrics::bad_record();
+                    tracing::error!(log = self.edges.log.name(), %error, "skipped an entry that is no message");
+                }
+            }
+        }
+        if let (Source::Log { last: Some(last), .. }, Some(buffer)) = (&self.source, &self.edges.buffer)
+            && buffer.covers(*last)
+        {
+            self.source = follow(buffer, *last);
+            metrics::scanner_moved("catchup", "tailing");
+        }
+        Ok(())
+    }
+
+    /// A read that may succeed later is tried again where it was.
+    async fn failed(&mut self, error: ReadError) -> Result<(), ScanError> {
+        let Source::Log { reader, last } = &mut self.source else { return Ok(()) };
+        match error {
+            ReadError::PositionLost { earliest } if last.is_none() => {
+                tracing::warn!(log = self.edges.log.name(), %earliest, "position was truncated, reading from the earliest");
+                *reader = self.edges.log.reader(Position::At(earliest));
+            }
+            error if error.is_retryable() => {
+                self.failures = self.failures.saturating_add(1);
+                let longest = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(6)).min(LONGEST_PAUSE);
+                let pause = longest.mul_f64(self.edges.random.fork().f64().mul_add(0.5, 0.5));
+                tracing::warn!(log = self.edges.log.name(), %error, ?pause, "reading the log failed, trying again");
+                tokio::select! {
+                    biased;
+                    () = self.edges.ended.cancelled() => return Err(ScanError::Closed),
+                    () = self.edges.clock.sleep(pause) => {}
+                }
+            }
+            error => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn read_buffer(&mut self) {
+        let Source::Buffer { buffer, changed, cursor } = &mut self.source else { return };
+        changed.borrow_and_update();
+        let (messages, watermark, heartbeats) = match buffer.read(*cursor, PAGE_BYTES) {
+            Page::Messages { messages, watermark, heartbeats } => (messages, watermark, heartbeats),
+            Page::Evicted => {
+                let reader = self.edges.log.reader(Position::After(*cursor));
+                self.source = Source::Log { reader, last: Some(*cursor) };
+                metrics::scanner_moved("tailing", "catchup");
+                return;
+            }
+        };
+        if let Some(newest) = messages.last() {
+            *cursor = newest.id;
+        }
+        for message in messages {
+            // Nothing stands between two messages of the buffer, so each may go as soon as it is met.
+            let tick = message.tick;
+            self.meet(message);
+            self.release(tick);
+        }
+        if let Some(watermark) = watermark {
+            self.release(watermark.tick);
+            self.beat(watermark, heartbeats);
+        }
+    }
+
+    /// Gives the consumer a tick if one is due and nothing else says how far the WAL has got.
+    fn beat(&mut self, watermark: Watermark, heartbeats: u64) {
+        if self.heartbeats == Some(heartbeats) || !self.ready.is_empty() {
+            return;
+        }
+        self.heartbeats = Some(heartbeats);
+        if watermark.tick > self.told
+            && let Ok(tick) = Stored::memory_tick(watermark.tick, watermark.last, self.edges.node)
+        {
+            self.told = watermark.tick;
+            self.give(Arc::new(tick));
+        }
+    }
+
+    fn meet(&mut self, message: Arc<Stored>) {
+        let (tick, kind) = (message.tick, message.kind);
+        if kind == MessageType::TimeTick {
+            // A tick that was released already says nothing new.
+            if tick > self.told {
+                self.release(tick);
+                self.told = tick;
+                self.give(message);
+            }
+        } else if !self.reorder.push(message) {
+            metrics::time_tick_violation();
+            tracing::warn!(log = self.edges.log.name(), tick, "dropped a message at or before a released tick");
+        }
+    }
+
+    fn release(&mut self, tick: u64) {
+        for message in self.reorder.release(tick) {
+            self.told = message.tick;
+            self.give(message);
+        }
+    }
+
+    fn give(&mut self, message: Arc<Stored>) {
+        let properties = &message.message.properties;
+        let wanted = &self.options.vchannel;
+        let here = wanted.is_empty() || properties.vchannel().is_none_or(|vchannel| vchannel == wanted);
+        let in_txn = properties.contains(key::TXN);
+        let passes = |filter: &DeliverFilter| filter.passes(message.kind, in_txn, TimeTick(message.tick));
+        if here && self.options.filters.iter().all(passes) {
+            self.ready.push_back(message);
+        }
+    }
+}
+
+impl Drop for Scanner {
+    fn drop(&mut self) {
+        metrics::scanner_closed(self.source.model());
+    }
+}
+
+impl Source {
+    fn model(&self) -> &'static str {
+        match self {
+            Self::Log { .. } => "catchup",
+            Self::Buffer { .. } => "tailing",
+        }
+    }
+}
+
+fn follow(buffer: &Arc<Buffer>, cursor: EntryId) -> Source {
+    Source::Buffer { buffer: Arc::clone(buffer), changed: buffer.subscribe(), cursor }
+}
+
+/// Where to begin, and the tick up to which nothing is wanted.
+fn start(edges: &ScanEdges, policy: DeliverPolicy) -> (Source, u64) {
+    let entry = |id: streaming_types::MessageId| {
+        let (segment, entry) = id.to_u64();
+        EntryId { segment, entry }
+    };
+    let (position, after) = match policy {
+        DeliverPolicy::All => (Position::Earliest, None),
+        DeliverPolicy::Latest => match &edges.buffer {
+            Some(buffer) => {
+                let Watermark { tick, last } = buffer.watermark();
+                return (follow(buffer, last), tick);
+            }
+            None => (Position::Latest, None),
+        },
+        DeliverPolicy::StartFrom(id) => (Position::At(entry(id)), before(entry(id))),
+        DeliverPolicy::StartAfter(id) => (Position::After(entry(id)), Some(entry(id))),
+    };
+    match (&edges.buffer, after) {
+        (Some(buffer), Some(after)) if buffer.covers(after) => (follow(buffer, after), 0),
+        _ => (Source::Log { reader: edges.log.reader(position), last: None }, 0),
+    }
+}
+
+/// The largest id below `id`, whether or not there is such an entry.
+fn before(id: EntryId) -> Option<EntryId> {
+    match id {
+        EntryId { segment: 0, entry: 0 } => None,
+        EntryId { segment, entry: 0 } => Some(EntryId { segment: segment - 1, entry: u64::MAX }),
+        EntryId { segment, entry } => Some(EntryId { segment, entry: entry - 1 }),
+    }
+}

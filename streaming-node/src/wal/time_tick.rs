@@ -1,0 +1,105 @@
+//! Gives every message its time tick and its last-confirmed id. The only place that does.
+//!
+//! Groups go to the log in the order in which they get their ticks, so log order is tick order, and a reader that starts
+//! at a message meets every message with a larger tick: **a message is its own last-confirmed id** (`_lcs`). There are no
+//! transactions yet whose earlier parts could lie before it.
+//!
+//! Every group is closed by a tick. It is written to the log when the ones before it are too long ago, for readers that
+//! have nothing but the log; otherwise it is told to readers in memory only, as soon as the group is durable.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use streaming_types::TimeTick;
+use tower::{Layer, Service};
+
+use super::{
+    group::{Closing, Group},
+    ticks::Ticks,
+};
+
+/// Most messages a group holds.
+pub const MAX_GROUP: usize = 256;
+/// Ticks that a group needs at most: one a message and one to close it.
+pub const TICKS_PER_GROUP: u64 = MAX_GROUP as u64 + 1;
+/// A group is closed by a persisted tick when the last one is longer ago than this, in milliseconds …
+const PERSIST_MS: u64 = 200;
+/// … or when more bytes than this came after it: a reader of the log holds back as much.
+const PERSIST_BYTES: usize = 1 << 20;
+
+/// The allocator, shared between the layer and the task that owns the stack.
+#[derive(Clone)]
+pub struct SharedTicks(Arc<Mutex<Ticks>>);
+
+impl SharedTicks {
+    pub fn new(ticks: Ticks) -> Self {
+        Self(Arc::new(Mutex::new(ticks)))
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Ticks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wraps a service of groups in [`TimeTicks`].
+#[derive(Clone)]
+pub struct TimeTickLayer {
+    pub ticks: SharedTicks,
+}
+
+impl<S> Layer<S> for TimeTickLayer {
+    type Service = TimeTicks<S>;
+
+    fn layer(&self, inner: S) -> TimeTicks<S> {
+        TimeTicks { inner, ticks: self.ticks.clone(), persisted: TimeTick::ZERO, unpersisted_bytes: 0 }
+    }
+}
+
+/// See the module.
+pub struct TimeTicks<S> {
+    inner: S,
+    ticks: SharedTicks,
+    /// The last tick that was sent to the log, and what was sent after it.
+    persisted: TimeTick,
+    unpersisted_bytes: usize,
+}
+
+impl<S> Service<Group> for TimeTicks<S>
+where
+    S: Service<Group, Response = Group, Error = Infallible>,
+{
+    type Response = Group;
+    type Error = Infallible;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        if self.ticks.lock().poll_ready(cx, TICKS_PER_GROUP).is_pending() {
+            return Poll::Pending;
+        }
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut group: Group) -> S::Future {
+        let mut ticks = self.ticks.lock();
+        for append in &mut group.appends {
+            append.tick = append.barrier.map_or_else(|| ticks.take(), |barrier| ticks.take_above(barrier.into()));
+            append.message.properties.set_time_tick(TimeTick(append.tick));
+            append.message.properties.set_last_confirmed_is_self();
+            self.unpersisted_bytes += append.bytes();
+        }
+        let tick = TimeTick(ticks.take());
+        drop(ticks);
+        let persisted = group.appends.is_empty()
+            || self.unpersisted_bytes >= PERSIST_BYTES
+            || tick.physical_ms().saturating_sub(self.persisted.physical_ms()) >= PERSIST_MS;
+        if persisted {
+            self.persisted = tick;
+            self.unpersisted_bytes = 0;
+        }
+        group.closing = Closing { tick: tick.into(), persisted };
+        self.inner.call(group)
+    }
+}
