@@ -28,3 +28,30 @@ pub fn bad_record() {
 pub fn sync(persisted: bool) {
     counter!("milvus_wal_sync_total", "type" => if persisted { "persisted" } else { "memory" }).increment(1);
 }
+
+pub fn producer_opened() {
+    gauge!("milvus_streamingnode_producer_total").increment(1.0);
+}
+
+pub fn producer_closed() {
+    gauge!("milvus_streamingnode_producer_total").decrement(1.0);
+}
+
+pub fn consumer_opened() {
+    gauge!("milvus_streamingnode_consumer_total").increment(1.0);
+}
+
+pub fn consumer_closed() {
+    gauge!("milvus_streamingnode_consumer_total").decrement(1.0);
+}
+
+/// Messages that became durable, and their bytes.
+pub fn appended(messages: usize, bytes: usize) {
+    counter!("milvus_wal_append_message_total", "status" => "ok").increment(messages as u64);
+    counter!("milvus_wal_append_message_bytes", "status" => "ok").increment(bytes as u64);
+}
+
+/// A message that was answered with an error.
+pub fn refused() {
+    counter!("milvus_wal_append_message_total", "status" => "error").increment(1);
+}

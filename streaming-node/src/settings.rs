@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 pub struct Settings {
     /// Name of the cluster; calls that name another one are refused.
     pub cluster: String,
-    /// Prefix of the keys in the metadata store: sessions are under `<metadata_prefix>/session/`.
-    pub metadata_prefix: String,
-    /// Address that peers dial, `host:port`; the listener's own if empty.
-    pub advertise: String,
+    /// Where this cluster's keys begin in the metadata store, without slashes at either end.
+    pub metadata_root: String,
+    /// `host:port` that others dial; without it, the address the listener is bound to.
+    pub advertised_address: Option<String>,
+    /// Version that the session announces; coordinators look for 2.6.0 and later.
+    pub version: String,
     /// Time to live of the session's lease.
-    #[serde(with = "duration_text")]
+    #[serde(with = "humantime_serde")]
     pub session_ttl: Duration,
     /// Largest message that is accepted: payload and properties together, in bytes.
     pub max_message_bytes: usize,
@@ -26,13 +28,13 @@ pub struct Settings {
     /// Bytes of durable messages one write-ahead log keeps in memory for its readers.
     pub buffer_bytes: usize,
     /// How long a durable message is kept there at most.
-    #[serde(with = "duration_text")]
+    #[serde(with = "humantime_serde")]
     pub buffer_age: Duration,
     /// How often a consumer gets a time tick at least.
-    #[serde(with = "duration_text")]
+    #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
     /// How long closing a write-ahead log may take before what is left is given up.
-    #[serde(with = "duration_text")]
+    #[serde(with = "humantime_serde")]
     pub close_timeout: Duration,
 }
 
@@ -40,8 +42,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cluster: "by-dev".to_owned(),
-            metadata_prefix: "by-dev/meta".to_owned(),
-            advertise: String::new(),
+            metadata_root: "by-dev/meta".to_owned(),
+            advertised_address: None,
+            version: "2.6.2".to_owned(),
             session_ttl: Duration::from_secs(10),
             max_message_bytes: streaming_types::DEFAULT_MAX_MESSAGE_BYTES,
             in_flight_bytes: 64 << 20,
@@ -72,11 +75,16 @@ impl Settings {
         if self.cluster.is_empty() {
             return refuse("cluster", "must not be empty");
         }
-        if self.metadata_prefix.starts_with('/') || self.metadata_prefix.ends_with('/') {
-            return refuse("metadata_prefix", "must neither begin nor end with a slash");
+        let root = &self.metadata_root;
+        if root.is_empty() || root.starts_with('/') || root.ends_with('/') {
+            return refuse("metadata_root", "must neither be empty nor begin or end with a slash");
         }
-        if !self.advertise.is_empty() && !self.advertise.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
-            return refuse("advertise", "must be host:port");
+        let dialled = |address: &String| address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if !self.advertised_address.as_ref().is_none_or(dialled) {
+            return refuse("advertised_address", "must be host:port");
+        }
+        if self.version.is_empty() {
+            return refuse("version", "must not be empty");
         }
         if self.session_ttl < Duration::from_secs(1) {
             return refuse("session_ttl", "must be at least 1s");
@@ -104,22 +112,6 @@ impl Settings {
 /// Largest gRPC message a node takes or gives, as its peers expect it.
 pub(crate) const MAX_GRPC_BYTES: usize = 256 << 20;
 
-/// Durations as people write them: `200ms`, `10s`.
-mod duration_text {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(D::Error::custom)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,8 +137,8 @@ mod tests {
         let default = Settings::default;
         let bad = [
             ("cluster", Settings { cluster: String::new(), ..default() }),
-            ("metadata_prefix", Settings { metadata_prefix: "/a".into(), ..default() }),
-            ("advertise", Settings { advertise: "nowhere".into(), ..default() }),
+            ("metadata_root", Settings { metadata_root: "/a".into(), ..default() }),
+            ("advertised_address", Settings { advertised_address: Some("nowhere".into()), ..default() }),
             ("session_ttl", Settings { session_ttl: Duration::ZERO, ..default() }),
             ("max_message_bytes", Settings { max_message_bytes: 0, ..default() }),
             ("max_message_bytes", Settings { max_message_bytes: MAX_GRPC_BYTES, ..default() }),

@@ -13,12 +13,12 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesOrdered};
-use streaming_types::{MessageId, StreamingError};
+use streaming_types::StreamingError;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
-use woodpecker::{AppendError, Appended, EntryId, Writer};
-use woodpecker_base::clock::{Clock, Instant};
+use woodpecker::{AppendError, Appended, Writer};
+use woodpecker_base::clock::Clock;
 
 use super::{
     buffer::Buffer,
@@ -38,10 +38,7 @@ pub type Stack = Lock<TimeTicks<LogWriter>>;
 
 /// Puts the stack together.
 pub fn stack(pchannel: &str, ticks: SharedTicks, writer: LogWriter) -> Stack {
-    ServiceBuilder::new()
-        .layer(LockLayer { pchannel: pchannel.into() })
-        .layer(TimeTickLayer { ticks })
-        .service(writer)
+    ServiceBuilder::new().layer(LockLayer { pchannel: pchannel.into() }).layer(TimeTickLayer { ticks }).service(writer)
 }
 
 /// Why a WAL takes no more appends.
@@ -73,6 +70,8 @@ pub struct Appender {
     pub untold: bool,
     /// Whether readers are to get a tick as soon as there is a fresh one.
     pub beat_due: bool,
+    /// Whether the log is to get a tick.
+    pub tick_due: bool,
 }
 
 impl Appender {
@@ -100,9 +99,9 @@ impl Appender {
         let mut log_ended = std::pin::pin!(writer.ended());
         let mut arrived = Vec::with_capacity(MAX_GROUP);
         loop {
-            let (stack, pending, ticks) = (&mut self.stack, &self.pending, &self.ticks);
-            let room = MAX_GROUP.saturating_sub(pending.len());
-            let busy = !pending.is_empty() || !self.in_flight.is_empty();
+            let (stack, ticks) = (&mut self.stack, &self.ticks);
+            let room = MAX_GROUP.saturating_sub(self.pending.len());
+            let due = !self.pending.is_empty() || self.tick_due;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ended::Closed,
@@ -117,7 +116,7 @@ impl Appender {
                     }
                     arrived.drain(..).for_each(|append| self.arrive(append));
                 }
-                () = poll_fn(|cx| dispatchable(stack, pending, cx)), if busy => self.dispatch(),
+                () = poll_fn(|cx| advance(stack, due, cx)), if due || !self.in_flight.is_empty() => self.dispatch(),
                 () = poll_fn(|cx| ticks.lock().poll_fresh(cx)), if self.beat_due => self.beat(),
                 _ = heartbeat.tick() => {
                     self.beat_due = self.untold || !self.parked.is_empty() || self.buffer.followers() > 0;
@@ -140,12 +139,12 @@ impl Appender {
         }
     }
 
-    /// Sends the next group: a message that needs the lock alone, others as many as go together.
+    /// Sends the next group: a message that needs the lock alone, others as many as go together, or only a tick.
     fn dispatch(&mut self) {
         let mut group = Group::default();
         let mut bytes = 0;
         while let Some(next) = self.pending.front() {
-            bytes += next.bytes();
+            bytes += next.bytes;
             let alone = next.is_exclusive();
             if !group.appends.is_empty() && (alone || bytes > GROUP_BYTES || group.appends.len() == MAX_GROUP) {
                 break;
@@ -159,6 +158,7 @@ impl Appender {
     }
 
     fn send(&mut self, group: Group) {
+        self.tick_due = false;
         self.in_flight.push_back(self.stack.call(group));
     }
 
@@ -181,7 +181,7 @@ impl Appender {
         let closing = group.closing;
         self.untold = !closing.persisted;
         let now = self.clock.now();
-        let messages = place(placed, group, now);
+        let messages = place(placed, group);
         self.buffer.publish(messages, closing.tick, now);
         metrics::sync(closing.persisted);
         Ok(())
@@ -202,7 +202,7 @@ impl Appender {
         self.beat_due = false;
         if self.pending.is_empty() && self.in_flight.is_empty() {
             if self.untold {
-                self.send(Group::default());
+                self.tick_due = true;
             } else {
                 let tick = self.ticks.lock().take();
                 self.buffer.publish([], tick, self.clock.now());
@@ -239,20 +239,20 @@ impl Appender {
                     None => return,
                 },
                 // Lets a group through that waits for the lock.
-                () = poll_fn(|cx| { let _ = stack.poll_ready(cx); Poll::Pending }) => {}
+                () = poll_fn(|cx| advance(stack, false, cx)) => {}
             }
         }
     }
 }
 
-fn dispatchable(stack: &mut Stack, pending: &VecDeque<Append>, cx: &mut Context<'_>) -> Poll<()> {
+/// Lets the stack move what it holds back; ready when it takes the next group and there is one.
+fn advance(stack: &mut Stack, due: bool, cx: &mut Context<'_>) -> Poll<()> {
     let ready: Poll<Result<(), Infallible>> = stack.poll_ready(cx);
-    if pending.is_empty() || ready.is_pending() { Poll::Pending } else { Poll::Ready(()) }
+    if due && ready.is_ready() { Poll::Ready(()) } else { Poll::Pending }
 }
 
 /// Gives each message of a group the id it got, answers its producer, and yields it for readers.
-fn place(placed: Appended, group: Group, now: Instant) -> Vec<Arc<Stored>> {
-    let _ = now;
+fn place(placed: Appended, group: Group) -> Vec<Arc<Stored>> {
     let mut stored = Vec::with_capacity(group.appends.len() + 1);
     let mut next = placed.first;
     let mut take = || {

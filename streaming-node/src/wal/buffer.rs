@@ -62,13 +62,7 @@ impl Buffer {
     /// A buffer that begins after `first`, the message that opened the term.
     pub fn new(first: &Stored, capacity: Capacity) -> Self {
         let watermark = Watermark { tick: first.tick, last: first.id };
-        let state = State {
-            entries: VecDeque::new(),
-            bytes: 0,
-            evicted: first.id,
-            watermark,
-            heartbeats: 0,
-        };
+        let state = State { entries: VecDeque::new(), bytes: 0, evicted: first.id, watermark, heartbeats: 0 };
         Self { state: Mutex::new(state), changed: watch::Sender::new(()), capacity }
     }
 

@@ -1,5 +1,7 @@
 //! What travels down the append stack: messages in arrival order, answered when the group comes back.
 
+use std::sync::Arc;
+
 use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use woodpecker::{AppendError, Appended};
@@ -13,7 +15,9 @@ pub struct Append {
     pub barrier: Option<TimeTick>,
     /// Given by the time tick layer, 0 before.
     pub tick: u64,
-    /// What the message weighs in the WAL's budget; given back when it is dropped.
+    /// Payload and properties as they came.
+    pub bytes: usize,
+    /// The message's share of the WAL's budget, given back when it is dropped.
     pub charge: OwnedSemaphorePermit,
     pub reply: Reply,
 }
@@ -25,10 +29,6 @@ impl Append {
 
     pub fn is_exclusive(&self) -> bool {
         self.kind.is_exclusive()
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.charge.num_permits()
     }
 }
 
@@ -43,20 +43,24 @@ pub struct Placed {
 #[derive(Debug)]
 pub struct Answer {
     pub request_id: i64,
+    /// Bytes of the message that is answered.
+    pub bytes: usize,
     pub result: Result<Placed, StreamingError>,
 }
 
 /// The way back to a producer. It answers exactly once: when it is dropped unused, it says that the WAL is gone.
 #[derive(Debug)]
 pub struct Reply {
+    pchannel: Arc<str>,
     request_id: i64,
+    bytes: usize,
     /// Has room for every request of the stream that is in flight.
     answers: Option<mpsc::Sender<Answer>>,
 }
 
 impl Reply {
-    pub fn new(request_id: i64, answers: mpsc::Sender<Answer>) -> Self {
-        Self { request_id, answers: Some(answers) }
+    pub fn new(pchannel: Arc<str>, request_id: i64, bytes: usize, answers: mpsc::Sender<Answer>) -> Self {
+        Self { pchannel, request_id, bytes, answers: Some(answers) }
     }
 
     pub fn send(mut self, result: Result<Placed, StreamingError>) {
@@ -66,14 +70,14 @@ impl Reply {
     fn answer(&mut self, result: Result<Placed, StreamingError>) {
         if let Some(answers) = self.answers.take() {
             // A producer that hung up wants no answer.
-            let _ = answers.try_send(Answer { request_id: self.request_id, result });
+            let _ = answers.try_send(Answer { request_id: self.request_id, bytes: self.bytes, result });
         }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.answer(Err(StreamingError::channel_fenced("the write-ahead log has ended")));
+        self.answer(Err(StreamingError::channel_fenced(&self.pchannel)));
     }
 }
 

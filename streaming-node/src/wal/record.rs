@@ -46,7 +46,9 @@ impl Stored {
     pub fn memory_tick(tick: u64, last: EntryId, node: i64) -> Result<Self, BadRecord> {
         let mut message = time_tick_message(TimeTick(tick), node);
         message.properties.set_not_persisted();
-        message.properties.set_last_confirmed(MessageId::from_u64(last.segment, last.entry).ok_or(BadRecord::BadId(last))?);
+        message
+            .properties
+            .set_last_confirmed(MessageId::from_u64(last.segment, last.entry).ok_or(BadRecord::BadId(last))?);
         Self::new(last, message)
     }
 }

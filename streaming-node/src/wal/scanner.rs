@@ -17,7 +17,7 @@ use super::{
     record::{self, Stored},
     reorder::Reorder,
 };
-use crate::metrics;
+use crate::{backoff::backoff, metrics};
 
 /// Bytes taken from the buffer at a time.
 const PAGE_BYTES: usize = 1 << 20;
@@ -167,8 +167,7 @@ impl Scanner {
             }
             error if error.is_retryable() => {
                 self.failures = self.failures.saturating_add(1);
-                let longest = FIRST_PAUSE.saturating_mul(1 << (self.failures - 1).min(6)).min(LONGEST_PAUSE);
-                let pause = longest.mul_f64(self.edges.random.fork().f64().mul_add(0.5, 0.5));
+                let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, self.failures, &mut self.edges.random.fork());
                 tracing::warn!(log = self.edges.log.name(), %error, ?pause, "reading the log failed, trying again");
                 tokio::select! {
                     biased;

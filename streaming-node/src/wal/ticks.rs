@@ -17,6 +17,7 @@ use woodpecker_base::{
     random::Random,
 };
 
+use crate::backoff::backoff;
 use crate::timestamps::{TimestampError, TimestampSource};
 
 /// Timestamps asked for at a time, unless they are used up faster than they expire.
@@ -83,7 +84,7 @@ impl Ticks {
         self.last
     }
 
-    /// The next tick, greater than `floor`.
+    /// The next tick, greater than `floor`, which the caller knows to be past.
     pub fn take_above(&mut self, floor: u64) -> u64 {
         if floor > self.last {
             self.last = floor;
@@ -158,8 +159,7 @@ impl Ticks {
     }
 
     fn pause(&mut self) -> Duration {
-        let longest = PATIENCE.saturating_mul(1 << self.failures.min(6)).min(LONGEST_PAUSE);
-        longest.mul_f64(self.rng.f64().mul_add(0.5, 0.5))
+        backoff(PATIENCE, LONGEST_PAUSE, self.failures, &mut self.rng)
     }
 
     fn poll_refill(&mut self, cx: &mut Context<'_>) {

@@ -85,10 +85,10 @@ where
     fn call(&mut self, mut group: Group) -> S::Future {
         let mut ticks = self.ticks.lock();
         for append in &mut group.appends {
-            append.tick = append.barrier.map_or_else(|| ticks.take(), |barrier| ticks.take_above(barrier.into()));
+            append.tick = ticks.take_above(append.barrier.map_or(0, u64::from));
             append.message.properties.set_time_tick(TimeTick(append.tick));
             append.message.properties.set_last_confirmed_is_self();
-            self.unpersisted_bytes += append.bytes();
+            self.unpersisted_bytes += append.bytes;
         }
         let tick = TimeTick(ticks.take());
         drop(ticks);

@@ -47,7 +47,10 @@ pub enum Outcome {
     Pending,
     Done,
     /// A newer term took over.
-    Overtaken { wanted: i64, actual: i64 },
+    Overtaken {
+        wanted: i64,
+        actual: i64,
+    },
     /// The open failed, for this reason.
     Failed(String),
 }
@@ -92,6 +95,7 @@ impl Lifetime {
             return Err(Stale);
         }
         self.wanted = wanted;
+        self.settle();
         Ok(())
     }
 
@@ -100,14 +104,10 @@ impl Lifetime {
         if self.running.is_some() || self.reached == self.wanted {
             return None;
         }
-        self.running = match (self.reached.phase, self.wanted.phase) {
-            (Phase::Available, _) => Some(Step::Close { term: self.reached.term }),
-            (Phase::Unavailable, Phase::Available) => Some(Step::Open { term: self.wanted.term, read_only: self.read_only }),
-            (Phase::Unavailable, Phase::Unavailable) => {
-                self.reach(self.wanted);
-                None
-            }
-        };
+        self.running = Some(match self.reached.phase {
+            Phase::Available => Step::Close { term: self.reached.term },
+            Phase::Unavailable => Step::Open { term: self.wanted.term, read_only: self.read_only },
+        });
         self.running
     }
 
@@ -125,6 +125,7 @@ impl Lifetime {
             self.reach(burnt);
             self.failure = Some(reason.to_string());
             self.wanted = self.wanted.max(burnt);
+            self.settle();
         }
     }
 
@@ -132,6 +133,15 @@ impl Lifetime {
     pub fn closed(&mut self) {
         if let Some(Step::Close { term }) = self.running.take() {
             self.reach(State::unavailable(term));
+            self.settle();
+        }
+    }
+
+    /// Nothing is open and nothing is wanted: there is nothing to do for it.
+    fn settle(&mut self) {
+        let idle = self.running.is_none() && self.reached.phase == Phase::Unavailable;
+        if idle && self.wanted.phase == Phase::Unavailable && self.reached != self.wanted {
+            self.reach(self.wanted);
         }
     }
 
@@ -148,12 +158,6 @@ impl Lifetime {
     /// The highest term this node was told about, -1 before any.
     pub fn term(&self) -> i64 {
         self.wanted.term
-    }
-
-    /// Whether nothing is open and nothing is wanted.
-    #[cfg(test)]
-    pub fn is_closed(&self) -> bool {
-        self.reached.phase == Phase::Unavailable && self.reached == self.wanted
     }
 
     /// What became of [`Lifetime::assign`].

@@ -1,0 +1,64 @@
+//! The gRPC services of a node: thin, each method decodes, asks and encodes.
+
+mod consume;
+mod handler;
+mod manager;
+mod produce;
+mod state;
+
+use std::sync::Arc;
+
+use streaming_proto::streaming::{
+    streaming_node_handler_service_server::StreamingNodeHandlerServiceServer,
+    streaming_node_manager_service_server::StreamingNodeManagerServiceServer,
+    streaming_node_state_service_server::StreamingNodeStateServiceServer,
+};
+use tonic::{
+    Request, Status,
+    codec::CompressionEncoding,
+    service::{Interceptor, Routes, interceptor::InterceptedService},
+};
+
+use self::{handler::Handler, manager::Manager, state::States};
+use crate::{
+    identity::Identity,
+    settings::{MAX_GRPC_BYTES, Settings},
+    wals::Wals,
+};
+
+/// What the services share.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub settings: Arc<Settings>,
+    pub identity: Arc<Identity>,
+    pub wals: Arc<Wals>,
+}
+
+/// Lets through only calls that are meant for this cluster and this server.
+#[derive(Debug, Clone)]
+struct Destination(Arc<Identity>);
+
+impl Interceptor for Destination {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        self.0.check(request.metadata())?;
+        Ok(request)
+    }
+}
+
+impl Services {
+    /// All services of the node.
+    pub fn routes(&self) -> Routes {
+        let here = Destination(Arc::clone(&self.identity));
+        let handler = StreamingNodeHandlerServiceServer::new(Handler::new(self.clone()))
+            .max_decoding_message_size(MAX_GRPC_BYTES)
+            .max_encoding_message_size(MAX_GRPC_BYTES)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .accept_compressed(CompressionEncoding::Gzip);
+        let manager = StreamingNodeManagerServiceServer::new(Manager::new(self.clone()));
+        let state = StreamingNodeStateServiceServer::new(States::new(Arc::clone(&self.identity)));
+        let mut routes = Routes::default();
+        routes = routes.add_service(InterceptedService::new(handler, here.clone()));
+        routes = routes.add_service(InterceptedService::new(manager, here.clone()));
+        routes.add_service(InterceptedService::new(state, here))
+    }
+}

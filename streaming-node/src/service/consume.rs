@@ -1,0 +1,163 @@
+//! A Consume stream. It is driven by the peer that reads it: one that does not read takes nothing from the WAL.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use futures::{StreamExt, stream, stream::BoxStream};
+use streaming_proto::streaming::{
+    CloseConsumerResponse, ConsumeMessageReponse, ConsumeRequest, ConsumeResponse, CreateConsumerResponse,
+    CreateVChannelConsumerRequest, CreateVChannelConsumerResponse, consume_request, consume_response::Response,
+    create_v_channel_consumer_response,
+};
+use streaming_types::{DeliverFilter, DeliverPolicy, StreamingError};
+use tonic::{Status, Streaming};
+
+use crate::{
+    metrics,
+    wal::{
+        Stored, WAL_NAME, Wal,
+        scanner::{ScanError, ScanOptions, Scanner},
+    },
+};
+
+/// The one consumer that a stream has.
+const CONSUMER_ID: i64 = 1;
+
+/// Serves one consumer of a WAL, on server `node`.
+pub fn serve(
+    wal: Arc<Wal>,
+    node: i64,
+    requests: Streaming<ConsumeRequest>,
+) -> BoxStream<'static, Result<ConsumeResponse, Status>> {
+    metrics::consumer_opened();
+    let consumer = Consumer { wal, node, requests, stage: Stage::Opening };
+    stream::unfold(consumer, |mut consumer| async {
+        let response = consumer.next().await?;
+        Some((response, consumer))
+    })
+    .boxed()
+}
+
+struct Consumer {
+    wal: Arc<Wal>,
+    node: i64,
+    requests: Streaming<ConsumeRequest>,
+    stage: Stage,
+}
+
+enum Stage {
+    Opening,
+    /// The client has to say what it wants.
+    Asking,
+    Serving {
+        scanner: Box<Scanner>,
+        ready: VecDeque<Arc<Stored>>,
+    },
+    Ended,
+}
+
+impl Consumer {
+    async fn next(&mut self) -> Option<Result<ConsumeResponse, Status>> {
+        match &mut self.stage {
+            Stage::Opening => {
+                self.stage = Stage::Asking;
+                let create = CreateConsumerResponse { wal_name: WAL_NAME.to_owned(), consumer_server_id: self.node };
+                respond(Response::Create(create))
+            }
+            Stage::Asking => match self.ask().await {
+                Ok(true) => {
+                    let response = create_v_channel_consumer_response::Response::ConsumerId(CONSUMER_ID);
+                    respond(Response::CreateVchannel(CreateVChannelConsumerResponse { response: Some(response) }))
+                }
+                Ok(false) => self.close(),
+                Err(error) => self.fail(error),
+            },
+            Stage::Serving { ready, .. } => {
+                if let Some(message) = ready.pop_front() {
+                    return deliver(&message);
+                }
+                match self.fetch().await {
+                    Ok(Some(message)) => deliver(&message),
+                    Ok(None) => self.close(),
+                    Err(error) => self.fail(StreamingError::inner(format!("scanner error: {error}"))),
+                }
+            }
+            Stage::Ended => None,
+        }
+    }
+
+    /// Waits for the request that says what to read; `false` when the client closed instead.
+    async fn ask(&mut self) -> Result<bool, StreamingError> {
+        let request = tokio::select! {
+            biased;
+            () = self.wal.ended().cancelled() => {
+                return Err(StreamingError::inner(format!("scanner error: {}", ScanError::Closed)));
+            }
+            request = self.requests.next() => request,
+        };
+        let request = match request {
+            Some(Ok(ConsumeRequest { request: Some(consume_request::Request::CreateVchannelConsumer(request)) })) => {
+                request
+            }
+            Some(Ok(_)) => {
+                return Err(StreamingError::invalid_request_seq("the first request must create a vchannel consumer"));
+            }
+            Some(Err(_)) | None => return Ok(false),
+        };
+        let scanner = Box::new(self.wal.scanner(options(request)?));
+        self.stage = Stage::Serving { scanner, ready: VecDeque::new() };
+        Ok(true)
+    }
+
+    /// The next message; `None` when the client closed. Only the end of the requests counts, not what they say.
+    async fn fetch(&mut self) -> Result<Option<Arc<Stored>>, ScanError> {
+        let Stage::Serving { scanner, ready } = &mut self.stage else { return Ok(None) };
+        loop {
+            tokio::select! {
+                biased;
+                request = self.requests.next() => match request {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Ok(None),
+                },
+                messages = scanner.next() => {
+                    *ready = messages?;
+                    if let Some(message) = ready.pop_front() {
+                        return Ok(Some(message));
+                    }
+                }
+            }
+        }
+    }
+
+    fn close(&mut self) -> Option<Result<ConsumeResponse, Status>> {
+        self.stage = Stage::Ended;
+        respond(Response::Close(CloseConsumerResponse {}))
+    }
+
+    fn fail(&mut self, error: StreamingError) -> Option<Result<ConsumeResponse, Status>> {
+        self.stage = Stage::Ended;
+        Some(Err(error.into()))
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        metrics::consumer_closed();
+    }
+}
+
+fn options(request: CreateVChannelConsumerRequest) -> Result<ScanOptions, StreamingError> {
+    let invalid = |error: streaming_types::deliver::DeliverError| StreamingError::invalid_argument(error.to_string());
+    let policy = DeliverPolicy::from_proto(request.deliver_policy.as_ref()).map_err(invalid)?;
+    let filters: Result<_, _> = request.deliver_filters.iter().map(DeliverFilter::try_from).collect();
+    Ok(ScanOptions { vchannel: request.vchannel, policy, filters: filters.map_err(invalid)? })
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the item of a stream that may end")]
+fn respond(response: Response) -> Option<Result<ConsumeResponse, Status>> {
+    Some(Ok(ConsumeResponse { response: Some(response) }))
+}
+
+fn deliver(message: &Stored) -> Option<Result<ConsumeResponse, Status>> {
+    let message = Some(message.message.clone().into());
+    respond(Response::Consume(ConsumeMessageReponse { consumer_id: CONSUMER_ID, message }))
+}

@@ -1,0 +1,135 @@
+//! One write-ahead log on this node: a pchannel, opened at a term.
+//!
+//! ```text
+//! producers ─ inbox ─ appender ─ lock ─ time tick ─ log writer ─ the log
+//!                         └─ write-ahead buffer ─ scanners ─────────┘
+//! ```
+
+pub mod appender;
+pub mod buffer;
+pub mod group;
+mod lock;
+mod log_writer;
+pub mod open;
+mod record;
+mod recovery;
+mod reorder;
+pub mod scanner;
+mod ticks;
+mod time_tick;
+
+use std::{sync::Arc, time::Duration};
+
+use streaming_proto::streaming as pb;
+use streaming_types::PChannel;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use woodpecker_base::tasks::Tasks;
+
+pub use self::record::Stored;
+use self::{
+    group::Append,
+    open::INBOX,
+    scanner::{ScanEdges, ScanOptions, Scanner},
+};
+
+/// What clients are told the kind of log is; it names the codec of message ids.
+pub const WAL_NAME: &str = "woodpecker";
+
+/// An open WAL.
+#[derive(Debug)]
+pub struct Wal {
+    channel: PChannel,
+    scan: ScanEdges,
+    /// What a WAL has that this node appends to.
+    live: Option<Live>,
+}
+
+#[derive(Debug)]
+struct Live {
+    inbox: mpsc::Sender<Append>,
+    budget: Arc<Semaphore>,
+    in_flight_bytes: usize,
+    tasks: Tasks,
+}
+
+/// The appending side of a WAL.
+#[derive(Debug, Clone)]
+pub struct Appends {
+    inbox: mpsc::Sender<Append>,
+    budget: Arc<Semaphore>,
+    in_flight_bytes: usize,
+}
+
+impl Wal {
+    /// What is open, at which term.
+    pub fn channel(&self) -> &PChannel {
+        &self.channel
+    }
+
+    /// Cancelled when the WAL takes no more appends and feeds no more readers, whatever the reason.
+    pub fn ended(&self) -> &CancellationToken {
+        &self.scan.ended
+    }
+
+    /// The way to append, unless the WAL is open for reading only.
+    pub fn appends(&self) -> Option<Appends> {
+        self.live.as_ref().map(|live| Appends {
+            inbox: live.inbox.clone(),
+            budget: Arc::clone(&live.budget),
+            in_flight_bytes: live.in_flight_bytes,
+        })
+    }
+
+    /// Reads the WAL for one consumer.
+    pub fn scanner(&self, options: ScanOptions) -> Scanner {
+        Scanner::new(self.scan.clone(), options)
+    }
+
+    /// How far it is, for the coordinator. Waits for nothing.
+    pub fn metrics(&self) -> pb::StreamingNodeWalMetrics {
+        use pb::streaming_node_wal_metrics::Metrics;
+        let metrics = match &self.scan.buffer {
+            Some(buffer) => {
+                let tick = buffer.watermark().tick;
+                // Nothing is left to recover once a WAL is open.
+                Metrics::Rw(pb::StreamingNodeRwwalMetrics { mvcc_time_tick: tick, recovery_time_tick: tick })
+            }
+            None => Metrics::Ro(pb::StreamingNodeRowalMetrics {}),
+        };
+        pb::StreamingNodeWalMetrics { info: Some(self.channel.to_proto()), metrics: Some(metrics) }
+    }
+
+    /// Stops appends, answers what is in flight and gives the log up; takes no longer than the setting allows.
+    pub async fn close(&self) {
+        self.scan.ended.cancel();
+        if let Some(live) = &self.live {
+            // The appender bounds its own end.
+            live.tasks.drain(&self.scan.clock, Duration::MAX).await;
+        }
+    }
+}
+
+impl Appends {
+    /// A share of the WAL's budget for a message of so many bytes, if there is one now.
+    pub fn try_charge(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.budget).try_acquire_many_owned(self.share(bytes)).ok()
+    }
+
+    /// Waits for a share of the WAL's budget.
+    pub async fn charge(self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let share = self.share(bytes);
+        self.budget.acquire_many_owned(share).await.ok()
+    }
+
+    fn share(&self, bytes: usize) -> u32 {
+        let share = bytes.max(self.in_flight_bytes.div_ceil(INBOX)).min(self.in_flight_bytes);
+        u32::try_from(share).unwrap_or(u32::MAX)
+    }
+
+    /// Hands a message over. Its reply comes whatever happens.
+    pub fn submit(&self, append: Append) {
+        // A closed inbox means that the WAL has ended, which is what dropping the message answers.
+        let _ = self.inbox.try_send(append);
+    }
+}

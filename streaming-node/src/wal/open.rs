@@ -1,0 +1,163 @@
+//! Opening a WAL at a term: fence the log, replay it, append the tick that begins the term, serve.
+
+use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
+
+use futures::stream::FuturesOrdered;
+use streaming_types::PChannel;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+use woodpecker::{AppendError, Log, LogError, OpenWriterError, Writer};
+use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
+
+use super::{
+    Live, Wal,
+    appender::{self, Appender},
+    buffer::{Buffer, Capacity},
+    group::Group,
+    log_writer::LogWriter,
+    record::{BadRecord, Stored},
+    recovery::{self, ReplayError},
+    scanner::ScanEdges,
+    ticks::Ticks,
+    time_tick::SharedTicks,
+};
+use crate::{backoff::backoff, settings::Settings, timestamps::TimestampSource};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// After so many failures in a row the coordinator may try elsewhere.
+const ATTEMPTS: u32 = 30;
+
+/// What WALs are opened with.
+#[derive(Debug, Clone)]
+pub struct Opener {
+    pub settings: Arc<Settings>,
+    pub logs: woodpecker::Client,
+    pub timestamps: Arc<dyn TimestampSource>,
+    pub clock: Clock,
+    pub random: Random,
+    pub tasks: Tasks,
+}
+
+/// Why a WAL could not be opened; its term is burnt.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Writer(#[from] OpenWriterError),
+    #[error("replaying the log: {0}")]
+    Replay(#[from] ReplayError),
+    #[error("appending the first time tick: {0}")]
+    FirstTick(#[from] AppendError),
+    #[error("the first time tick: {0}")]
+    BadFirstTick(#[from] BadRecord),
+    #[error("a newer term took over")]
+    Overtaken,
+}
+
+impl OpenError {
+    fn is_retryable(&self) -> bool {
+        match self {
+            Self::Log(error) | Self::Writer(OpenWriterError::Log(error)) | Self::Replay(ReplayError::Log(error)) => {
+                error.is_retryable()
+            }
+            Self::Replay(ReplayError::Read(error)) => error.is_retryable(),
+            // Whoever preempted this open has the later term.
+            Self::Writer(OpenWriterError::Preempted) | Self::FirstTick(_) | Self::BadFirstTick(_) | Self::Overtaken => {
+                false
+            }
+        }
+    }
+}
+
+impl Opener {
+    /// Opens a WAL as server `node`. Dropping the future gives up at the next await; the log is then as a crash leaves it.
+    pub async fn open(&self, channel: &PChannel, node: i64) -> Result<Wal, OpenError> {
+        let mut rng = self.random.fork();
+        let mut failures = 0;
+        loop {
+            match self.attempt(channel, node).await {
+                Err(error) if error.is_retryable() && failures < ATTEMPTS => {
+                    failures += 1;
+                    let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, failures, &mut rng);
+                    tracing::warn!(pchannel = channel.name(), %error, ?pause, "opening failed, trying again");
+                    self.clock.sleep(pause).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt(&self, channel: &PChannel, node: i64) -> Result<Wal, OpenError> {
+        let log = self.logs.open_or_create_log(channel.name()).await?;
+        let ended = CancellationToken::new();
+        let scan = |log: Log, buffer: Option<Arc<Buffer>>| ScanEdges {
+            log,
+            buffer,
+            ended: ended.clone(),
+            node,
+            clock: self.clock.clone(),
+            random: self.random.clone(),
+        };
+        if channel.is_read_only() {
+            return Ok(Wal { channel: channel.clone(), scan: scan(log, None), live: None });
+        }
+        let writer = Arc::new(log.open_writer().await?);
+        let recovered = recovery::replay(&log).await?;
+        let (live, buffer) = self.begin(channel, node, writer, recovered.last_tick, ended.clone()).await?;
+        Ok(Wal { channel: channel.clone(), scan: scan(log, Some(buffer)), live: Some(live) })
+    }
+
+    /// Begins the term with a persisted tick that is greater than every tick before it, and starts to serve.
+    async fn begin(
+        &self,
+        channel: &PChannel,
+        node: i64,
+        writer: Arc<Writer>,
+        last_tick: u64,
+        ended: CancellationToken,
+    ) -> Result<(Live, Arc<Buffer>), OpenError> {
+        let ticks = Ticks::above(last_tick, Arc::clone(&self.timestamps), self.clock.clone(), &self.random).await;
+        let ticks = SharedTicks::new(ticks);
+        let log_writer = LogWriter::new(Arc::clone(&writer), channel.term(), node);
+        let mut stack = appender::stack(channel.name(), ticks.clone(), log_writer);
+
+        let Ok(()) = poll_fn(|cx| stack.poll_ready(cx)).await;
+        let opened: Result<Group, Infallible> = stack.call(Group::default()).await;
+        let Ok(group) = opened;
+        let placed = group.written.unwrap_or(Err(AppendError::Closed))?;
+        let first = Stored::new(placed.first, group.tick.unwrap_or_default())?;
+
+        let settings = &self.settings;
+        let capacity = Capacity { bytes: settings.buffer_bytes, age: settings.buffer_age };
+        let buffer = Arc::new(Buffer::new(&first, capacity));
+        let (inbox, arrivals) = mpsc::channel(INBOX);
+        let appender = Appender {
+            pchannel: channel.name().into(),
+            stack,
+            ticks,
+            writer,
+            buffer: Arc::clone(&buffer),
+            inbox: arrivals,
+            clock: self.clock.clone(),
+            heartbeat: settings.heartbeat,
+            close_timeout: settings.close_timeout,
+            pending: Default::default(),
+            parked: Vec::new(),
+            in_flight: FuturesOrdered::new(),
+            untold: false,
+            beat_due: false,
+            tick_due: false,
+        };
+        let tasks = self.tasks.branch();
+        tasks.spawn(appender.run(tasks.token().clone(), ended));
+        let budget = Arc::new(Semaphore::new(settings.in_flight_bytes));
+        let live = Live { inbox, budget, in_flight_bytes: settings.in_flight_bytes, tasks };
+        Ok((live, buffer))
+    }
+}
+
+/// Messages that wait for the appender at most. The budget charges each at least its share, so there is always room.
+pub const INBOX: usize = 1 << 14;
