@@ -1,0 +1,100 @@
+//! Connections to the coordinator and the nodes: dialled when first used, shared by what has the same urgency.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use streaming_types::{StreamingError, metadata::set_destination};
+use tonic::{
+    Status,
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint},
+};
+use woodpecker_base::net::Connector;
+
+use crate::settings::Settings;
+
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Consumers that do not read keep up to a stream window each; only the stream windows may bind, or four of them would
+/// stop every other consumer of the node.
+const READ_CONNECTION_WINDOW: u32 = 1 << 30;
+const FRAME: u32 = 64 << 10;
+
+/// A server process: a process started anew at the same address has a new id, and is another server.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Server {
+    pub(crate) address: String,
+    /// Unknown where the coordinator was given by address.
+    pub(crate) id: Option<i64>,
+}
+
+/// What a connection carries. One connection for all would let bulk delay acknowledgements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Class {
+    Control,
+    Append,
+    Read,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connections {
+    connector: Connector,
+    connect: Duration,
+    keepalive_interval: Duration,
+    keepalive_timeout: Duration,
+    cluster: String,
+    open: Mutex<BTreeMap<(Server, Class), Channel>>,
+}
+
+impl Connections {
+    pub(crate) fn new(connector: Connector, settings: &Settings) -> Self {
+        Self {
+            connector,
+            connect: settings.timeouts.connect,
+            keepalive_interval: settings.timeouts.keepalive_interval,
+            keepalive_timeout: settings.timeouts.keepalive_timeout,
+            cluster: settings.cluster.clone(),
+            open: Mutex::default(),
+        }
+    }
+
+    /// The connection to a server. It is dialled by the first call and again after it broke.
+    pub(crate) fn channel(&self, server: &Server, class: Class) -> Result<Channel, StreamingError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(channel) = open.get(&(server.clone(), class)) {
+            return Ok(channel.clone());
+        }
+        let window = if class == Class::Read { READ_CONNECTION_WINDOW } else { CONNECTION_WINDOW };
+        let channel = Endpoint::from_shared(format!("http://{}", server.address))
+            .map_err(|error| StreamingError::unknown(format!("address {:?}: {error}", server.address)))?
+            .connect_timeout(self.connect)
+            .http2_keep_alive_interval(self.keepalive_interval)
+            .keep_alive_timeout(self.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(window)
+            .max_frame_size(FRAME)
+            .connect_with_connector_lazy(self.connector.clone());
+        open.insert((server.clone(), class), channel.clone());
+        Ok(channel)
+    }
+
+    /// Forgets connections that `keep` does not name; calls that run on them go on.
+    pub(crate) fn retain(&self, keep: impl Fn(&Server, Class) -> bool) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(server, class), _| keep(server, *class));
+    }
+
+    /// Adds what every call carries: the cluster, and the id of the server it is meant for.
+    pub(crate) fn address_call(&self, server: &Server, metadata: &mut MetadataMap) {
+        set_destination(metadata, &self.cluster, server.id);
+    }
+}
+
+/// Why a call or stream ended with `status`. A failure that the server did not explain is UNKNOWN.
+pub(crate) fn status_error(status: &Status) -> StreamingError {
+    let error = StreamingError::check_status(status).err();
+    error.unwrap_or_else(|| StreamingError::unknown("the stream ended with an error that says success"))
+}

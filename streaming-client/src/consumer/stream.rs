@@ -1,0 +1,187 @@
+//! One Consume stream: its opening, what comes out of it, its close.
+
+use std::{sync::Arc, time::Duration};
+
+use streaming_proto::streaming::{
+    CloseConsumerRequest, ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest, consume_request::Request as Arm,
+    consume_response::Response, create_v_channel_consumer_response::Response as Created,
+    streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
+};
+use streaming_types::{ImmutableMessage, StreamingError, metadata::set_create_consumer};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Streaming};
+
+use crate::{
+    assignment::{Assignment, Channel},
+    client::Core,
+    connections::{Class, status_error},
+};
+
+/// The create and the close of a consumer are all that goes up.
+const REQUESTS: usize = 2;
+
+pub(super) struct ConsumeStream {
+    channel: Channel,
+    requests: mpsc::Sender<ConsumeRequest>,
+    responses: Streaming<ConsumeResponse>,
+    latest: watch::Receiver<Arc<Assignment>>,
+}
+
+/// Why there is no stream, and the term it was tried at.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) term: i64,
+    pub(super) error: StreamingError,
+}
+
+/// How to go on after a failure: when there is an owner of a later term, at the latest after the pause.
+#[derive(Debug)]
+pub(super) struct Retry {
+    pub(super) term: i64,
+    pub(super) pause: Duration,
+}
+
+/// Waits for the channel's owner and opens a stream there.
+pub(super) async fn open(
+    core: Arc<Core>,
+    pchannel: String,
+    create: CreateVChannelConsumerRequest,
+    retry: Option<Retry>,
+) -> Result<ConsumeStream, Failed> {
+    if let Some(Retry { term, pause }) = retry {
+        core.newer_term(&pchannel, term, pause).await;
+    }
+    let channel = core.wait_assigned(&pchannel, |_| true).await;
+    let limit = core.settings.timeouts.open;
+    let opened = match core.clock.timeout(limit, handshake(&core, &channel, create)).await {
+        Ok(opened) => opened,
+        Err(_) => {
+            let cause = format!("{} did not open a consume stream within {limit:?}", channel.owner.address);
+            Err(StreamingError::unknown(cause))
+        }
+    };
+    opened.map_err(|error| {
+        core.assignments.report(&channel.pchannel, &error);
+        Failed { term: channel.pchannel.term(), error }
+    })
+}
+
+async fn handshake(
+    core: &Core,
+    channel: &Channel,
+    create: CreateVChannelConsumerRequest,
+) -> Result<ConsumeStream, StreamingError> {
+    let latest = core.assignments.watch();
+    let server = channel.server();
+    let connection = core.connections.channel(&server, Class::Read)?;
+    let mut client = StreamingNodeHandlerServiceClient::new(connection)
+        .max_decoding_message_size(core.settings.limits.max_receive);
+    let (requests, outbound) = mpsc::channel(REQUESTS);
+    let mut request = Request::new(ReceiverStream::new(outbound));
+    core.connections.address_call(&server, request.metadata_mut());
+    set_create_consumer(request.metadata_mut(), &channel.pchannel);
+
+    let response = client.consume(request).await.map_err(|status| status_error(&status))?;
+    let mut responses = response.into_inner();
+    match answer(&mut responses).await? {
+        Some(Response::Create(_)) => {}
+        other => return Err(unexpected("create", other.as_ref())),
+    }
+    let create = ConsumeRequest { request: Some(Arm::CreateVchannelConsumer(create)) };
+    requests.send(create).await.map_err(|_| StreamingError::unknown("the stream takes no request"))?;
+    match answer(&mut responses).await? {
+        Some(Response::CreateVchannel(created)) => match created.response {
+            Some(Created::Error(error)) => StreamingError::check(&error)?,
+            Some(Created::ConsumerId(_)) | None => {}
+        },
+        other => return Err(unexpected("create_vchannel", other.as_ref())),
+    }
+    Ok(ConsumeStream { channel: channel.clone(), requests, responses, latest })
+}
+
+async fn answer(responses: &mut Streaming<ConsumeResponse>) -> Result<Option<Response>, StreamingError> {
+    let response = responses.message().await.map_err(|status| status_error(&status))?;
+    let response = response.ok_or_else(|| StreamingError::unknown("the node ended the stream before it began"))?;
+    Ok(response.response)
+}
+
+fn unexpected(expected: &str, got: Option<&Response>) -> StreamingError {
+    let got = match got {
+        None => "nothing known",
+        Some(Response::Create(_)) => "create",
+        Some(Response::Consume(_)) => "consume",
+        Some(Response::CreateVchannel(_)) => "create_vchannel",
+        Some(Response::CreateVchannels(_)) => "create_vchannels",
+        Some(Response::CloseVchannel(_)) => "close_vchannel",
+        Some(Response::Close(_)) => "close",
+    };
+    StreamingError::unknown(format!("the node answered {got} where {expected} was due"))
+}
+
+impl ConsumeStream {
+    pub(super) fn term(&self) -> i64 {
+        self.channel.pchannel.term()
+    }
+
+    /// The next message. Cancel safe. Fails when the stream ends, falls silent, or its channel has a new owner.
+    pub(super) async fn receive(&mut self, core: &Core) -> Result<ImmutableMessage, StreamingError> {
+        let silence = core.settings.timeouts.silence;
+        loop {
+            let Self { channel, responses, latest, .. } = self;
+            let response = async {
+                tokio::select! {
+                    biased;
+                    response = responses.message() => response.map_err(|status| status_error(&status)),
+                    () = replaced(latest, channel) => Err(StreamingError::unknown("the channel has a new owner")),
+                }
+            };
+            let response = core.clock.timeout(silence, response).await;
+            let response = response.map_err(|_| StreamingError::unknown(format!("silent for {silence:?}")))??;
+            match response.map(|response| response.response) {
+                Some(Some(Response::Consume(consume))) => {
+                    let message = consume.message.ok_or_else(|| StreamingError::unknown("a delivery without a message"))?;
+                    return ImmutableMessage::try_from(message)
+                        .map_err(|error| StreamingError::unknown(format!("a message without a usable id: {error}")));
+                }
+                Some(Some(Response::Close(_))) | None => return Err(StreamingError::unknown("the node ended the stream")),
+                // Not for us, or of a later protocol version.
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// `close`, half-close, then the node's `close` and the end of the stream. Says whether that happened in time.
+    pub(super) async fn close(self, core: &Core) -> bool {
+        let Self { requests, mut responses, .. } = self;
+        let close = ConsumeRequest { request: Some(Arm::Close(CloseConsumerRequest {})) };
+        let handshake = async {
+            requests.send(close).await.ok()?;
+            drop(requests);
+            loop {
+                match responses.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Some(()),
+                    Err(_) => return None,
+                }
+            }
+        };
+        matches!(core.clock.timeout(core.settings.timeouts.drain, handshake).await, Ok(Some(())))
+    }
+}
+
+/// Resolves when the channel is assigned at a later term: its old owner may never learn that it lost it.
+async fn replaced(latest: &mut watch::Receiver<Arc<Assignment>>, channel: &Channel) {
+    let is_newer = |assignment: &Arc<Assignment>| {
+        let now = assignment.channels.get(channel.pchannel.name());
+        now.is_some_and(|now| now.pchannel.term() > channel.pchannel.term())
+    };
+    loop {
+        if is_newer(&latest.borrow_and_update()) {
+            return;
+        }
+        if latest.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}

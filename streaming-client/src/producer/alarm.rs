@@ -1,0 +1,35 @@
+//! A timer that is set often and goes off rarely.
+
+use std::{future::Future, pin::Pin};
+
+use woodpecker_base::clock::{Clock, Instant};
+
+/// Fires at or before the earliest instant it was armed with since it last fired. Firing early costs the owner one look;
+/// in return the timer is not set again for every append.
+pub(super) struct Alarm {
+    clock: Clock,
+    armed: Option<(Instant, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+}
+
+impl Alarm {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self { clock, armed: None }
+    }
+
+    pub(super) fn arm(&mut self, at: Instant) {
+        if self.armed.as_ref().is_some_and(|(armed, _)| *armed <= at) {
+            return;
+        }
+        let clock = self.clock.clone();
+        self.armed = Some((at, Box::pin(async move { clock.sleep_until(at).await })));
+    }
+
+    /// Cancel safe: an alarm that was not waited for stays armed.
+    pub(super) async fn fired(&mut self) {
+        match &mut self.armed {
+            Some((_, timer)) => timer.await,
+            None => std::future::pending().await,
+        }
+        self.armed = None;
+    }
+}

@@ -1,0 +1,212 @@
+//! The appends of one channel that are not acknowledged yet, and what a failure does to their order.
+//!
+//! ```text
+//! queue ──next──▶ sent ──answer: done──▶ reply
+//!   ▲              │ answer: retry
+//!   └──retry─── failed          a stream that ends puts `sent` and `failed` back in front of the queue, in order
+//! ```
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use streaming_proto::messages::Message;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use woodpecker_base::clock::Instant;
+
+use super::AppendResult;
+use crate::{error::AppendError, settings::Order};
+
+/// An accepted append.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) message: Arc<Message>,
+    pub(super) size: usize,
+    pub(super) admitted: Instant,
+    pub(super) deadline: Instant,
+    pub(super) reply: oneshot::Sender<Result<AppendResult, AppendError>>,
+    /// Room in the channel's byte budget, given back when the entry is finished.
+    pub(super) credit: Option<OwnedSemaphorePermit>,
+    /// Whether it ever went out: then it may be in the log.
+    pub(super) sent: bool,
+    /// Answers that asked for a retry.
+    pub(super) failures: u32,
+    pub(super) retry_at: Instant,
+}
+
+impl Entry {
+    pub(super) fn finish(self, outcome: Result<AppendResult, AppendError>) {
+        // The caller may have dropped its future: then nobody wants to know.
+        let _ = self.reply.send(outcome);
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Window {
+    order: Order,
+    queue: VecDeque<Entry>,
+    /// By request id, so in the order in which they went out on this stream.
+    sent: BTreeMap<i64, Entry>,
+    failed: BTreeMap<i64, Entry>,
+    next_id: i64,
+    /// The largest request id of this stream that was acknowledged.
+    acknowledged: i64,
+}
+
+impl Window {
+    pub(super) fn new(order: Order) -> Self {
+        Self {
+            order,
+            queue: VecDeque::new(),
+            sent: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            next_id: 1,
+            acknowledged: 0,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.queue.len() + self.sent.len() + self.failed.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn push(&mut self, entry: Entry) {
+        self.queue.push_back(entry);
+    }
+
+    /// Whether [`Window::next`] has something.
+    pub(super) fn has_next(&self) -> bool {
+        !self.queue.is_empty() && !self.is_held()
+    }
+
+    /// In strict order nothing may pass an append that is to be retried.
+    fn is_held(&self) -> bool {
+        self.order == Order::Strict && !self.failed.is_empty()
+    }
+
+    /// The append to send next and its request id on this stream.
+    pub(super) fn next(&mut self) -> Option<(i64, Arc<Message>)> {
+        if self.is_held() {
+            return None;
+        }
+        let mut entry = self.queue.pop_front()?;
+        entry.sent = true;
+        let (id, message) = (self.next_id, entry.message.clone());
+        self.next_id += 1;
+        self.sent.insert(id, entry);
+        Some((id, message))
+    }
+
+    /// The entry a final answer is for. `None` for an id that is not waiting: it was answered before, or ran out of time.
+    pub(super) fn take(&mut self, id: i64, acknowledged: bool) -> Option<Entry> {
+        let entry = self.sent.remove(&id)?;
+        if acknowledged {
+            self.acknowledged = self.acknowledged.max(id);
+        }
+        Some(entry)
+    }
+
+    /// The server asks to retry `id`; `pause` says how long to wait after so many earlier failures of this append.
+    pub(super) fn fail(&mut self, id: i64, now: Instant, pause: impl FnOnce(u32) -> std::time::Duration) {
+        if let Some(mut entry) = self.sent.remove(&id) {
+            entry.retry_at = now + pause(entry.failures);
+            entry.failures = entry.failures.saturating_add(1);
+            self.failed.insert(id, entry);
+        }
+    }
+
+    /// Puts failed appends whose pause is over back in front of the queue. In strict order that happens only when all that
+    /// went out after them is answered, for only then their place is known.
+    pub(super) fn retry(&mut self, now: Instant) {
+        match self.order {
+            Order::Strict => {
+                if self.sent.is_empty() && self.failed.values().all(|entry| entry.retry_at <= now) {
+                    let failed = std::mem::take(&mut self.failed);
+                    self.requeue(failed);
+                }
+            }
+            Order::Relaxed => {
+                let due = self.failed.extract_if(.., |_, entry| entry.retry_at <= now).collect();
+                self.requeue(due);
+            }
+        }
+    }
+
+    /// The stream is gone: what it did not acknowledge is to be sent on the next one, in the same order.
+    pub(super) fn stream_ended(&mut self) {
+        let mut open = std::mem::take(&mut self.sent);
+        open.append(&mut self.failed);
+        self.requeue(open);
+        self.next_id = 1;
+        self.acknowledged = 0;
+    }
+
+    fn requeue(&mut self, entries: BTreeMap<i64, Entry>) {
+        for (id, entry) in entries.into_iter().rev() {
+            if self.order == Order::Strict && id < self.acknowledged {
+                entry.finish(Err(AppendError::Overtaken));
+            } else {
+                self.queue.push_front(entry);
+            }
+        }
+    }
+
+    /// Ends the appends whose time is over; `cause` is what the channel last suffered from.
+    pub(super) fn expire(&mut self, now: Instant, cause: Option<&str>) {
+        let mut over: Vec<Entry> = self.failed.extract_if(.., |_, entry| entry.deadline <= now).map(|(_, e)| e).collect();
+        while let Some(first) = self.sent.first_entry().filter(|first| first.get().deadline <= now) {
+            over.push(first.remove());
+        }
+        while let Some(entry) = self.queue.pop_front_if(|first| first.deadline <= now) {
+            over.push(entry);
+        }
+        for entry in over {
+            let error = AppendError::Timeout {
+                after: now.saturating_duration_since(entry.admitted),
+                sent: entry.sent,
+                cause: cause.unwrap_or("no answer").to_owned(),
+            };
+            entry.finish(Err(error));
+        }
+    }
+
+    /// When [`Window::expire`] or [`Window::retry`] next has something to do, unless an answer comes first.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let waits_for_answers = self.order == Order::Strict && !self.sent.is_empty();
+        let retry = self.failed.values().map(|entry| entry.retry_at);
+        let retry = match self.order {
+            Order::Strict => retry.max().filter(|_| !waits_for_answers),
+            Order::Relaxed => retry.min(),
+        };
+        let failed = self.failed.values().map(|entry| entry.deadline).min();
+        let sent = self.sent.first_key_value().map(|(_, entry)| entry.deadline);
+        let queued = self.queue.front().map(|entry| entry.deadline);
+        [retry, failed, sent, queued].into_iter().flatten().min()
+    }
+
+    /// Whether answers are awaited.
+    pub(super) fn has_sent(&self) -> bool {
+        !self.sent.is_empty()
+    }
+
+    /// Whether a strict window waits for the answers of what it sent before it may go on.
+    pub(super) fn is_draining(&self) -> bool {
+        self.is_held() && !self.sent.is_empty()
+    }
+
+    /// Ends everything, telling each caller whether its append may be in the log.
+    pub(super) fn close(&mut self) {
+        self.stream_ended();
+        for entry in std::mem::take(&mut self.queue) {
+            let sent = entry.sent;
+            entry.finish(Err(AppendError::Closed { sent }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
