@@ -65,8 +65,7 @@ impl Assignment {
     /// with a warning: the other channels can still be served. Without a version nothing can be said: `None`.
     pub(crate) fn from_wire(wire: FullStreamingNodeAssignmentWithVersion) -> Option<Self> {
         let version = wire.version?;
-        let mut assignment =
-            Self { version: Version { global: version.global, local: version.local }, ..Self::none() };
+        let mut assignment = Self { version: Version { global: version.global, local: version.local }, ..Self::none() };
         for entry in wire.assignments {
             assignment.add(entry);
         }

@@ -131,8 +131,7 @@ impl Client {
         let connections = Arc::new(Connections::new(connector, &settings));
         let locator = Locator::new(&settings.discovery, clock.clone(), settings.timeouts.connect);
         let backoff = Backoff::new(settings.timeouts.backoff_min, settings.timeouts.backoff_max, &random);
-        let (watcher, assignments) =
-            Watcher::new(locator, connections.clone(), clock.clone(), &settings, backoff);
+        let (watcher, assignments) = Watcher::new(locator, connections.clone(), clock.clone(), &settings, backoff);
         let watcher_tasks = Tasks::new();
         watcher_tasks.spawn(watcher.run(watcher_tasks.clone()));
         let core = Core { settings, clock, random, connections, assignments, tasks: Tasks::new() };

@@ -6,12 +6,7 @@ use futures::{FutureExt, future::BoxFuture};
 use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, StreamingError, TimeTick, channel};
 use woodpecker_base::clock::Instant;
 
-use crate::{
-    backoff::Backoff,
-    client::Session,
-    error::ConsumeError,
-    metrics::ConsumeMetrics,
-};
+use crate::{backoff::Backoff, client::Session, error::ConsumeError, metrics::ConsumeMetrics};
 
 mod assembly;
 mod position;
@@ -48,7 +43,10 @@ pub enum Delivery {
     /// A committed transaction, as one.
     Txn(Txn),
     /// Everything up to this tick has been delivered.
-    TimeTick { time_tick: TimeTick, last_confirmed: MessageId },
+    TimeTick {
+        time_tick: TimeTick,
+        last_confirmed: MessageId,
+    },
 }
 
 /// A committed transaction. Its place is that of its commit, whose time tick its bodies carry too.
@@ -234,6 +232,9 @@ impl Consumer {
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consumer").field("channel", &self.pchannel).field("position", &self.position).finish_non_exhaustive()
+        f.debug_struct("Consumer")
+            .field("channel", &self.pchannel)
+            .field("position", &self.position)
+            .finish_non_exhaustive()
     }
 }

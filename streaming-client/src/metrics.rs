@@ -18,9 +18,7 @@ pub(crate) struct AppendMetrics {
 
 impl AppendMetrics {
     pub(crate) fn new(channel: &str) -> Self {
-        let total = |status: &'static str| {
-            counter!("milvus_streaming_produce_total", "channel_name" => channel.to_owned(), "access_model" => "remote", "status" => status)
-        };
+        let total = |status: &'static str| counter!("milvus_streaming_produce_total", "channel_name" => channel.to_owned(), "access_model" => "remote", "status" => status);
         Self {
             acknowledged: total("ok"),
             refused: total("refused"),

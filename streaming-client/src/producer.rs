@@ -75,7 +75,12 @@ impl AppendResult {
         Ok(Self {
             id: MessageId::from_proto(wire.id.as_ref()).map_err(malformed)?,
             time_tick: TimeTick(wire.timetick),
-            last_confirmed_id: wire.last_confirmed_id.as_ref().map(MessageId::try_from).transpose().map_err(malformed)?,
+            last_confirmed_id: wire
+                .last_confirmed_id
+                .as_ref()
+                .map(MessageId::try_from)
+                .transpose()
+                .map_err(malformed)?,
             txn: wire.txn_context.as_ref().map(TxnContext::from),
             extra: wire.extra,
         })

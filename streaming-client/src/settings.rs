@@ -194,7 +194,8 @@ impl Settings {
         if self.limits.max_message == 0 {
             return refuse("limits.max_message", "must be greater than zero");
         }
-        if self.limits.in_flight_bytes < self.limits.max_message || u32::try_from(self.limits.in_flight_bytes).is_err() {
+        if self.limits.in_flight_bytes < self.limits.max_message || u32::try_from(self.limits.in_flight_bytes).is_err()
+        {
             return refuse("limits.in_flight_bytes", "must hold a message of limits.max_message and be below 4 GiB");
         }
         if self.limits.in_flight_messages == 0 {

@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
+use serde::Deserialize;
+use streaming_types::StreamingError;
 use woodpecker_base::{
     clock::Clock,
     metadata::{KeyValue, MetadataStore, Revision, WatchEvent},
 };
-
-use streaming_types::StreamingError;
 
 use crate::{connections::Server, settings::Discovery};
 
@@ -79,9 +79,8 @@ impl Session {
 
     async fn moved(&self) {
         let Some((server, revision)) = &self.last else { return std::future::pending().await };
-        let is_other = |record: &KeyValue| {
-            record.key == self.key && parse(record).is_ok_and(|registered| registered != *server)
-        };
+        let is_other =
+            |record: &KeyValue| record.key == self.key && parse(record).is_ok_and(|registered| registered != *server);
         loop {
             if let Ok(mut events) = self.store.watch(&self.key, revision + 1).await {
                 while let Some(event) = events.next().await {
@@ -99,4 +98,23 @@ impl Session {
             self.clock.sleep(self.patience).await;
         }
     }
+}
+
+/// The part of a session record that a caller needs (wire.md §3.2).
+#[derive(Deserialize)]
+struct Registered {
+    #[serde(rename = "ServerID", default)]
+    server_id: i64,
+    #[serde(rename = "Address", default)]
+    address: String,
+}
+
+fn parse(record: &KeyValue) -> Result<Server, StreamingError> {
+    let broken = |cause: String| StreamingError::unknown(format!("session record {}: {cause}", record.key));
+    let Registered { server_id, address } =
+        serde_json::from_slice(&record.value).map_err(|error| broken(error.to_string()))?;
+    if address.is_empty() {
+        return Err(broken("no address".to_owned()));
+    }
+    Ok(Server { address, id: Some(server_id) })
 }

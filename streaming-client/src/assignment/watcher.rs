@@ -155,7 +155,8 @@ impl Watcher {
         self.connections.retain(|known, class| class != Class::Control || *known == server);
 
         let channel = self.connections.channel(&server, Class::Control)?;
-        let mut client = StreamingCoordAssignmentServiceClient::new(channel).max_decoding_message_size(self.max_receive);
+        let mut client =
+            StreamingCoordAssignmentServiceClient::new(channel).max_decoding_message_size(self.max_receive);
         let (commands, outbound) = mpsc::channel(COMMANDS);
         let mut request = Request::new(ReceiverStream::new(outbound));
         self.connections.address_call(&server, request.metadata_mut());

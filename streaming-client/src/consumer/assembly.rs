@@ -1,6 +1,8 @@
 //! Turns the messages of a stream into deliveries: a transaction comes as begin, bodies and commit in a row.
 
-use streaming_types::{ImmutableMessage, MessageId, MessageType, TimeTick, message::Version, properties::PropertyError};
+use streaming_types::{
+    ImmutableMessage, MessageId, MessageType, TimeTick, message::Version, properties::PropertyError,
+};
 
 use super::{Delivery, Txn};
 

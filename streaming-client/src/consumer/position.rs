@@ -53,7 +53,9 @@ impl Position {
             policy = DeliverPolicy::StartFrom(last.last_confirmed);
             let is_implied = |bound: TimeTick| bound <= last.time_tick;
             filters.retain(|filter| match filter {
-                DeliverFilter::TimeTickGreaterThan(bound) | DeliverFilter::TimeTickAtLeast(bound) => !is_implied(*bound),
+                DeliverFilter::TimeTickGreaterThan(bound) | DeliverFilter::TimeTickAtLeast(bound) => {
+                    !is_implied(*bound)
+                }
                 DeliverFilter::MessageTypes(_) => true,
             });
             filters.push(match last.legacy {

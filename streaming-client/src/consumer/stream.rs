@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use streaming_proto::streaming::{
-    CloseConsumerRequest, ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest, consume_request::Request as Arm,
-    consume_response::Response, create_v_channel_consumer_response::Response as Created,
+    CloseConsumerRequest, ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest,
+    consume_request::Request as Arm, consume_response::Response,
+    create_v_channel_consumer_response::Response as Created,
     streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
 };
 use streaming_types::{ImmutableMessage, StreamingError, metadata::set_create_consumer};
@@ -75,8 +76,8 @@ async fn handshake(
     let latest = core.assignments.watch();
     let server = channel.server();
     let connection = core.connections.channel(&server, Class::Read)?;
-    let mut client = StreamingNodeHandlerServiceClient::new(connection)
-        .max_decoding_message_size(core.settings.limits.max_receive);
+    let mut client =
+        StreamingNodeHandlerServiceClient::new(connection).max_decoding_message_size(core.settings.limits.max_receive);
     let (requests, outbound) = mpsc::channel(REQUESTS);
     let mut request = Request::new(ReceiverStream::new(outbound));
     core.connections.address_call(&server, request.metadata_mut());
@@ -140,11 +141,14 @@ impl ConsumeStream {
             let response = response.map_err(|_| StreamingError::unknown(format!("silent for {silence:?}")))??;
             match response.map(|response| response.response) {
                 Some(Some(Response::Consume(consume))) => {
-                    let message = consume.message.ok_or_else(|| StreamingError::unknown("a delivery without a message"))?;
+                    let message =
+                        consume.message.ok_or_else(|| StreamingError::unknown("a delivery without a message"))?;
                     return ImmutableMessage::try_from(message)
                         .map_err(|error| StreamingError::unknown(format!("a message without a usable id: {error}")));
                 }
-                Some(Some(Response::Close(_))) | None => return Err(StreamingError::unknown("the node ended the stream")),
+                Some(Some(Response::Close(_))) | None => {
+                    return Err(StreamingError::unknown("the node ended the stream"));
+                }
                 // Not for us, or of a later protocol version.
                 Some(_) => {}
             }

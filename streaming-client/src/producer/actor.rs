@@ -16,7 +16,8 @@ use super::{
     window::{Entry, Window},
 };
 use crate::{
-    assignment::Channel, backoff::Backoff, client::Core, connections::status_error, error::AppendError, metrics::AppendMetrics,
+    assignment::Channel, backoff::Backoff, client::Core, connections::status_error, error::AppendError,
+    metrics::AppendMetrics,
 };
 
 pub(super) struct Actor {
@@ -164,7 +165,7 @@ impl Actor {
             }
             let drained_by = self.drained_by(&mut serving)?;
             self.arm(drained_by);
-            let requests = serving.requests.as_ref().filter(|_| self.window.has_next());
+            let can_send = self.window.has_next();
             tokio::select! {
                 biased;
                 response = responses.message() => match response {
@@ -176,21 +177,21 @@ impl Actor {
                 _ = &mut newer, if serving.leaving.is_none() => {
                     serving.leave(StreamingError::unknown("the channel has a new owner"));
                 }
-                permit = reserve(requests) => match permit {
-                    Ok(permit) => self.send(permit, requests),
-                    Err(_) => return Err(StreamingError::unknown("the stream takes no more requests")),
+                open = room(serving.requests.as_ref()), if can_send => match open {
+                    true => self.send(serving.requests.as_ref()),
+                    false => return Err(StreamingError::unknown("the stream takes no more requests")),
                 },
                 () = self.housekeep() => {}
             }
         }
     }
 
-    fn send(&mut self, first: mpsc::Permit<'_, Outbound>, requests: Option<&mpsc::Sender<Outbound>>) {
-        let mut permit = Some(first);
-        while let Some(ready) = permit.take() {
-            let Some((id, message)) = self.window.next() else { return };
-            ready.send(Outbound::Produce { id, message });
-            permit = requests.and_then(|requests| requests.try_reserve().ok());
+    /// Sends as long as there is room, so that several requests share a packet.
+    fn send(&mut self, requests: Option<&mpsc::Sender<Outbound>>) {
+        while let Some(Ok(permit)) = requests.map(mpsc::Sender::try_reserve)
+            && let Some((id, message)) = self.window.next()
+        {
+            permit.send(Outbound::Produce { id, message });
         }
     }
 
@@ -238,7 +239,11 @@ impl Actor {
         if !error.is_retryable() {
             self.metrics.refused();
             if let Some(entry) = self.window.take(id, false) {
-                entry.finish(Err(if error.is_ignored() { AppendError::Ignored(error) } else { AppendError::Refused(error) }));
+                entry.finish(Err(if error.is_ignored() {
+                    AppendError::Ignored(error)
+                } else {
+                    AppendError::Refused(error)
+                }));
             }
             return;
         }
@@ -253,7 +258,7 @@ impl Actor {
     }
 
     /// The node's `close` and the end of the stream, as long as that does not take too long.
-    async fn close(&self, mut responses: tonic::Streaming<ProduceResponse>) -> Result<(), StreamingError> {
+    async fn close(&mut self, mut responses: tonic::Streaming<ProduceResponse>) -> Result<(), StreamingError> {
         let end = async { while let Ok(Some(_)) = responses.message().await {} };
         if self.core.clock.timeout(self.core.settings.timeouts.drain, end).await.is_err() {
             tracing::debug!(channel = self.name, "the node did not answer the close of a produce stream in time");
@@ -274,11 +279,10 @@ impl Serving {
     }
 }
 
-async fn reserve(
-    requests: Option<&mpsc::Sender<Outbound>>,
-) -> Result<mpsc::Permit<'_, Outbound>, mpsc::error::SendError<()>> {
+/// Waits until a request can be queued; `false` when the stream takes none any more.
+async fn room(requests: Option<&mpsc::Sender<Outbound>>) -> bool {
     match requests {
-        Some(requests) => requests.reserve().await,
+        Some(requests) => requests.reserve().await.is_ok(),
         None => std::future::pending().await,
     }
 }

@@ -46,15 +46,17 @@ pub(super) async fn open(core: Arc<Core>, channel: Channel) -> Result<ProduceStr
     let limit = core.settings.timeouts.open;
     match core.clock.timeout(limit, handshake(&core, &channel)).await {
         Ok(opened) => opened,
-        Err(_) => Err(StreamingError::unknown(format!("{} did not open a produce stream within {limit:?}", channel.owner.address))),
+        Err(_) => Err(StreamingError::unknown(format!(
+            "{} did not open a produce stream within {limit:?}",
+            channel.owner.address
+        ))),
     }
 }
 
 async fn handshake(core: &Core, channel: &Channel) -> Result<ProduceStream, StreamingError> {
     let server = channel.server();
     let connection = core.connections.channel(&server, Class::Append)?;
-    let mut grpc =
-        tonic::client::Grpc::new(connection).max_decoding_message_size(core.settings.limits.max_receive);
+    let mut grpc = tonic::client::Grpc::new(connection).max_decoding_message_size(core.settings.limits.max_receive);
     grpc.ready().await.map_err(|error| StreamingError::unknown(error.to_string()))?;
 
     let (requests, outbound) = mpsc::channel(READY);
@@ -68,7 +70,9 @@ async fn handshake(core: &Core, channel: &Channel) -> Result<ProduceStream, Stre
     let first = responses.message().await.map_err(|status| status_error(&status))?;
     match first.and_then(|first| first.response) {
         Some(Response::Create(_)) => Ok(ProduceStream { requests, responses }),
-        other => Err(StreamingError::unknown(format!("the first answer on a produce stream was not create but {other:?}"))),
+        other => {
+            Err(StreamingError::unknown(format!("the first answer on a produce stream was not create but {other:?}")))
+        }
     }
 }
 

@@ -157,7 +157,8 @@ impl Window {
 
     /// Ends the appends whose time is over; `cause` is what the channel last suffered from.
     pub(super) fn expire(&mut self, now: Instant, cause: Option<&str>) {
-        let mut over: Vec<Entry> = self.failed.extract_if(.., |_, entry| entry.deadline <= now).map(|(_, e)| e).collect();
+        let mut over: Vec<Entry> =
+            self.failed.extract_if(.., |_, entry| entry.deadline <= now).map(|(_, e)| e).collect();
         while let Some(first) = self.sent.first_entry().filter(|first| first.get().deadline <= now) {
             over.push(first.remove());
         }
