@@ -35,6 +35,13 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// The operating system's.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Takes the file's exclusive advisory lock, which ends when the file is closed, also by the death of the process.
+    /// False if another opening of the file holds it.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn try_lock(&self) -> io::Result<bool>;
+
     /// The file's length in bytes.
     ///
     /// # Errors

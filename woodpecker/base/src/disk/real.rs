@@ -127,6 +127,14 @@ impl DiskFile for RealFile {
         self.0.sync_data()
     }
 
+    fn try_lock(&self) -> io::Result<bool> {
+        match self.0.try_lock() {
+            Ok(()) => Ok(true),
+            Err(fs::TryLockError::WouldBlock) => Ok(false),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
@@ -190,6 +198,18 @@ mod tests {
         one.sync_data().unwrap();
         let written = fs::read(&path).unwrap();
         assert_eq!(written, b"11112222".repeat(50));
+    }
+
+    #[test]
+    fn a_lock_is_held_until_its_file_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marks");
+        let (one, two) =
+            (RealDisk.open(&path, OpenMode::Append).unwrap(), RealDisk.open(&path, OpenMode::Append).unwrap());
+        assert!(one.try_lock().unwrap());
+        assert!(!two.try_lock().unwrap());
+        drop(one);
+        assert!(two.try_lock().unwrap());
     }
 
     #[test]
