@@ -38,7 +38,7 @@ pub enum FormatError {
 }
 
 /// CRC-32C of several pieces as if they were one.
-fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+pub(crate) fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
     let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
     for piece in pieces {
         digest.update(piece);
@@ -49,28 +49,28 @@ fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
 }
 
 /// Reads fields off the front of a slice. What is missing reads as an error, never as a panic.
-struct Fields<'a>(&'a [u8]);
+pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
 
 impl Fields<'_> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
+    pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
         let (field, rest) = self.0.split_first_chunk::<N>().ok_or(FormatError::Structure("a field is cut off"))?;
         self.0 = rest;
         Ok(*field)
     }
 
-    fn u16(&mut self) -> Result<u16, FormatError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, FormatError> {
         self.array().map(u16::from_le_bytes)
     }
 
-    fn u32(&mut self) -> Result<u32, FormatError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, FormatError> {
         self.array().map(u32::from_le_bytes)
     }
 
-    fn u64(&mut self) -> Result<u64, FormatError> {
+    pub(crate) fn u64(&mut self) -> Result<u64, FormatError> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn u128(&mut self) -> Result<u128, FormatError> {
+    pub(crate) fn u128(&mut self) -> Result<u128, FormatError> {
         self.array().map(u128::from_le_bytes)
     }
 }

@@ -3,5 +3,6 @@
 pub mod backend;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod disk;
 pub mod format;
 pub mod memory;

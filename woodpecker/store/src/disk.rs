@@ -1,0 +1,331 @@
+//! The `local` backend: volumes on this machine's disk.
+//!
+//! Every process that writes has one volume of its own, `<data dir>/volumes/<volume id>/`, with one writer, so the
+//! number of syncs depends on time and bytes, not on the number of logs. Processes on the machine that share the
+//! directory read and fence one another's segments. A volume is never repaired in place: whoever comes next starts a
+//! new one. `docs/volume-format.md` describes the files and the fence.
+
+mod file;
+mod index;
+mod marks;
+mod queue;
+mod scan;
+mod segment;
+mod space;
+#[cfg(test)]
+mod tests;
+mod volume;
+mod writer;
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use tokio::sync::{oneshot, watch};
+use woodpecker_base::{
+    clock::{Clock, Instant},
+    disk::{Disk, OpenMode},
+    random::Random,
+};
+use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
+
+use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+
+use file::{VolumeDir, unreadable};
+use segment::{Live, MAX_APPEND_BYTES, Reader, Writer};
+use volume::{FullFiles, Volume, Weighter};
+use writer::{Shared, VolumeWriter};
+
+/// The content of `<data dir>/format`: says whose directory it is, and in which version.
+const IDENTITY: &str = "woodpecker-volumes 1\n";
+/// After a volume failed, how long until another is tried.
+const RETRY_FAILED: Duration = Duration::from_secs(10);
+
+/// How much of what a [`LocalBackend`] uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalSettings {
+    /// Size of a data file, in bytes. A file is the unit in which space comes back.
+    pub file_bytes: u64,
+    /// Most entry bytes in one batch, unless a single append is larger.
+    pub batch_bytes: usize,
+    /// Hard bound of what waits to be written, in entry bytes.
+    pub queue_bytes: usize,
+    /// Recently written entries kept in memory for tail readers, in bytes.
+    pub tail_bytes: usize,
+    /// Indexes of full files kept in memory for catch-up readers, in bytes.
+    pub index_bytes: u64,
+}
+
+impl Default for LocalSettings {
+    fn default() -> Self {
+        Self {
+            file_bytes: 64 << 20,
+            batch_bytes: 4 << 20,
+            queue_bytes: 1 << 30,
+            tail_bytes: 64 << 20,
+            index_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Segments on this machine's disk. An ack means: written and synced (fdatasync), the file's directory entry too.
+pub struct LocalBackend {
+    root: PathBuf,
+    settings: LocalSettings,
+    disk: Arc<dyn Disk>,
+    clock: Clock,
+    random: Random,
+    /// This process, to others.
+    process: u128,
+    full: Arc<FullFiles>,
+    volumes: Mutex<BTreeMap<VolumeId, Weak<Volume>>>,
+    own: tokio::sync::Mutex<Own>,
+}
+
+/// The volume that this process writes.
+enum Own {
+    None,
+    Writing { shared: Arc<Shared>, ended: watch::Receiver<()> },
+    Failed { reason: Arc<str>, at: Instant },
+    Closed,
+}
+
+impl fmt::Debug for LocalBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBackend").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+/// Runs blocking work where the disk says, and waits for what it gives.
+async fn blocking<T: Send + 'static>(
+    disk: &Arc<dyn Disk>,
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let (answer, answered) = oneshot::channel();
+    disk.run(Box::new(move || {
+        // Nobody waits any more when the caller was dropped.
+        let _ = answer.send(work());
+    }))
+    .await;
+    answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable("the process is shutting down".into())))
+}
+
+impl LocalBackend {
+    /// Opens the data directory, which is made if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] for a directory that is not ours or of a newer version; [`StoreError::Unavailable`] when
+    /// the disk refuses.
+    pub async fn open(
+        root: impl Into<PathBuf>,
+        settings: LocalSettings,
+        disk: Arc<dyn Disk>,
+        clock: Clock,
+        random: Random,
+    ) -> Result<Self, StoreError> {
+        let root = root.into();
+        let (at, on) = (root.clone(), disk.clone());
+        let process = random.u128();
+        blocking(&disk, move || claim(&at, &*on, process)).await?;
+        let full = Arc::new(FullFiles::with_weighter(1_024, settings.index_bytes, Weighter));
+        Ok(Self {
+            root,
+            settings,
+            disk,
+            clock,
+            random,
+            process,
+            full,
+            volumes: Mutex::default(),
+            own: tokio::sync::Mutex::new(Own::None),
+        })
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Weak<Volume>>> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dir(&self, id: VolumeId) -> VolumeDir {
+        VolumeDir { id, path: self.root.join("volumes").join(id.to_string()), disk: self.disk.clone() }
+    }
+
+    /// The volume as this process knows it already, or a fresh look at it.
+    fn volume(&self, id: VolumeId) -> Arc<Volume> {
+        let mut volumes = self.volumes();
+        if let Some(known) = volumes.get(&id).and_then(Weak::upgrade) {
+            return known;
+        }
+        volumes.retain(|_, volume| volume.strong_count() > 0);
+        let found = Arc::new(Volume::found(self.dir(id), self.full.clone()));
+        volumes.insert(id, Arc::downgrade(&found));
+        found
+    }
+
+    /// The volume to write, made if there is none.
+    async fn writing(&self) -> Result<Arc<Shared>, StoreError> {
+        let mut own = self.own.lock().await;
+        match &*own {
+            Own::Writing { shared, .. } => match shared.failure() {
+                None if !shared.queue.is_closed() => return Ok(shared.clone()),
+                reason => {
+                    let reason = reason.unwrap_or_else(|| "its writer is gone".into());
+                    *own = Own::Failed { reason: reason.clone(), at: self.clock.now() };
+                    return Err(StoreError::Failed(reason));
+                }
+            },
+            Own::Failed { reason, at } if self.clock.now().duration_since(*at) < RETRY_FAILED => {
+                return Err(StoreError::Failed(reason.clone()));
+            }
+            Own::Closed => return Err(StoreError::Unavailable("the backend is closed".into())),
+            Own::None | Own::Failed { .. } => {}
+        }
+        let (shared, ended) = self.start().await?;
+        *own = Own::Writing { shared: shared.clone(), ended };
+        Ok(shared)
+    }
+
+    /// Makes a volume, without a data file yet, and starts its writer.
+    async fn start(&self) -> Result<(Arc<Shared>, watch::Receiver<()>), StoreError> {
+        let dir = self.dir(VolumeId(self.random.u128()));
+        let (volumes, made) = (self.root.join("volumes"), dir.clone());
+        let marks = blocking(&self.disk, move || {
+            let failed = |error| StoreError::Failed(format!("cannot make {}: {error}", made.path.display()).into());
+            made.disk.create_dir_all(&made.path).map_err(failed)?;
+            let marks = made.disk.open(&made.marks(), OpenMode::Append).map_err(failed)?;
+            if !marks.try_lock().map_err(failed)? {
+                return Err(failed(io::Error::other("another process writes it")));
+            }
+            made.disk.sync_dir(&made.path).map_err(failed)?;
+            made.disk.sync_dir(&volumes).map_err(failed)?;
+            Ok(marks)
+        })
+        .await?;
+        let id = dir.id;
+        let volume = Arc::new(Volume::fed(dir, self.full.clone()));
+        self.volumes().insert(id, Arc::downgrade(&volume));
+        let shared = Arc::new(Shared::new(volume, self.settings.queue_bytes));
+        let (running, ended) = watch::channel(());
+        let writer = VolumeWriter::new(shared.clone(), self.settings.clone(), marks, self.process, running);
+        self.disk.spawn_writer("volume", writer.run().boxed());
+        tracing::info!(volume = %id, "started a volume");
+        Ok((shared, ended))
+    }
+
+    /// The segment as this process writes it, if it does.
+    async fn live(&self, key: SegmentKey, placement: &Placement) -> Option<Arc<Live>> {
+        match &*self.own.lock().await {
+            Own::Writing { shared, .. } if shared.volume.dir.id == placement.volume => shared.live(key),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for LocalBackend {
+    fn drop(&mut self) {
+        if let Own::Writing { shared, .. } = self.own.get_mut() {
+            shared.queue.close();
+        }
+    }
+}
+
+/// Makes the directory ours, or checks that it is.
+fn claim(root: &Path, disk: &dyn Disk, process: u128) -> Result<(), StoreError> {
+    let failed = |error| unreadable(root, &error);
+    let foreign = |detail: String| StoreError::Corrupt { what: root.display().to_string(), detail };
+    disk.create_dir_all(&root.join("volumes")).map_err(failed)?;
+    match disk.open(&root.join("format"), OpenMode::Read) {
+        Ok(file) => {
+            let mut said = vec![0; IDENTITY.len() + 1];
+            let got = file.read_at(&mut said, 0).map_err(failed)?;
+            let said = String::from_utf8_lossy(said.get(..got).unwrap_or_default()).into_owned();
+            if said == IDENTITY {
+                Ok(())
+            } else {
+                let said = said.trim_end();
+                Err(foreign(format!("its `format` file says {said:?}, this program needs {:?}", IDENTITY.trim_end())))
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if !disk.list(&root.join("volumes")).map_err(failed)?.is_empty() {
+                return Err(foreign("it has volumes and no `format` file: not a data directory of ours".to_owned()));
+            }
+            // Under a name of its own first: another process may be doing the same.
+            let draft = root.join(format!("format.{process:032x}"));
+            let file = disk.open(&draft, OpenMode::CreateNew).map_err(failed)?;
+            file.write_all_at(IDENTITY.as_bytes(), 0).map_err(failed)?;
+            file.sync_data().map_err(failed)?;
+            disk.rename(&draft, &root.join("format")).map_err(failed)?;
+            disk.sync_dir(root).map_err(failed)?;
+            root.parent().map_or(Ok(()), |parent| disk.sync_dir(parent).map_err(failed))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[async_trait]
+impl Backend for LocalBackend {
+    fn name(&self) -> &'static str {
+        "local"
+    }
+
+    fn max_append_bytes(&self) -> usize {
+        MAX_APPEND_BYTES
+    }
+
+    async fn create(
+        &self,
+        key: SegmentKey,
+        owner: Arc<dyn SegmentOwner>,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        let shared = self.writing().await?;
+        let segment = shared.create(key, owner)?;
+        Ok(Arc::new(Writer { segment, queue: shared.queue.clone() }))
+    }
+
+    async fn open(
+        &self,
+        key: SegmentKey,
+        placement: &Placement,
+        end: Option<u64>,
+    ) -> Result<Arc<dyn SegmentReader>, StoreError> {
+        Ok(Arc::new(Reader {
+            key,
+            placement: placement.clone(),
+            end,
+            live: self.live(key, placement).await,
+            volume: self.volume(placement.volume),
+            clock: self.clock.clone(),
+            random: self.random.clone(),
+            cursor: Mutex::default(),
+        }))
+    }
+
+    async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
+        let (volume, from_batch, process) = (self.volume(placement.volume), placement.from_batch, self.process);
+        blocking(&self.disk, move || volume.fence(key, from_batch, epoch, process)).await
+    }
+
+    async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
+        let volume = self.volume(placement.volume);
+        blocking(&self.disk, move || volume.delete(key)).await
+    }
+
+    async fn close(&self) {
+        let ended = match std::mem::replace(&mut *self.own.lock().await, Own::Closed) {
+            Own::Writing { shared, ended } => {
+                shared.queue.close();
+                Some(ended)
+            }
+            _ => None,
+        };
+        if let Some(mut ended) = ended {
+            while ended.changed().await.is_ok() {}
+        }
+    }
+}
