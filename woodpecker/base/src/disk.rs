@@ -10,6 +10,7 @@ pub use self::real::RealDisk;
 mod real;
 
 /// An open file. All calls are synchronous and may block; run them where [`Disk::run`] or [`Disk::spawn_writer`] says.
+#[expect(clippy::len_without_is_empty, reason = "nobody asks a file whether it is empty")]
 pub trait DiskFile: Send + Sync + fmt::Debug {
     /// Reads up to `buffer.len()` bytes at `offset`; fewer only at the end of the file.
     ///

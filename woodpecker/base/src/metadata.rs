@@ -9,9 +9,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-pub use self::memory::MemoryStore;
+pub use self::{
+    etcd::{EtcdSettings, EtcdStore, EtcdTls, EtcdUser},
+    memory::MemoryStore,
+    redb::RedbStore,
+};
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod etcd;
 mod memory;
+mod redb;
 mod state;
 
 /// A point in the store's history. Every committed write transaction takes the next one; it never repeats or falls.

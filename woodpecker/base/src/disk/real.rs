@@ -76,10 +76,9 @@ impl Disk for RealDisk {
         #[expect(clippy::disallowed_methods, reason = "the one place that uses blocking threads")]
         let running = tokio::task::spawn_blocking(work);
         async move {
-            match running.await.map_err(tokio::task::JoinError::try_into_panic) {
-                Err(Ok(panic)) => std::panic::resume_unwind(panic),
-                // The runtime is shutting down: nobody is left to be told that the work was dropped.
-                Err(Err(_)) | Ok(()) => {}
+            // Otherwise it ran, or the runtime is shutting down and nobody is left to be told that it did not.
+            if let Err(Ok(panic)) = running.await.map_err(tokio::task::JoinError::try_into_panic) {
+                std::panic::resume_unwind(panic);
             }
         }
         .boxed()

@@ -215,14 +215,31 @@ impl Watching {
 
 #[cfg(test)]
 mod tests {
+    use futures::{FutureExt, future::ready};
+
     use super::*;
-    use crate::metadata::Compare;
+    use crate::metadata::{
+        Compare,
+        conformance::{self, Subject},
+    };
 
     async fn put(store: &MemoryStore, key: &str, value: &'static str) -> Revision {
         match store.commit(Txn::new().put(key, value)).await.unwrap() {
             TxnOutcome::Committed(revision) => revision,
             TxnOutcome::Conflict => panic!("nothing to conflict with"),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_contract_holds() {
+        let clock = Clock::system();
+        let store = MemoryStore::new(clock.clone());
+        let compacted = store.clone();
+        let compact = Box::new(move |revision| {
+            compacted.compact(revision);
+            ready(()).boxed()
+        });
+        conformance::all(&Subject { store: Arc::new(store), clock, compact }).await;
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,12 +48,17 @@ pub(super) struct Change {
 impl State {
     /// An empty store. Like etcd it starts at revision 1, so that the first write is 2 and 0 means "never".
     pub fn new() -> Self {
-        Self::restore(1, 0, BTreeMap::new())
+        Self::restore(1, 0, BTreeMap::new(), &[])
     }
 
-    /// A store with this content and no history.
-    pub fn restore(revision: Revision, last_lease: i64, keys: BTreeMap<String, KeyValue>) -> Self {
-        Self {
+    /// A store with this content and no history; every lease has its whole time to live from the origin on.
+    pub fn restore(
+        revision: Revision,
+        last_lease: i64,
+        keys: BTreeMap<String, KeyValue>,
+        leases: &[(LeaseId, Duration)],
+    ) -> Self {
+        let mut state = Self {
             revision,
             compacted: if revision > 1 { revision } else { 0 },
             keys,
@@ -62,7 +67,16 @@ impl State {
             leases: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             last_lease,
+        };
+        for (lease, ttl) in leases {
+            state.add_lease(*lease, *ttl, Duration::ZERO);
         }
+        for item in state.keys.values() {
+            if let Some(lease) = item.lease.and_then(|lease| state.leases.get_mut(&lease)) {
+                lease.keys.insert(item.key.clone());
+            }
+        }
+        state
     }
 
     pub fn get(&self, key: &str) -> Option<KeyValue> {
@@ -189,11 +203,10 @@ impl State {
         LeaseId(self.last_lease + 1)
     }
 
-    /// Starts a lease and attaches the keys that already name it.
+    /// Starts a lease.
     pub fn add_lease(&mut self, id: LeaseId, ttl: Duration, now: Duration) {
         let deadline = now + ttl;
-        let keys = self.keys.values().filter(|item| item.lease == Some(id)).map(|item| item.key.clone()).collect();
-        self.leases.insert(id, Lease { ttl, deadline, keys });
+        self.leases.insert(id, Lease { ttl, deadline, keys: BTreeSet::new() });
         self.deadlines.insert((deadline, id));
         self.last_lease = self.last_lease.max(id.0);
     }
