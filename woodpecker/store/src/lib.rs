@@ -6,3 +6,4 @@ pub mod conformance;
 pub mod disk;
 pub mod format;
 pub mod memory;
+pub mod object;

@@ -1,0 +1,3 @@
+//! Segments in object storage.
+
+pub mod store;
