@@ -1,3 +1,193 @@
-//! Segments in object storage.
+//! Segments in object storage: zero disk, at the price of a PUT's latency.
+//!
+//! Each process writes a volume of its own, objects `volumes/<volume>/<number>`, each a batch with blocks of many
+//! segments, each PUT only if nothing is there yet. Who takes a segment over puts a *fence* into the first missing place:
+//! what lies beyond does not exist, and the writer, whose PUT must fail there, goes on in a new volume. So a fenced
+//! writer can never ack, whatever it believes, and the number of PUTs follows time and bytes, never the number of logs.
 
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use object_store::ObjectStore;
+use serde::{Deserialize, Serialize};
+use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
+use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
+
+use self::{bucket::Bucket, reader::Reader, segment::MAX_APPEND_BYTES, view::View, volume::Volume};
+use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+
+mod backoff;
+mod bucket;
+mod fence;
+mod reader;
+mod sections;
+mod segment;
 pub mod store;
+mod view;
+mod volume;
+
+/// How objects are cut, paced and retried.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ObjectSettings {
+    /// While a PUT is in flight, another one is started only when this many bytes are gathered.
+    pub flush_bytes: usize,
+    /// What is put into one object at most, unless a single append is larger.
+    pub batch_bytes: usize,
+    /// PUTs in flight at most; more than 8 count as 8.
+    pub puts_in_flight: usize,
+    /// PUTs started per second at most, by this process.
+    pub puts_per_second: u32,
+    /// Entries queued at most; beyond it appends are refused.
+    pub queued_bytes: usize,
+    /// A PUT is repeated for so long; then the volume stops and its segments end as failed.
+    pub put_deadline: Duration,
+    /// One request may take so long, and a second more for each MiB it moves.
+    pub request_timeout: Duration,
+    /// Memory for what was read or written lately.
+    pub cache_bytes: u64,
+}
+
+impl Default for ObjectSettings {
+    fn default() -> Self {
+        Self {
+            flush_bytes: 2 << 20,
+            batch_bytes: 4 << 20,
+            puts_in_flight: 4,
+            puts_per_second: 200,
+            queued_bytes: 256 << 20,
+            put_deadline: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(3),
+            cache_bytes: 256 << 20,
+        }
+    }
+}
+
+/// The backend `object`: one process's access to the segments in one object store.
+#[derive(Debug)]
+pub struct ObjectBackend {
+    bucket: Arc<Bucket>,
+    tasks: Tasks,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    closed: bool,
+    /// The volume that new segments go to.
+    current: Option<Arc<Volume>>,
+    /// Every volume that this process wrote and that may still hold something.
+    own: BTreeMap<VolumeId, Arc<Volume>>,
+    /// What is known of other processes' volumes, shared by all who read them.
+    views: BTreeMap<VolumeId, Weak<View>>,
+}
+
+impl ObjectBackend {
+    /// A backend on a store that passed [`store::probe`]. Makes no request. Its volumes are written in `tasks`; what is
+    /// not stored when they stop is lost, as in a crash.
+    #[must_use]
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        settings: ObjectSettings,
+        clock: Clock,
+        random: Random,
+        tasks: Tasks,
+    ) -> Self {
+        Self { bucket: Arc::new(Bucket::new(store, settings, clock, random)), tasks, state: Mutex::default() }
+    }
+
+    fn own(&self, id: VolumeId) -> Option<Arc<Volume>> {
+        self.state().own.get(&id).cloned()
+    }
+
+    fn view(&self, id: VolumeId) -> Arc<View> {
+        let mut state = self.state();
+        if let Some(volume) = state.own.get(&id) {
+            return Arc::clone(&volume.view);
+        }
+        if let Some(view) = state.views.get(&id).and_then(Weak::upgrade) {
+            return view;
+        }
+        let view = View::new(Arc::clone(&self.bucket), id, false);
+        state.views.retain(|_, view| view.strong_count() > 0);
+        state.views.insert(id, Arc::downgrade(&view));
+        view
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Backend for ObjectBackend {
+    fn name(&self) -> &'static str {
+        "object"
+    }
+
+    fn max_append_bytes(&self) -> usize {
+        MAX_APPEND_BYTES
+    }
+
+    async fn create(
+        &self,
+        key: SegmentKey,
+        owner: Arc<dyn SegmentOwner>,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        let mut state = self.state();
+        if state.closed || self.tasks.is_stopping() {
+            return Err(StoreError::Unavailable("the backend is closed".into()));
+        }
+        if let Some(writer) = state.current.as_ref().and_then(|volume| volume.create(key, Arc::clone(&owner))) {
+            return Ok(writer);
+        }
+        let volume = Volume::start(&self.bucket, &self.tasks);
+        state.own.retain(|_, volume| !volume.is_spent());
+        state.own.insert(volume.id(), Arc::clone(&volume));
+        state.current = Some(Arc::clone(&volume));
+        volume.create(key, owner).ok_or_else(|| StoreError::Unavailable("the backend is closed".into()))
+    }
+
+    async fn open(
+        &self,
+        key: SegmentKey,
+        placement: &Placement,
+        end: Option<u64>,
+    ) -> Result<Arc<dyn SegmentReader>, StoreError> {
+        let (view, volume) = (self.view(placement.volume), self.own(placement.volume));
+        Ok(Arc::new(Reader::new(view, volume, key, placement.from_batch, end, self.tasks.clone())))
+    }
+
+    async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
+        if let Some(volume) = self.own(placement.volume)
+            && let Some(tail) = volume.stop(key).await?
+        {
+            return Ok(tail);
+        }
+        fence::fence(&self.view(placement.volume), key, placement.from_batch, epoch).await
+    }
+
+    async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
+        let Some(volume) = self.own(placement.volume) else { return Ok(()) };
+        let unneeded = volume.delete(key);
+        if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(placement.volume, unneeded).await }
+    }
+
+    async fn close(&self) {
+        let volume = {
+            let mut state = self.state();
+            state.closed = true;
+            state.current.take()
+        };
+        if let Some(volume) = volume {
+            volume.close().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -71,7 +71,9 @@ fn refused_properly(error: Error) -> Result<(), StoreOpenError> {
             Err(StoreOpenError::NoConditionalPut(error.to_string()))
         }
         // The library has no kind of its own for "501 Not Implemented".
-        error if error.to_string().contains("501 Not Implemented") => Err(StoreOpenError::NoConditionalPut(error.to_string())),
+        error if error.to_string().contains("501 Not Implemented") => {
+            Err(StoreOpenError::NoConditionalPut(error.to_string()))
+        }
         error => Err(StoreOpenError::Unavailable(error.to_string())),
     }
 }
