@@ -1,1 +1,5 @@
+//! `streaming`: every role and every operator verb in one binary.
+
+mod config;
+
 fn main() {}

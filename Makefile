@@ -1,0 +1,30 @@
+# Two commands matter: `make run` and `make test`. Both install what they need from Debian's packages.
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: run test check build protoc etcd
+
+run: protoc
+	cargo run --locked --release -- standalone
+
+build: protoc
+	cargo build --locked --release
+
+test: protoc etcd
+	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked --manifest-path tests/sim/Cargo.toml --profile sim
+
+check: protoc
+	cargo fmt --all --check
+	cargo fmt --manifest-path tests/sim/Cargo.toml --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	tools/dependency-direction
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps --document-private-items
+
+# The etcd client's build script runs protoc; our own .proto files need none.
+protoc:
+	@command -v protoc >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq protobuf-compiler; }
+
+# The tests run a real etcd.
+etcd:
+	@command -v etcd >/dev/null || { $(SUDO) apt-get update -qq && $(SUDO) apt-get install -y -qq etcd-server; }

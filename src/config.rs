@@ -1,0 +1,236 @@
+//! Configuration: one struct, filled from defaults, a file, the environment and the command line, in that order.
+//!
+//! Key names are Milvus' where the meaning is the same, so that one file can serve both. Sizes and durations carry
+//! their unit (`64MiB`, `200ms`). An unknown key or an impossible value stops the start and is named.
+
+mod load;
+mod secret;
+mod storage;
+mod validate;
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::{
+    load::{Sources, load},
+    secret::Secret,
+    storage::{Etcd, Metastore, MetastoreType, Minio, StorageType, Woodpecker},
+};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Config {
+    pub(crate) msg_channel: MsgChannel,
+    pub(crate) common: Common,
+    pub(crate) root_coord: RootCoord,
+    pub(crate) streaming_node: StreamingNode,
+    pub(crate) streaming: Streaming,
+    pub(crate) metastore: Metastore,
+    pub(crate) etcd: Etcd,
+    pub(crate) woodpecker: Woodpecker,
+    pub(crate) minio: Minio,
+    pub(crate) admin: Admin,
+    pub(crate) log: Log,
+}
+
+/// Names of channels; the cluster's name travels with every call.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MsgChannel {
+    pub(crate) chan_name_prefix: ChanNamePrefix,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ChanNamePrefix {
+    pub(crate) cluster: String,
+    pub(crate) root_coord_dml: String,
+}
+
+impl Default for ChanNamePrefix {
+    fn default() -> Self {
+        Self { cluster: "by-dev".into(), root_coord_dml: "rootcoord-dml".into() }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Common {
+    pub(crate) session: Session,
+    pub(crate) pre_created_topic: PreCreatedTopic,
+    /// How long a graceful stop may take before the process gives up and exits with an error.
+    #[serde(with = "humantime_serde")]
+    pub(crate) graceful_stop_timeout: Option<Duration>,
+}
+
+impl Common {
+    pub(crate) fn grace(&self) -> Duration {
+        self.graceful_stop_timeout.unwrap_or(Duration::from_secs(25))
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Session {
+    /// Time to live of a session's lease: how long after its last sign of life a process counts as dead.
+    #[serde(with = "humantime_serde")]
+    pub(crate) ttl: Duration,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { ttl: Duration::from_secs(10) }
+    }
+}
+
+/// Channel names given one by one, in place of `<cluster>-<rootCoordDml>_<i>`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct PreCreatedTopic {
+    pub(crate) enabled: bool,
+    pub(crate) names: Vec<String>,
+}
+
+/// The coordinator.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct RootCoord {
+    /// Address to listen on.
+    pub(crate) ip: String,
+    /// Port to listen on; 0 takes a free one.
+    pub(crate) port: u16,
+    /// `host:port` that others dial; empty means the address it listens on.
+    pub(crate) advertise: String,
+    /// Number of physical channels.
+    pub(crate) dml_channel_num: u32,
+}
+
+impl Default for RootCoord {
+    fn default() -> Self {
+        Self { ip: "127.0.0.1".into(), port: 53100, advertise: String::new(), dml_channel_num: 16 }
+    }
+}
+
+/// A streaming node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct StreamingNode {
+    pub(crate) ip: String,
+    pub(crate) port: u16,
+    pub(crate) advertise: String,
+}
+
+impl Default for StreamingNode {
+    fn default() -> Self {
+        Self { ip: "127.0.0.1".into(), port: 22222, advertise: String::new() }
+    }
+}
+
+/// The stream service on top of the logs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Streaming {
+    pub(crate) wal_write_ahead_buffer: WriteAheadBuffer,
+    /// Cadence of the ticks an idle consumer sees.
+    #[serde(with = "humantime_serde")]
+    pub(crate) time_tick_interval: Duration,
+    /// Largest message, payload and properties together.
+    pub(crate) max_message_size: ByteSize,
+    /// Periodic look at the balance of channels over nodes.
+    #[serde(with = "humantime_serde")]
+    pub(crate) balance_interval: Duration,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            wal_write_ahead_buffer: WriteAheadBuffer::default(),
+            time_tick_interval: Duration::from_millis(200),
+            max_message_size: ByteSize::mib(16),
+            balance_interval: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Recent messages kept in memory for subscribers at the tail, per WAL.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WriteAheadBuffer {
+    pub(crate) capacity: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub(crate) keepalive: Duration,
+}
+
+impl Default for WriteAheadBuffer {
+    fn default() -> Self {
+        Self { capacity: ByteSize::mib(64), keepalive: Duration::from_secs(30) }
+    }
+}
+
+/// HTTP for operators: health, metrics.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Admin {
+    pub(crate) enabled: bool,
+    pub(crate) ip: String,
+    pub(crate) port: u16,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { enabled: true, ip: "127.0.0.1".into(), port: 9091 }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Log {
+    /// A level (`info`) or a filter (`info,woodpecker=debug`).
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Config {
+    /// The configuration with every secret replaced, as YAML.
+    pub(crate) fn dump(&self) -> anyhow::Result<String> {
+        Ok(serde_saphyr::to_string(self)?)
+    }
+
+    /// Names of the physical channels, in order.
+    pub(crate) fn channels(&self) -> Vec<String> {
+        if self.common.pre_created_topic.enabled {
+            return self.common.pre_created_topic.names.clone();
+        }
+        let prefix = &self.msg_channel.chan_name_prefix;
+        (0..self.root_coord.dml_channel_num)
+            .map(|i| format!("{}-{}_{i}", prefix.cluster, prefix.root_coord_dml))
+            .collect()
+    }
+
+    /// Prefix of all Milvus-style metadata keys.
+    pub(crate) fn meta_root(&self) -> String {
+        format!("{}/{}", self.etcd.root_path, self.etcd.meta_sub_path)
+    }
+
+    /// Where a path that was left empty goes, under the data directory.
+    pub(crate) fn data_path(&self, below: &str) -> PathBuf {
+        PathBuf::from(&self.woodpecker.storage.root_path).join(below)
+    }
+}

@@ -1,0 +1,214 @@
+//! Where metadata and log data live.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::Secret;
+
+/// The metadata store.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Metastore {
+    #[serde(rename = "type")]
+    pub(crate) kind: MetastoreType,
+    /// File of the embedded store; empty means `metadata.redb` in the data directory.
+    pub(crate) path: String,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MetastoreType {
+    /// A file of this process: one process only.
+    #[default]
+    Embedded,
+    Etcd,
+}
+
+/// The etcd cluster; `rootPath` and `metaSubPath` are used with every metadata store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Etcd {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) root_path: String,
+    pub(crate) meta_sub_path: String,
+    pub(crate) auth: EtcdAuth,
+    pub(crate) ssl: EtcdSsl,
+}
+
+impl Default for Etcd {
+    fn default() -> Self {
+        Self {
+            endpoints: vec!["127.0.0.1:2379".into()],
+            root_path: "by-dev".into(),
+            meta_sub_path: "meta".into(),
+            auth: EtcdAuth::default(),
+            ssl: EtcdSsl::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct EtcdAuth {
+    pub(crate) enabled: bool,
+    pub(crate) user_name: String,
+    pub(crate) password: Secret,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct EtcdSsl {
+    pub(crate) enabled: bool,
+    #[serde(rename = "tlsCACert")]
+    pub(crate) tls_ca_cert: String,
+    pub(crate) tls_cert: String,
+    pub(crate) tls_key: String,
+}
+
+/// The log engine.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Woodpecker {
+    pub(crate) meta: WoodpeckerMeta,
+    pub(crate) storage: WoodpeckerStorage,
+    pub(crate) client: WoodpeckerClient,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WoodpeckerMeta {
+    /// Keys of the engine are `<etcd.rootPath>/<prefix>/…`.
+    pub(crate) prefix: String,
+}
+
+impl Default for WoodpeckerMeta {
+    fn default() -> Self {
+        Self { prefix: "woodpecker".into() }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WoodpeckerStorage {
+    /// The backend of new segments; old ones are read from wherever they are.
+    #[serde(rename = "type")]
+    pub(crate) kind: StorageType,
+    /// The data directory.
+    pub(crate) root_path: String,
+}
+
+impl Default for WoodpeckerStorage {
+    fn default() -> Self {
+        Self { kind: StorageType::Local, root_path: "./data".into() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StorageType {
+    /// A volume on the local disk.
+    #[default]
+    Local,
+    /// Objects in the store that `minio` describes.
+    #[serde(alias = "minio")]
+    Object,
+}
+
+impl StorageType {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Object => "object",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WoodpeckerClient {
+    pub(crate) segment_rolling_policy: SegmentRollingPolicy,
+    pub(crate) segment_append: SegmentAppend,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SegmentRollingPolicy {
+    pub(crate) max_size: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub(crate) max_interval: Duration,
+}
+
+impl Default for SegmentRollingPolicy {
+    fn default() -> Self {
+        Self { max_size: ByteSize::mib(256), max_interval: Duration::from_secs(600) }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct SegmentAppend {
+    /// Bytes one log may have on their way to the medium.
+    pub(crate) max_in_flight: ByteSize,
+}
+
+impl Default for SegmentAppend {
+    fn default() -> Self {
+        Self { max_in_flight: ByteSize::mib(64) }
+    }
+}
+
+/// The object store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Minio {
+    /// `aws` (any S3), `gcp`, `azure`, or `local` for a mounted file system.
+    pub(crate) cloud_provider: String,
+    /// Host, with or without a port, or a full URL.
+    pub(crate) address: String,
+    pub(crate) port: u16,
+    #[serde(rename = "useSSL")]
+    pub(crate) use_ssl: bool,
+    #[serde(rename = "accessKeyID")]
+    pub(crate) access_key_id: String,
+    pub(crate) secret_access_key: Secret,
+    pub(crate) bucket_name: String,
+    /// Prefix inside the bucket; with `cloudProvider: local` the directory.
+    pub(crate) root_path: String,
+    pub(crate) region: String,
+    pub(crate) use_virtual_host: bool,
+}
+
+impl Default for Minio {
+    fn default() -> Self {
+        Self {
+            cloud_provider: "aws".into(),
+            address: "127.0.0.1".into(),
+            port: 9000,
+            use_ssl: false,
+            access_key_id: String::new(),
+            secret_access_key: Secret::default(),
+            bucket_name: "a-bucket".into(),
+            root_path: "files".into(),
+            region: "us-east-1".into(),
+            use_virtual_host: false,
+        }
+    }
+}
+
+impl Minio {
+    /// The endpoint as a URL.
+    pub(crate) fn endpoint(&self) -> String {
+        if self.address.contains("://") {
+            return self.address.clone();
+        }
+        let scheme = if self.use_ssl { "https" } else { "http" };
+        let has_port = self.address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+        if has_port {
+            format!("{scheme}://{}", self.address)
+        } else {
+            format!("{scheme}://{}:{}", self.address, self.port)
+        }
+    }
+}

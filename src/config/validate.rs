@@ -1,0 +1,115 @@
+//! What no value may be.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{bail, ensure};
+
+use super::{Config, MetastoreType, StorageType};
+
+impl Config {
+    /// Says which key is impossible, and why.
+    pub(super) fn validate(&self) -> anyhow::Result<()> {
+        self.validate_names()?;
+        self.validate_addresses()?;
+        self.validate_limits()?;
+        self.validate_storage()
+    }
+
+    fn validate_names(&self) -> anyhow::Result<()> {
+        let prefix = &self.msg_channel.chan_name_prefix;
+        for (key, value) in [
+            ("msgChannel.chanNamePrefix.cluster", &prefix.cluster),
+            ("msgChannel.chanNamePrefix.rootCoordDml", &prefix.root_coord_dml),
+            ("etcd.rootPath", &self.etcd.root_path),
+            ("etcd.metaSubPath", &self.etcd.meta_sub_path),
+            ("woodpecker.meta.prefix", &self.woodpecker.meta.prefix),
+        ] {
+            ensure!(!value.is_empty(), "{key}: must not be empty");
+            let clean = value.bytes().all(|b| b.is_ascii_graphic()) && !value.starts_with('/') && !value.ends_with('/');
+            ensure!(clean, "{key}: {value:?} must be printable ASCII without spaces, and not begin or end with a slash");
+        }
+        if self.common.pre_created_topic.enabled {
+            let mut names = self.common.pre_created_topic.names.clone();
+            ensure!(!names.is_empty(), "common.preCreatedTopic.names: must name at least one channel");
+            ensure!(names.iter().all(|n| !n.is_empty()), "common.preCreatedTopic.names: a name is empty");
+            names.sort();
+            let count = names.len();
+            names.dedup();
+            ensure!(names.len() == count, "common.preCreatedTopic.names: a name appears twice");
+        }
+        Ok(())
+    }
+
+    fn validate_addresses(&self) -> anyhow::Result<()> {
+        for (key, value) in [
+            ("rootCoord.ip", &self.root_coord.ip),
+            ("streamingNode.ip", &self.streaming_node.ip),
+            ("admin.ip", &self.admin.ip),
+        ] {
+            ensure!(value.parse::<IpAddr>().is_ok(), "{key}: {value:?} is not an IP address");
+        }
+        Ok(())
+    }
+
+    fn validate_limits(&self) -> anyhow::Result<()> {
+        let positive = [
+            ("rootCoord.dmlChannelNum", u64::from(self.root_coord.dml_channel_num)),
+            ("streaming.maxMessageSize", self.streaming.max_message_size.as_u64()),
+            ("streaming.walWriteAheadBuffer.capacity", self.streaming.wal_write_ahead_buffer.capacity.as_u64()),
+            ("woodpecker.client.segmentRollingPolicy.maxSize", self.rolling().max_size.as_u64()),
+            ("woodpecker.client.segmentAppend.maxInFlight", self.max_in_flight()),
+        ];
+        for (key, value) in positive {
+            ensure!(value > 0, "{key}: must be more than zero");
+        }
+        ensure!(
+            self.streaming.max_message_size.as_u64() <= 128 << 20,
+            "streaming.maxMessageSize: {} is more than the 128 MiB that one gRPC message carries with room to spare",
+            self.streaming.max_message_size
+        );
+        let at_least = [
+            ("common.session.ttl", self.common.session.ttl, Duration::from_secs(1)),
+            ("streaming.timeTickInterval", self.streaming.time_tick_interval, Duration::from_millis(1)),
+            ("streaming.balanceInterval", self.streaming.balance_interval, Duration::from_millis(100)),
+            (
+                "woodpecker.client.segmentRollingPolicy.maxInterval",
+                self.rolling().max_interval,
+                Duration::from_secs(1),
+            ),
+        ];
+        for (key, value, least) in at_least {
+            ensure!(value >= least, "{key}: {value:?} is less than {least:?}");
+        }
+        if self.log.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
+            bail!("log.level: {:?} is neither a level nor a filter", self.log.level);
+        }
+        Ok(())
+    }
+
+    fn validate_storage(&self) -> anyhow::Result<()> {
+        if self.metastore.kind == MetastoreType::Etcd {
+            ensure!(!self.etcd.endpoints.is_empty(), "etcd.endpoints: must name at least one endpoint");
+        }
+        if self.etcd.auth.enabled {
+            ensure!(!self.etcd.auth.user_name.is_empty(), "etcd.auth.userName: must be set when etcd.auth.enabled is");
+        }
+        let provider = self.minio.cloud_provider.as_str();
+        ensure!(
+            matches!(provider, "aws" | "gcp" | "azure" | "local"),
+            "minio.cloudProvider: {provider:?} is none of aws, gcp, azure, local"
+        );
+        if self.woodpecker.storage.kind == StorageType::Object {
+            ensure!(!self.minio.bucket_name.is_empty(), "minio.bucketName: must be set for object storage");
+        }
+        ensure!(!self.woodpecker.storage.root_path.is_empty(), "woodpecker.storage.rootPath: must not be empty");
+        Ok(())
+    }
+
+    fn rolling(&self) -> &super::storage::SegmentRollingPolicy {
+        &self.woodpecker.client.segment_rolling_policy
+    }
+
+    fn max_in_flight(&self) -> u64 {
+        self.woodpecker.client.segment_append.max_in_flight.as_u64()
+    }
+}
