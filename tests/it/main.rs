@@ -1,1 +1,1 @@
-//! End to end.
+//! End to end: the real binary, real files and sockets, a real etcd, `kill -9`.

@@ -139,8 +139,9 @@ impl DiskFile for Handle {
         self.alive()?;
         locked(&self.disk.state).syncs += 1;
         let mut bytes = locked(&self.content.bytes);
-        bytes.durable = bytes.now.clone();
-        bytes.unsynced.clear();
+        for (offset, data) in std::mem::take(&mut bytes.unsynced) {
+            apply(&mut bytes.durable, offset, &data);
+        }
         Ok(())
     }
 

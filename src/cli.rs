@@ -1,0 +1,167 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, Sources, load};
+
+/// Write-ahead logs and streams for a vector database: append, durable log, ordered read.
+#[derive(Debug, Parser)]
+#[command(name = "streaming", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Coordinator, one node and the log engine in one process.
+    Standalone(ServerArgs),
+    /// The coordinator: finds nodes, assigns channels to them.
+    Coord(ServerArgs),
+    /// A node: serves produce and consume on the channels assigned to it.
+    Node(ServerArgs),
+    /// Appends the lines of a file, or of standard input, to a channel.
+    Produce(ProduceArgs),
+    /// Reads a channel in order.
+    Consume(ConsumeArgs),
+    /// Lists the channels and who serves them.
+    Channels(ListArgs),
+    /// Lists the live nodes.
+    Nodes(ListArgs),
+    /// Shows one channel.
+    Describe(DescribeArgs),
+    /// Measures append, read and the medium under them, side by side.
+    Bench(BenchArgs),
+}
+
+/// How a role is configured.
+#[derive(Debug, Args)]
+pub(crate) struct ServerArgs {
+    /// YAML file with configuration.
+    #[arg(long, env = "STREAMING_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Sets one key, for example --set rootCoord.port=0; may be given many times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// The data directory; the same as --set woodpecker.storage.rootPath=DIR.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Prints the configuration as it would be used, without secrets, and exits.
+    #[arg(long)]
+    pub(crate) dump_config: bool,
+}
+
+impl ServerArgs {
+    /// The configuration from all its sources.
+    ///
+    /// # Errors
+    /// A source cannot be read, a key is unknown, a value impossible.
+    pub(crate) fn load(&self) -> anyhow::Result<Config> {
+        let mut assignments = self.set.clone();
+        if let Some(data) = &self.data {
+            assignments.push(format!("woodpecker.storage.rootPath={}", data.display()));
+        }
+        load(&Sources { file: self.config.clone(), environment: std::env::vars().collect(), assignments })
+    }
+}
+
+/// How a client finds the cluster.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConnectArgs {
+    /// Address of the coordinator.
+    #[arg(long, env = "STREAMING_COORDINATOR", value_name = "HOST:PORT", default_value = "127.0.0.1:53100")]
+    pub(crate) coordinator: String,
+    /// Finds the coordinator through etcd instead, also after it moved.
+    #[arg(long, env = "STREAMING_ETCD", value_name = "ENDPOINTS", value_delimiter = ',')]
+    pub(crate) etcd: Vec<String>,
+    /// Root of the metadata keys in etcd.
+    #[arg(long, value_name = "PATH", default_value = "by-dev/meta")]
+    pub(crate) meta_root: String,
+    /// Name of the cluster; a server of another cluster refuses the call.
+    #[arg(long, env = "STREAMING_CLUSTER", value_name = "NAME", default_value = "by-dev")]
+    pub(crate) cluster: String,
+    /// How long to wait for the cluster before giving up.
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProduceArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+    /// The channel; the first one if not given.
+    pub(crate) channel: Option<String>,
+    /// File to read; standard input if not given.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// A line longer than this becomes several messages.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    pub(crate) max_record: ByteSize,
+    /// Prints the outcome as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsumeArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+    /// The channel; the first one if not given.
+    pub(crate) channel: Option<String>,
+    /// Where to start: earliest, latest, or the id of a message (SEGMENT:ENTRY, that one included).
+    #[arg(long, value_name = "POSITION", default_value = "earliest")]
+    pub(crate) from: String,
+    /// Stops after this many messages.
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// Stops when nothing came for this long.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) until_idle: Option<Duration>,
+    /// Writes to a file instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// One JSON object a message; payloads that are not UTF-8 in base64.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+    /// The channel.
+    pub(crate) channel: String,
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Bytes of one entry in the throughput measurements.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB")]
+    pub(crate) entry: ByteSize,
+    /// Bytes written in each throughput measurement.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub(crate) volume: ByteSize,
+    /// Operations in each latency measurement.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) operations: usize,
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
