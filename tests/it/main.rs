@@ -1,1 +1,6 @@
 //! End to end: the real binary, real files and sockets, a real etcd, `kill -9`.
+
+#![expect(clippy::disallowed_methods, reason = "tests drive processes, in real time")]
+
+mod first_stream;
+mod process;
