@@ -1,0 +1,70 @@
+//! Finding the cluster.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use streaming_client::{Channel, Client, Discovery, Edges, Settings};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{EtcdSettings, EtcdStore},
+    net::tcp_connector,
+    random::Random,
+};
+
+use crate::cli::ConnectArgs;
+
+/// A connected client, and the clock its verbs share with it.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) client: Client,
+    pub(crate) clock: Clock,
+}
+
+/// Connects, and waits until the coordinator has told of at least one channel.
+///
+/// # Errors
+/// Nobody answers in time: with the address and what to look at.
+pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> {
+    let clock = Clock::system();
+    let random = Random::system();
+    let discovery = if arguments.etcd.is_empty() {
+        Discovery::Address(arguments.coordinator.clone())
+    } else {
+        let settings = EtcdSettings { endpoints: arguments.etcd.clone(), ..EtcdSettings::default() };
+        let store = EtcdStore::connect(settings, clock.clone(), random.clone())
+            .await
+            .with_context(|| format!("cannot reach etcd at {}", arguments.etcd.join(",")))?;
+        Discovery::Metadata { store: Arc::new(store), meta_root: arguments.meta_root.clone() }
+    };
+    let settings = Settings { cluster: arguments.cluster.clone(), ..Settings::new(discovery) };
+    let edges = Edges { connector: tcp_connector(), clock: clock.clone(), random };
+    let client = Client::connect(settings, edges)?;
+    if let Err(not_ready) = client.wait_ready(arguments.timeout).await {
+        let whom = if arguments.etcd.is_empty() {
+            format!("the coordinator at {}", arguments.coordinator)
+        } else {
+            format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
+        };
+        bail!("{whom}: {not_ready}\nIs it running? Start one with `streaming standalone`, or name it with --coordinator.");
+    }
+    Ok(Cluster { client, clock })
+}
+
+/// The channel of that name, or the first one.
+///
+/// # Errors
+/// It does not exist, or nobody serves it in time.
+pub(crate) async fn pick_channel(
+    cluster: &Cluster,
+    name: Option<&str>,
+    arguments: &ConnectArgs,
+) -> anyhow::Result<Channel> {
+    let Some(name) = name else {
+        return cluster.client.channels().into_iter().next().context("the cluster has no channel");
+    };
+    cluster
+        .client
+        .wait_channel(name, arguments.timeout)
+        .await
+        .with_context(|| format!("channel {name}\n`streaming channels` lists those that are served"))
+}

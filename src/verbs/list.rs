@@ -1,0 +1,107 @@
+//! `streaming channels`, `nodes`, `describe`: who serves what.
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use streaming_client::Channel;
+
+use super::{connect, pick_channel, print_json};
+use crate::cli::{DescribeArgs, ListArgs};
+
+#[derive(Debug, Serialize)]
+struct ChannelLine {
+    name: String,
+    term: i64,
+    access: &'static str,
+    node: i64,
+    address: String,
+}
+
+impl From<&Channel> for ChannelLine {
+    fn from(channel: &Channel) -> Self {
+        Self {
+            name: channel.pchannel.name().to_owned(),
+            term: channel.pchannel.term(),
+            access: if channel.pchannel.is_read_only() { "read-only" } else { "read-write" },
+            node: channel.owner.server_id,
+            address: channel.owner.address.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct NodeLine {
+    id: i64,
+    address: String,
+    channels: usize,
+}
+
+/// Lists the channels that are assigned.
+///
+/// # Errors
+/// The cluster does not answer.
+pub(crate) async fn channels(arguments: ListArgs) -> anyhow::Result<()> {
+    let cluster = connect(&arguments.connect).await?;
+    let lines: Vec<ChannelLine> = cluster.client.channels().iter().map(ChannelLine::from).collect();
+    cluster.client.close().await;
+    if arguments.json {
+        return print_json(&lines);
+    }
+    let mut table = table(["CHANNEL", "TERM", "ACCESS", "NODE", "ADDRESS"]);
+    for line in lines {
+        table.add_row([line.name, line.term.to_string(), line.access.into(), line.node.to_string(), line.address]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// Lists the live nodes.
+///
+/// # Errors
+/// The cluster does not answer.
+pub(crate) async fn nodes(arguments: ListArgs) -> anyhow::Result<()> {
+    let cluster = connect(&arguments.connect).await?;
+    let channels = cluster.client.channels();
+    let owned = |id| channels.iter().filter(|channel| channel.owner.server_id == id).count();
+    let nodes = cluster.client.nodes().into_iter();
+    let lines: Vec<NodeLine> = nodes
+        .map(|node| NodeLine { id: node.server_id, channels: owned(node.server_id), address: node.address })
+        .collect();
+    cluster.client.close().await;
+    if arguments.json {
+        return print_json(&lines);
+    }
+    let mut table = table(["NODE", "ADDRESS", "CHANNELS"]);
+    for line in lines {
+        table.add_row([line.id.to_string(), line.address, line.channels.to_string()]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// Shows one channel.
+///
+/// # Errors
+/// It is not served, or the cluster does not answer.
+pub(crate) async fn describe(arguments: DescribeArgs) -> anyhow::Result<()> {
+    let cluster = connect(&arguments.connect).await?;
+    let channel = pick_channel(&cluster, Some(&arguments.channel), &arguments.connect).await?;
+    let line = ChannelLine::from(&channel);
+    cluster.client.close().await;
+    if arguments.json {
+        return print_json(&line);
+    }
+    let mut table = table(["KEY", "VALUE"]);
+    table.add_row(["channel", &line.name]);
+    table.add_row(["term", &line.term.to_string()]);
+    table.add_row(["access", line.access]);
+    table.add_row(["node", &line.node.to_string()]);
+    table.add_row(["address", &line.address]);
+    println!("{table}");
+    Ok(())
+}
+
+fn table<const N: usize>(header: [&str; N]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header);
+    table
+}
