@@ -203,12 +203,10 @@ mod tests {
         assert!(error.contains("rootpath") && error.contains("etcd"), "{error}");
         let error = from_assignments(&["nonsense.key=1"]).unwrap_err().to_string();
         assert!(error.contains("nonsense"), "{error}");
-        let error = load(&Sources {
-            environment: vec![("STREAMING_CONF_NO_SUCH".into(), "1".into())],
-            ..Sources::default()
-        })
-        .unwrap_err()
-        .to_string();
+        let error =
+            load(&Sources { environment: vec![("STREAMING_CONF_NO_SUCH".into(), "1".into())], ..Sources::default() })
+                .unwrap_err()
+                .to_string();
         assert!(error.contains("STREAMING_CONF_NO_SUCH"), "{error}");
     }
 

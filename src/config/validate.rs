@@ -26,7 +26,10 @@ impl Config {
         ] {
             ensure!(!value.is_empty(), "{key}: must not be empty");
             let clean = value.bytes().all(|b| b.is_ascii_graphic()) && !value.starts_with('/') && !value.ends_with('/');
-            ensure!(clean, "{key}: {value:?} must be printable ASCII without spaces, and not begin or end with a slash");
+            ensure!(
+                clean,
+                "{key}: {value:?} must be printable ASCII without spaces, and not begin or end with a slash"
+            );
         }
         if self.common.pre_created_topic.enabled {
             let mut names = self.common.pre_created_topic.names.clone();
@@ -71,11 +74,7 @@ impl Config {
             ("common.session.ttl", self.common.session.ttl, Duration::from_secs(1)),
             ("streaming.timeTickInterval", self.streaming.time_tick_interval, Duration::from_millis(1)),
             ("streaming.balanceInterval", self.streaming.balance_interval, Duration::from_millis(100)),
-            (
-                "woodpecker.client.segmentRollingPolicy.maxInterval",
-                self.rolling().max_interval,
-                Duration::from_secs(1),
-            ),
+            ("woodpecker.client.segmentRollingPolicy.maxInterval", self.rolling().max_interval, Duration::from_secs(1)),
         ];
         for (key, value, least) in at_least {
             ensure!(value >= least, "{key}: {value:?} is less than {least:?}");

@@ -4,7 +4,10 @@
 pub mod backoff;
 pub mod clock;
 pub mod disk;
+pub mod election;
 pub mod metadata;
 pub mod net;
 pub mod random;
+pub mod server_id;
+pub mod session;
 pub mod tasks;
