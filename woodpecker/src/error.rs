@@ -65,6 +65,7 @@ pub enum ReadError {
 
 macro_rules! answers {
     ($error:ty { $($pattern:pat => ($code:expr, $retryable:expr, $side_effects:expr)),+ $(,)? }) => {
+        #[allow(unused_variables, reason = "a pattern's binding is used by some of the three answers")]
         impl $error {
             /// A stable code for documentation and programs.
             #[must_use]
@@ -108,6 +109,17 @@ answers!(AppendError {
     Self::Closed => ("LOG_CLOSED", false, false),
     Self::Failed(e) => (e.code(), false, true),
 });
+
+impl From<LogError> for ReadError {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::NotFound(_) | LogError::Exists(_) | LogError::BadName(_) => Self::Deleted,
+            LogError::BadRecord { what, detail } => Self::Store(StoreError::Corrupt { what, detail }),
+            LogError::Metadata(error) => Self::Metadata(error),
+            LogError::Store(error) => Self::Store(error),
+        }
+    }
+}
 
 answers!(ReadError {
     Self::PositionLost { .. } => ("LOG_POSITION_LOST", false, false),

@@ -5,10 +5,15 @@
 //!             └── Reader   from any position to the tail and on
 //! ```
 
+mod catalog;
 mod client;
 mod error;
 mod log;
 mod reader;
+mod retry;
+mod takeover;
+mod view;
+mod views;
 mod writer;
 
 pub use client::{Client, Settings};

@@ -1,8 +1,20 @@
 //! Reading a log in order, from sealed past to the moving tail.
 
-use bytes::Bytes;
+use std::{fmt, sync::Arc};
 
-use crate::{EntryId, ReadError};
+use bytes::Bytes;
+use tokio::{select, sync::watch};
+use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
+use woodpecker_store::backend::{SegmentReader, StoreError};
+
+use self::ahead::{Ahead, CHUNK_BYTES};
+use crate::{
+    EntryId, LogError, ReadError,
+    client::Inner,
+    view::{Place, View},
+};
+
+mod ahead;
 
 /// Where a reader starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,16 +37,201 @@ pub struct Entry {
 }
 
 /// A cursor over a log; costs nothing while it waits.
-#[derive(Debug)]
-pub struct Reader {}
+pub struct Reader {
+    client: Arc<Inner>,
+    view: Arc<View>,
+    changes: watch::Receiver<()>,
+    start: Position,
+    /// The smallest id that the next entry can have; `None` until the first read.
+    next: Option<EntryId>,
+    ahead: Ahead,
+    tail: Option<Tail>,
+}
+
+/// The open segment that is being followed.
+struct Tail {
+    segment: u64,
+    reader: Arc<dyn SegmentReader>,
+    /// The last read was so full that there is probably more than a reader at the tail meets.
+    behind: bool,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("log", &self.view.name)
+            .field("start", &self.start)
+            .field("next", &self.next)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Reader {
+    pub(crate) fn new(client: Arc<Inner>, view: Arc<View>, start: Position) -> Self {
+        let changes = view.changes();
+        Self { client, view, changes, start, next: None, ahead: Ahead::default(), tail: None }
+    }
+
     /// The next entries, at least one; waits at the tail. Cancel-safe: an entry is either returned or still ahead.
     ///
     /// # Errors
     /// [`ReadError::PositionLost`] after truncation; checksum errors instead of wrong data; after a retryable error the
     /// same call goes on where it was.
     pub async fn next(&mut self) -> Result<Vec<Entry>, ReadError> {
-        std::future::pending().await
+        // The position moves, and entries leave the read-ahead, only where no await follows before the return.
+        loop {
+            self.changes.borrow_and_update();
+            let next = match self.next {
+                Some(next) => next,
+                None => self.find_start().await?,
+            };
+            self.check_truncated(next)?;
+            self.ahead.plan(&self.client, &self.view, next);
+            if let Some(read) = self.ahead.next().await {
+                match read {
+                    Ok((first, entries)) => return Ok(self.deliver(first, entries)),
+                    Err(error) => return Err(self.explain(error).await),
+                }
+            }
+            match self.view.place(next.segment) {
+                Place::Ended(_, entries) if next.entry < entries => {}
+                Place::Ended(..) => self.advance(next.segment),
+                Place::Open(open) => {
+                    if let Some(entries) = self.read_tail(&open, next).await? {
+                        return Ok(self.deliver(next, entries));
+                    }
+                }
+                Place::Ahead => self.wait().await,
+                Place::Unknown => self.find_segment(next).await?,
+                Place::Deleted => return Err(ReadError::Deleted),
+            }
+        }
+    }
+
+    fn deliver(&mut self, first: EntryId, payloads: Vec<Bytes>) -> Vec<Entry> {
+        let count = payloads.len() as u64;
+        self.next = Some(EntryId { segment: first.segment, entry: first.entry + count });
+        let id = |entry| EntryId { segment: first.segment, entry };
+        (first.entry..).zip(payloads).map(|(entry, payload)| Entry { id: id(entry), payload }).collect()
+    }
+
+    fn advance(&mut self, segment: u64) {
+        self.next = Some(EntryId { segment: segment + 1, entry: 0 });
+    }
+
+    fn check_truncated(&mut self, next: EntryId) -> Result<(), ReadError> {
+        match self.view.truncated() {
+            Some(truncated) if next <= truncated => {
+                self.ahead.clear();
+                Err(ReadError::PositionLost { earliest: truncated.successor() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn find_start(&mut self) -> Result<EntryId, ReadError> {
+        let (log, _) = self.client.current(&self.view).await?;
+        if !self.view.is_listed() {
+            self.view.learn_all_closed(self.client.catalog.segments(self.view.id).await?);
+        }
+        let next = match self.start {
+            Position::Earliest => log.earliest(),
+            Position::At(id) => id,
+            Position::After(id) => id.successor(),
+            Position::Latest => {
+                let first_open = log.open.first().map_or(log.next_segment(), |open| open.segment);
+                let newest = self.client.open_tail(&log).await?;
+                newest.map_or(EntryId { segment: first_open, entry: 0 }, EntryId::successor).max(log.earliest())
+            }
+        };
+        // Segments are numbered from 1.
+        let next = next.max(EntryId { segment: 1, entry: 0 });
+        self.next = Some(next);
+        Ok(next)
+    }
+
+    /// Entries of the open segment, or `None` after waiting for a change.
+    async fn read_tail(&mut self, open: &OpenSegment, next: EntryId) -> Result<Option<Vec<Bytes>>, ReadError> {
+        let tail = match &mut self.tail {
+            Some(tail) if tail.segment == open.segment => tail,
+            _ => {
+                let reader = self.client.open_segment(self.view.id, open, None).await?;
+                self.tail.insert(Tail { segment: open.segment, reader, behind: true })
+            }
+        };
+        if tail.behind {
+            let durable = self.client.retrying.once(tail.reader.tail()).await?;
+            tail.behind = false;
+            if durable > next.entry {
+                let reader = tail.reader.clone();
+                self.ahead.plan_open(&self.client, self.view.id, reader, open, next.entry, durable);
+                return Ok(None);
+            }
+        }
+        let reader = tail.reader.clone();
+        let entries = self.client.retrying.once(reader.read(next.entry, CHUNK_BYTES)).await?;
+        if entries.is_empty() {
+            self.views_follow();
+            select! {
+                biased;
+                () = reader.readable(next.entry) => {}
+                _ = self.changes.changed() => {}
+            }
+            return Ok(None);
+        }
+        if let Some(tail) = &mut self.tail {
+            tail.behind = entries.iter().map(Bytes::len).sum::<usize>() >= CHUNK_BYTES / 2;
+        }
+        Ok(Some(entries))
+    }
+
+    async fn wait(&mut self) {
+        self.views_follow();
+        // Fails never: the view lives as long as this reader.
+        let _ = self.changes.changed().await;
+    }
+
+    fn views_follow(&self) {
+        self.client.views.follow(&self.view);
+    }
+
+    /// The record moved on and the segment's own record was not met yet, or it is gone.
+    async fn find_segment(&mut self, next: EntryId) -> Result<(), ReadError> {
+        if let Some(closed) = self.client.catalog.segment(self.view.id, next.segment).await? {
+            let found = self.view.log();
+            self.view.learn(found, [closed]);
+            if !matches!(self.view.place(next.segment), Place::Unknown) {
+                return Ok(());
+            }
+        }
+        let (log, _) = self.client.read(&self.view).await?;
+        match log.truncated {
+            // What is left to read of this segment was nothing, and the rest of it was truncated.
+            Some(truncated) if next > truncated && next.segment == truncated.segment => {
+                self.advance(next.segment);
+                Ok(())
+            }
+            Some(truncated) if next <= truncated => Err(ReadError::PositionLost { earliest: truncated.successor() }),
+            _ if matches!(self.view.place(next.segment), Place::Unknown) => {
+                let what = format!("the record of segment {}", SegmentKey { log: log.id, segment: next.segment });
+                Err(StoreError::NotFound { what }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Data that is gone was truncated or deleted, most likely, and that is the better answer.
+    async fn explain(&mut self, error: StoreError) -> ReadError {
+        self.ahead.clear();
+        if !matches!(error, StoreError::NotFound { .. }) {
+            return error.into();
+        }
+        match self.client.read(&self.view).await {
+            Err(LogError::NotFound(_)) => ReadError::Deleted,
+            _ => match self.next.map(|next| self.check_truncated(next)) {
+                Some(Err(lost)) => lost,
+                _ => error.into(),
+            },
+        }
     }
 }

@@ -1,21 +1,33 @@
 //! The one writer of a log.
 
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use tokio::sync::{Notify, oneshot, watch};
+use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
+use woodpecker_store::backend::{SegmentEnd, SegmentOwner, SegmentWriter, StoreError};
 
-use crate::{AppendError, EntryId, Epoch};
+use self::state::{After, Limits, State};
+use crate::{AppendError, EntryId, Epoch, catalog::Found, client::Inner, view::View};
+
+mod settle;
+mod state;
 
 /// The appending side of a log. Shared by reference; order is the order of [`Writer::append`] calls.
 ///
 /// It rolls segments and moves to a new volume by itself. The first [`AppendError::Fenced`] or
-/// [`AppendError::Failed`] is final: every later append gets the same.
+/// [`AppendError::Failed`] that is not about one append alone is final: every later append gets the same.
 #[derive(Debug)]
-pub struct Writer {}
+pub struct Writer {
+    shared: Arc<Shared>,
+}
 
 /// Where entries went: `count` consecutive entries of one segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +39,27 @@ pub struct Appended {
 /// Resolves when the entries are durable, or to why they may not be. Appends of one writer resolve in order; dropping
 /// this does not take the append back.
 #[derive(Debug)]
-pub struct Append {}
+pub struct Append {
+    state: AppendState,
+}
+
+#[derive(Debug)]
+enum AppendState {
+    Refused(AppendError),
+    Queued(oneshot::Receiver<Result<Appended, AppendError>>),
+}
 
 impl Future for Append {
     type Output = Result<Appended, AppendError>;
 
-    fn poll(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Poll::Ready(Err(AppendError::Closed))
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.state {
+            AppendState::Refused(error) => Poll::Ready(Err(error.clone())),
+            AppendState::Queued(reply) => Pin::new(reply).poll(cx).map(|reply| {
+                let lost = || AppendError::Failed(StoreError::Failed("the volume is gone".into()));
+                reply.unwrap_or_else(|_| Err(lost()))
+            }),
+        }
     }
 }
 
@@ -41,20 +67,38 @@ impl Writer {
     /// The epoch this writer owns the log with.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        Epoch::default()
+        self.shared.epoch
     }
 
     /// Waits until less than the in-flight limit is queued.
-    pub async fn reserve(&self) {}
+    pub async fn reserve(&self) {
+        loop {
+            let room = self.shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            if self.shared.state().has_room() {
+                return;
+            }
+            room.await;
+        }
+    }
 
     /// Queues entries, all of them in one segment and contiguous.
-    pub fn append(&self, _entries: Vec<Bytes>) -> Append {
-        Append {}
+    pub fn append(&self, entries: Vec<Bytes>) -> Append {
+        let mut after = After::default();
+        let append = self.shared.state().append(entries, &mut after);
+        self.shared.finish(after);
+        append
     }
 
     /// Resolves when this writer will never ack again, with the reason.
     pub async fn ended(&self) -> AppendError {
-        AppendError::Closed
+        let mut ended = self.shared.ended.subscribe();
+        match ended.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // The sender lives as long as this writer.
+            Ok(None) | Err(_) => AppendError::Closed,
+        }
     }
 
     /// Waits for what is in flight, closes the open segment and gives the log up without a fence, so that the next owner
@@ -63,6 +107,120 @@ impl Writer {
     /// # Errors
     /// What kept the segment from being closed; the next owner will fence it.
     pub async fn close(&self) -> Result<(), AppendError> {
-        Ok(())
+        let mut after = After::default();
+        self.shared.state().close(&mut after);
+        self.shared.finish(after);
+        match self.ended().await {
+            AppendError::Closed => self.shared.state().close_outcome(),
+            reason => Err(reason),
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let mut after = After::default();
+        self.shared.state().abandon(&mut after);
+        self.shared.finish(after);
+    }
+}
+
+/// What a writer, the volume that tells it of acks, and the short tasks that change its chain share. Nothing runs for a
+/// writer that is idle.
+pub(crate) struct Shared {
+    pub epoch: Epoch,
+    client: Arc<Inner>,
+    view: Arc<View>,
+    state: Mutex<State>,
+    room: Notify,
+    ended: watch::Sender<Option<AppendError>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("log", &self.view.name).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// The writer-to-be of an epoch that was just raised.
+    pub fn new(client: Arc<Inner>, view: Arc<View>, epoch: Epoch) -> Result<Arc<Self>, StoreError> {
+        let limits = Limits::new(&client.settings, client.backend(&client.settings.backend)?.max_append_bytes());
+        let state = Mutex::new(State::new(limits, view.log(), client.clock.clone()));
+        let ended = watch::Sender::new(None);
+        Ok(Arc::new(Self { epoch, client, view, state, room: Notify::new(), ended }))
+    }
+
+    /// Creates a segment whose owner this writer is, and which no record leads to yet.
+    pub async fn create(
+        self: &Arc<Self>,
+        segment: u64,
+        patience: Option<Duration>,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        let backend = self.client.backend(&self.client.settings.backend)?;
+        let key = SegmentKey { log: self.view.id, segment };
+        let owner = Arc::new(Owner { shared: self.clone(), segment });
+        self.client.retrying.run(patience, || backend.create(key, owner.clone())).await
+    }
+
+    /// The log is ours, and the segment is open by its record.
+    pub fn start(self: Arc<Self>, found: Found, open: OpenSegment, handle: Arc<dyn SegmentWriter>) -> Writer {
+        self.view.attach_writer();
+        self.client.add_writer(self.view.id, &self);
+        let mut after = After::default();
+        self.state().opened(found, &[], open, handle, &mut after);
+        self.finish(after);
+        Writer { shared: self }
+    }
+
+    /// Ends the writer from outside, unless it ended by itself.
+    pub fn end(self: &Arc<Self>, reason: AppendError) {
+        let mut after = After::default();
+        self.state().end(reason, &mut after);
+        self.finish(after);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what a change of the state asks for, outside the lock.
+    fn finish(self: &Arc<Self>, after: After) {
+        for (segment, entries) in after.retired {
+            self.view.end(segment, entries);
+        }
+        if after.room {
+            self.room.notify_waiters();
+        }
+        if let Some(reason) = after.ended {
+            tracing::info!(log = self.view.name, epoch = %self.epoch, %reason, "writer ended");
+            self.view.detach_writer();
+            self.client.remove_writer(self.view.id, self.epoch);
+            self.ended.send_replace(Some(reason));
+        }
+        if after.settle {
+            self.client.tasks.spawn(settle::settle(self.clone()));
+        }
+    }
+}
+
+/// What a volume knows of a segment's owner.
+#[derive(Debug)]
+struct Owner {
+    shared: Arc<Shared>,
+    segment: u64,
+}
+
+impl SegmentOwner for Owner {
+    fn acked(&self, next: u64) {
+        let mut after = After::default();
+        self.shared.state().acked(self.segment, next, &mut after);
+        self.shared.finish(after);
+    }
+
+    fn ended(&self, end: SegmentEnd) {
+        let mut after = After::default();
+        self.shared.state().segment_ended(self.segment, end, &mut after);
+        self.shared.finish(after);
     }
 }

@@ -20,7 +20,7 @@ pub enum Next {
     /// Fence the segment durably, and find how many entries it holds; answer with [`Opening::on_fenced`].
     Fence { segment: OpenSegment, epoch: Epoch },
     /// Create the segment on a medium; answer with [`Opening::on_created`].
-    Create { segment: u64 },
+    Create { segment: u64, epoch: Epoch },
     /// The log is ours, and empty `segment` is open for appends.
     Ready { log: LogRecord, revision: i64, segment: OpenSegment },
     /// A later owner came in between.
@@ -82,7 +82,7 @@ impl Opening {
             State::Raising(seen, change) => Next::Commit { revision: seen.revision, change: change.clone() },
             State::Committing(_, revision, change) => Next::Commit { revision: *revision, change: change.clone() },
             State::Fencing(seen, segment, _) => Next::Fence { segment: segment.clone(), epoch: seen.log.epoch },
-            State::Creating(seen) => Next::Create { segment: seen.log.next_segment() },
+            State::Creating(seen) => Next::Create { segment: seen.log.next_segment(), epoch: seen.log.epoch },
             State::Ready(seen, segment) => {
                 Next::Ready { log: seen.log.clone(), revision: seen.revision, segment: segment.clone() }
             }

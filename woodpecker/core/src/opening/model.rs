@@ -230,7 +230,7 @@ impl World {
                 stored.fenced = true;
                 opening.on_fenced(stored.durable, 0);
             }
-            Next::Create { segment } => opening.on_created("memory", volume(actor, segment), 0),
+            Next::Create { segment, .. } => opening.on_created("memory", volume(actor, segment), 0),
             Next::Ready { log, segment, .. } => {
                 // Whoever is ready is the only one whose appends can still become durable.
                 for other in &self.actors {
@@ -388,7 +388,7 @@ fn a_clean_close_leaves_nothing_to_fence() {
     let mut opening = Opening::new(LOG);
     opening.on_read(Some((world.log.clone(), world.revision)));
     opening.on_commit(CommitOutcome::Committed(world.revision + 1));
-    assert_eq!(opening.next(), Next::Create { segment: 2 });
+    assert_eq!(opening.next(), Next::Create { segment: 2, epoch: Epoch(2) });
 }
 
 proptest! {

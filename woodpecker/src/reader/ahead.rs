@@ -1,0 +1,152 @@
+//! Reading ahead of a reader that is behind the tail: several chunks at once, across segments, in order, within a bound.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
+use tokio::sync::OnceCell;
+use woodpecker_core::{ids::LogId, record::OpenSegment};
+use woodpecker_store::backend::{SegmentReader, StoreError};
+
+use crate::{
+    EntryId,
+    client::Inner,
+    view::{Place, View},
+};
+
+/// What one chunk is meant to hold; twice of it is the most a chunk returns.
+pub(super) const CHUNK_BYTES: usize = 512 << 10;
+const CHUNKS: usize = 8;
+/// The size of entries that nothing is known of.
+const GUESSED_ENTRY_BYTES: u64 = 1 << 10;
+
+/// One reader per segment, opened by the first chunk that needs it.
+type Opened = Arc<OnceCell<Arc<dyn SegmentReader>>>;
+
+/// Chunks that are being read, in order.
+#[derive(Default)]
+pub(super) struct Ahead {
+    chunks: FuturesOrdered<BoxFuture<'static, Chunk>>,
+    /// Where the next chunk starts; meaningless while there are none.
+    cursor: Option<EntryId>,
+    opened: Option<(u64, Opened)>,
+    /// Of what was read last.
+    entry_bytes: Option<u64>,
+}
+
+/// Entries `from..to` of one segment, as far as they fit.
+struct Chunk {
+    client: Arc<Inner>,
+    log: LogId,
+    segment: OpenSegment,
+    end: u64,
+    from: u64,
+    to: u64,
+    opened: Opened,
+    entries: Result<Vec<Bytes>, StoreError>,
+}
+
+impl Chunk {
+    async fn read(mut self) -> Self {
+        self.entries = self.try_read().await;
+        self
+    }
+
+    async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
+        let open = || self.client.open_segment(self.log, &self.segment, Some(self.end));
+        let reader = self.opened.get_or_try_init(open).await?;
+        let mut entries = self.client.retrying.once(reader.read(self.from, 2 * CHUNK_BYTES)).await?;
+        let wanted = usize::try_from(self.to - self.from).unwrap_or(usize::MAX);
+        entries.truncate(wanted);
+        if entries.is_empty() {
+            let what = format!("segment {}/{}", self.log, self.segment.segment);
+            let detail = format!("it should hold {} entries, and has no entry {}", self.end, self.from);
+            return Err(StoreError::Corrupt { what, detail });
+        }
+        Ok(entries)
+    }
+}
+
+impl Ahead {
+    /// Forgets what was read ahead; reading goes on at the next plan.
+    pub fn clear(&mut self) {
+        self.chunks = FuturesOrdered::new();
+        self.cursor = None;
+        self.opened = None;
+    }
+
+    /// Starts reading what is known to exist from `next` on, as far as the bound lets it.
+    pub fn plan(&mut self, client: &Arc<Inner>, view: &View, next: EntryId) {
+        if self.chunks.is_empty() {
+            self.cursor = Some(next);
+        }
+        while self.chunks.len() < CHUNKS {
+            let Some(at) = self.cursor else { return };
+            let Place::Ended(segment, end) = view.place(at.segment) else { return };
+            if at.entry >= end {
+                self.cursor = Some(EntryId { segment: at.segment + 1, entry: 0 });
+                continue;
+            }
+            let entry_bytes = view.entry_bytes(at.segment).or(self.entry_bytes);
+            self.start(client, view.id, segment, at, end, entry_bytes);
+        }
+    }
+
+    /// As [`Ahead::plan`], in the open segment, of which this much is durable.
+    pub fn plan_open(
+        &mut self,
+        client: &Arc<Inner>,
+        log: LogId,
+        reader: Arc<dyn SegmentReader>,
+        open: &OpenSegment,
+        from: u64,
+        durable: u64,
+    ) {
+        self.opened = Some((open.segment, Arc::new(OnceCell::new_with(Some(reader)))));
+        let mut at = EntryId { segment: open.segment, entry: from };
+        while self.chunks.len() < CHUNKS && at.entry < durable {
+            self.start(client, log, open.clone(), at, durable, self.entry_bytes);
+            at = self.cursor.unwrap_or(at);
+        }
+    }
+
+    fn start(
+        &mut self,
+        client: &Arc<Inner>,
+        log: LogId,
+        segment: OpenSegment,
+        at: EntryId,
+        end: u64,
+        entry_bytes: Option<u64>,
+    ) {
+        let count = CHUNK_BYTES as u64 / entry_bytes.unwrap_or(GUESSED_ENTRY_BYTES).max(1);
+        let to = end.min(at.entry.saturating_add(count.max(1)));
+        let opened = match &self.opened {
+            Some((number, opened)) if *number == segment.segment => opened.clone(),
+            _ => self.opened.insert((segment.segment, Opened::default())).1.clone(),
+        };
+        self.cursor = Some(EntryId { segment: segment.segment, entry: to });
+        let entries = Ok(Vec::new());
+        let chunk = Chunk { client: client.clone(), log, segment, end, from: at.entry, to, opened, entries };
+        self.chunks.push_back(chunk.read().boxed());
+    }
+
+    /// The next entries that were read ahead, or `None` if nothing was planned. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), StoreError>> {
+        let mut chunk = self.chunks.next().await?;
+        let first = EntryId { segment: chunk.segment.segment, entry: chunk.from };
+        let entries = match std::mem::replace(&mut chunk.entries, Ok(Vec::new())) {
+            Ok(entries) => entries,
+            Err(error) => return Some(Err(error)),
+        };
+        let count = entries.len() as u64;
+        let bytes: usize = entries.iter().map(Bytes::len).sum();
+        self.entry_bytes = (bytes as u64).checked_div(count);
+        chunk.from += count;
+        if chunk.from < chunk.to {
+            // Entries were larger than guessed: the rest of the chunk comes before the chunks after it.
+            self.chunks.push_front(chunk.read().boxed());
+        }
+        Some(Ok((first, entries)))
+    }
+}

@@ -1,0 +1,182 @@
+//! What this process knows of a log's chain. Shared by the log's writer, which tells it first, by its readers, which
+//! wait on it, and fed by one watch for all logs, which tells what other processes do.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+};
+
+use tokio::sync::watch;
+use woodpecker_base::metadata::Revision;
+use woodpecker_core::{
+    ids::{EntryId, LogId},
+    record::{ClosedSegment, LogRecord, OpenSegment},
+};
+
+use crate::catalog::Found;
+
+#[derive(Debug)]
+pub(crate) struct View {
+    pub name: String,
+    pub id: LogId,
+    known: Mutex<Known>,
+    changed: watch::Sender<()>,
+    /// Whether the watch of this process was told to keep it up to date.
+    pub followed: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Known {
+    log: LogRecord,
+    revision: Revision,
+    deleted: bool,
+    closed: BTreeMap<u64, ClosedSegment>,
+    /// Whether `closed` was read once; later closings are added one by one.
+    listed: bool,
+    /// Where segments end that a writer in this process is through with, before the metadata store knows.
+    ended: BTreeMap<u64, u64>,
+    /// Writers in this process: while there is one, what is known here is as new as can be.
+    writers: usize,
+}
+
+/// Where a segment's entries are.
+#[derive(Debug, Clone)]
+pub(crate) enum Place {
+    /// It holds that many entries for ever.
+    Ended(OpenSegment, u64),
+    Open(OpenSegment),
+    /// It does not exist yet.
+    Ahead,
+    /// Neither open nor among the closed ones known here.
+    Unknown,
+    Deleted,
+}
+
+impl View {
+    pub fn new((log, revision): Found) -> Self {
+        Self {
+            name: log.name.clone(),
+            id: log.id,
+            known: Mutex::new(Known {
+                log,
+                revision,
+                deleted: false,
+                closed: BTreeMap::new(),
+                listed: false,
+                ended: BTreeMap::new(),
+                writers: 0,
+            }),
+            changed: watch::Sender::new(()),
+            followed: AtomicBool::new(false),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
+        let answer = change(&mut self.known());
+        self.changed.send_replace(());
+        answer
+    }
+
+    /// Told of every change of what is known.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// The record as known here.
+    pub fn log(&self) -> Found {
+        let known = self.known();
+        (known.log.clone(), known.revision)
+    }
+
+    pub fn truncated(&self) -> Option<EntryId> {
+        self.known().log.truncated
+    }
+
+    pub fn has_writer(&self) -> bool {
+        self.known().writers > 0
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.known().deleted
+    }
+
+    pub fn is_listed(&self) -> bool {
+        self.known().listed
+    }
+
+    pub fn place(&self, segment: u64) -> Place {
+        let known = self.known();
+        if known.deleted {
+            return Place::Deleted;
+        }
+        if let Some(closed) = known.closed.get(&segment) {
+            return Place::Ended(closed.opened.clone(), closed.entries);
+        }
+        match known.log.open.iter().find(|open| open.segment == segment) {
+            Some(open) => match known.ended.get(&segment) {
+                Some(entries) => Place::Ended(open.clone(), *entries),
+                None => Place::Open(open.clone()),
+            },
+            None if segment > known.log.last => Place::Ahead,
+            None => Place::Unknown,
+        }
+    }
+
+    /// Bytes per entry of a closed segment, if both are known.
+    pub fn entry_bytes(&self, segment: u64) -> Option<u64> {
+        let known = self.known();
+        let closed = known.closed.get(&segment)?;
+        closed.bytes?.checked_div(closed.entries)
+    }
+
+    /// Takes a record that was read, written or watched; an older one than known changes nothing.
+    pub fn learn(&self, (log, revision): Found, closed: impl IntoIterator<Item = ClosedSegment>) {
+        self.change(|known| {
+            known.closed.extend(closed.into_iter().map(|closed| (closed.segment(), closed)));
+            if log.id != self.id {
+                known.deleted = true;
+            } else if revision > known.revision {
+                known.log = log;
+                known.revision = revision;
+            }
+            if let Some(truncated) = known.log.truncated {
+                known.closed.retain(|_, closed| !closed.is_below(truncated));
+            }
+            let Known { log, ended, closed, .. } = known;
+            // Where an ended segment ends must stay known until its record is.
+            ended.retain(|segment, _| !closed.contains_key(segment) && log.open.iter().any(|o| o.segment == *segment));
+        });
+    }
+
+    /// Takes the list of closed segments as read.
+    pub fn learn_all_closed(&self, closed: Vec<ClosedSegment>) {
+        self.change(|known| {
+            known.closed.extend(closed.into_iter().map(|closed| (closed.segment(), closed)));
+            known.listed = true;
+        });
+    }
+
+    /// The log was gone at that revision.
+    pub fn learn_deleted(&self, at: Option<Revision>) {
+        if at.is_none_or(|at| at >= self.known().revision) {
+            self.change(|known| known.deleted = true);
+        }
+    }
+
+    /// A writer in this process appends no more to the segment, and all it appended is durable.
+    pub fn end(&self, segment: u64, entries: u64) {
+        self.change(|known| known.ended.insert(segment, entries));
+    }
+
+    pub fn attach_writer(&self) {
+        self.change(|known| known.writers += 1);
+    }
+
+    pub fn detach_writer(&self) {
+        self.change(|known| known.writers = known.writers.saturating_sub(1));
+    }
+}
