@@ -96,11 +96,11 @@ impl Reader {
             match self.view.place(next.segment) {
                 Place::Ended(_, entries) if next.entry < entries => {}
                 Place::Ended(..) => self.advance(next.segment),
-                Place::Open(open) => {
-                    if let Some(entries) = self.read_tail(&open, next).await? {
-                        return Ok(self.deliver(next, entries));
-                    }
-                }
+                Place::Open(open) => match self.read_tail(&open, next).await {
+                    Ok(Some(entries)) => return Ok(self.deliver(next, entries)),
+                    Ok(None) => {}
+                    Err(error) => return Err(self.explain(error).await),
+                },
                 Place::Ahead => self.wait().await,
                 Place::Unknown => self.find_segment(next).await?,
                 Place::Deleted => return Err(ReadError::Deleted),
@@ -151,7 +151,7 @@ impl Reader {
     }
 
     /// Entries of the open segment, or `None` after waiting for a change.
-    async fn read_tail(&mut self, open: &OpenSegment, next: EntryId) -> Result<Option<Vec<Bytes>>, ReadError> {
+    async fn read_tail(&mut self, open: &OpenSegment, next: EntryId) -> Result<Option<Vec<Bytes>>, StoreError> {
         let tail = match &mut self.tail {
             Some(tail) if tail.segment == open.segment => tail,
             _ => {
@@ -171,7 +171,7 @@ impl Reader {
         let reader = tail.reader.clone();
         let entries = self.client.retrying.once(reader.read(next.entry, CHUNK_BYTES)).await?;
         if entries.is_empty() {
-            self.views_follow();
+            self.client.views.follow(&self.view);
             select! {
                 biased;
                 () = reader.readable(next.entry) => {}
@@ -186,13 +186,9 @@ impl Reader {
     }
 
     async fn wait(&mut self) {
-        self.views_follow();
+        self.client.views.follow(&self.view);
         // Fails never: the view lives as long as this reader.
         let _ = self.changes.changed().await;
-    }
-
-    fn views_follow(&self) {
-        self.client.views.follow(&self.view);
     }
 
     /// The record moved on and the segment's own record was not met yet, or it is gone.

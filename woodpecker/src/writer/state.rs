@@ -234,7 +234,13 @@ impl State {
             let Some(mut waiting) = self.held.pop_front() else { return };
             if waiting.entries.is_empty() {
                 waiting.first = active.issued;
-                self.waiting.push_back(waiting);
+                // It waits for what is before it, like any other.
+                if self.waiting.is_empty() {
+                    let first = EntryId { segment: active.segment, entry: active.issued };
+                    waiting.answer(Ok(Appended { first, count: 0 }));
+                } else {
+                    self.waiting.push_back(waiting);
+                }
                 continue;
             }
             match active.handle.append(waiting.entries.clone()) {

@@ -1,0 +1,356 @@
+//! A metadata store that is away or loses answers, and a volume that is taken from under its segments.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream::FuturesOrdered};
+use woodpecker::{AppendError, EntryId, Epoch, Position};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{
+        KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch,
+    },
+    tasks::Tasks,
+};
+use woodpecker_core::ids::{Placement, SegmentKey};
+use woodpecker_store::backend::{Backend, SegmentEnd, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+
+use crate::{
+    on_every_medium,
+    world::{World, append, append_all, payload, read, read_all, soon},
+};
+
+on_every_medium!(
+    appends_go_on_while_the_metadata_store_is_away,
+    a_writer_that_cannot_close_cleanly_says_so,
+    lost_answers_change_nothing,
+    truncation_under_a_rolling_writer_fences_nobody,
+    a_displaced_writer_moves_on_in_order,
+    a_displaced_writer_that_lost_its_log_is_fenced,
+    an_emptied_metadata_store_is_noticed,
+);
+
+async fn appends_go_on_while_the_metadata_store_is_away(mut world: World) {
+    world.segment_bytes = 500;
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    let mut reader = log.reader(Position::Earliest);
+    let mut written = append_all(&writer, "before", 100).await;
+    assert!(written.last().unwrap().0.segment > 1, "it rolls");
+    process.metadata.set_reachable(false);
+    // Far more than a segment's worth, for longer than the first retries take.
+    for round in 0..5 {
+        written.extend(append_all(&writer, &format!("away-{round}"), 50).await);
+        Clock::system().sleep(Duration::from_millis(50)).await;
+    }
+    // Readers in this process need the store as little, those that start now among them.
+    assert_eq!(read(&mut reader, written.len()).await, written);
+    assert_eq!(read(&mut log.reader(Position::Earliest), written.len()).await, written);
+    let during = written.last().unwrap().0.segment;
+    process.metadata.set_reachable(true);
+    let rolled = async {
+        while written.last().unwrap().0.segment == during {
+            written.extend(append_all(&writer, "after", 1).await);
+            Clock::system().sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon("the roll", rolled).await;
+    assert_eq!(read_all(&log).await, written);
+    soon("close", writer.close()).await.unwrap();
+}
+
+async fn a_writer_that_cannot_close_cleanly_says_so(world: World) {
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    let id = append(&writer, "x").await;
+    process.metadata.set_reachable(false);
+    let error = soon("close", writer.close()).await.unwrap_err();
+    assert!(matches!(error, AppendError::Failed(StoreError::Unavailable(_))), "{error}");
+    let other = world.process().await;
+    let writer = other.log("log").await.open_writer().await.unwrap();
+    assert_eq!(append(&writer, "y").await.segment, id.segment + 1);
+}
+
+/// A metadata store that loses the answer of some commits, and before others lets the record be changed by someone.
+#[derive(Debug)]
+struct Lossy {
+    store: MemoryStore,
+    commits: AtomicU64,
+}
+
+fn lost() -> MetadataError {
+    MetadataError::Unavailable("the answer was lost".to_owned())
+}
+
+#[async_trait]
+impl MetadataStore for Lossy {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
+        self.store.list(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        match self.commits.fetch_add(1, Ordering::Relaxed) % 3 {
+            0 => {
+                self.store.commit(txn).await?;
+                Err(lost())
+            }
+            1 => Err(lost()),
+            _ => self.store.commit(txn).await,
+        }
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
+        self.store.watch(prefix, from).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
+        self.store.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
+        self.store.revoke_lease(lease).await
+    }
+}
+
+async fn lost_answers_change_nothing(mut world: World) {
+    world.segment_bytes = 400;
+    let tasks = Tasks::new();
+    let backend = world.backend(&tasks).await;
+    let store = Lossy { store: world.metadata.clone(), commits: AtomicU64::new(0) };
+    let process = world.process_with(Arc::new(store), world.metadata.clone(), backend, tasks);
+    let mut written = Vec::new();
+    for life in 0..6 {
+        let log = process.log("log").await;
+        let writer = soon("open", log.open_writer()).await.unwrap();
+        written.extend(append_all(&writer, &format!("life-{life}"), 100).await);
+        if life % 2 == 0 {
+            soon("close", writer.close()).await.unwrap();
+        }
+        assert_eq!(read_all(&log).await, written);
+    }
+    let log = process.log("log").await;
+    let segments = log.describe().await.unwrap().segments;
+    assert!(segments.iter().map(|s| s.segment).eq(1..=segments.len() as u64), "{segments:?}");
+    log.truncate(written[300].0).await.unwrap();
+    assert_eq!(read_all(&log).await, written[301..]);
+    process.client.delete_log("log").await.unwrap();
+}
+
+async fn truncation_under_a_rolling_writer_fences_nobody(mut world: World) {
+    world.segment_bytes = 100;
+    let (process, other) = (world.process().await, world.process().await);
+    let log = process.log("log").await;
+    let truncating = other.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    let mut last = EntryId { segment: 1, entry: 0 };
+    for round in 0..100 {
+        let (up_to, name) = (last, round.to_string());
+        let (written, truncated) = tokio::join!(append_all(&writer, &name, 5), truncating.truncate(up_to));
+        truncated.unwrap();
+        last = written.last().unwrap().0;
+    }
+    assert!(last.segment > 10, "it rolls: {last}");
+    let segments = log.describe().await.unwrap().segments.len();
+    assert!(segments < 6, "what was truncated is gone: {segments}");
+}
+
+/// A process's volume that can be held up and then taken away: what it was given and had not passed on is lost.
+#[derive(Debug)]
+struct Gate {
+    inner: Arc<dyn Backend>,
+    held_up: Mutex<bool>,
+    segments: Mutex<Vec<Arc<Gated>>>,
+}
+
+#[derive(Debug)]
+struct Gated {
+    gate: Arc<dyn SegmentOwner>,
+    inner: Arc<dyn SegmentWriter>,
+    state: Mutex<GatedState>,
+}
+
+#[derive(Debug, Default)]
+struct GatedState {
+    next: u64,
+    held_up: bool,
+    ended: bool,
+}
+
+impl SegmentWriter for Gated {
+    fn placement(&self) -> &Placement {
+        self.inner.placement()
+    }
+
+    fn append(&self, entries: Vec<Bytes>) -> Result<u64, StoreError> {
+        let mut state = self.state.lock().unwrap();
+        if state.ended {
+            return Err(StoreError::Ended);
+        }
+        let first = state.next;
+        state.next += entries.len() as u64;
+        if !state.held_up {
+            assert_eq!(self.inner.append(entries)?, first);
+        }
+        Ok(first)
+    }
+}
+
+impl Gate {
+    /// From now on nothing of what is appended reaches the volume.
+    fn hold_up(&self) {
+        *self.held_up.lock().unwrap() = true;
+        self.segments.lock().unwrap().iter().for_each(|segment| segment.state.lock().unwrap().held_up = true);
+    }
+
+    /// The volume is fenced because of a segment of someone else; a new one takes its place.
+    fn displace(&self) {
+        *self.held_up.lock().unwrap() = false;
+        let segments = std::mem::take(&mut *self.segments.lock().unwrap());
+        for segment in segments {
+            segment.state.lock().unwrap().ended = true;
+            segment.gate.ended(SegmentEnd::Displaced);
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Gate {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn max_append_bytes(&self) -> usize {
+        self.inner.max_append_bytes()
+    }
+
+    async fn create(
+        &self,
+        key: SegmentKey,
+        owner: Arc<dyn SegmentOwner>,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        let inner = self.inner.create(key, owner.clone()).await?;
+        let held_up = *self.held_up.lock().unwrap();
+        let state = Mutex::new(GatedState { held_up, ..GatedState::default() });
+        let gated = Arc::new(Gated { gate: owner, inner, state });
+        self.segments.lock().unwrap().push(gated.clone());
+        Ok(gated)
+    }
+
+    async fn open(
+        &self,
+        key: SegmentKey,
+        placement: &Placement,
+        end: Option<u64>,
+    ) -> Result<Arc<dyn SegmentReader>, StoreError> {
+        self.inner.open(key, placement, end).await
+    }
+
+    async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
+        self.inner.fence(key, placement, epoch).await
+    }
+
+    async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
+        self.inner.delete(key, placement).await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+async fn gated(world: &World) -> (crate::world::Process, Arc<Gate>) {
+    let tasks = Tasks::new();
+    let inner = world.backend(&tasks).await;
+    let gate = Arc::new(Gate { inner, held_up: Mutex::default(), segments: Mutex::default() });
+    let metadata = world.metadata.connect();
+    (world.process_with(Arc::new(metadata.clone()), metadata, gate.clone(), tasks), gate)
+}
+
+async fn a_displaced_writer_moves_on_in_order(mut world: World) {
+    world.segment_bytes = 2_000;
+    let (process, gate) = gated(&world).await;
+    let other = world.process().await;
+    let names = ["a", "b"];
+    let logs = [process.log("a").await, process.log("b").await];
+    let writers = [logs[0].open_writer().await.unwrap(), logs[1].open_writer().await.unwrap()];
+    let mut readers = BTreeMap::new();
+    for name in names {
+        readers.insert(name, other.log(name).await.reader(Position::Earliest));
+    }
+    let mut written: [Vec<(EntryId, String)>; 2] = Default::default();
+    for round in 0..20 {
+        let mut appends = [FuturesOrdered::new(), FuturesOrdered::new()];
+        for number in 0..50 {
+            if number == 20 {
+                // Let some of them be acked, and rolls be under way.
+                for _ in 0..round {
+                    tokio::task::yield_now().await;
+                }
+                gate.hold_up();
+            }
+            for (writer, appends) in writers.iter().zip(&mut appends) {
+                appends.push_back(writer.append(vec![payload(&format!("{round}-{number}"))]));
+            }
+        }
+        // What the volume has is acked before it is taken away: the contract of a displacement.
+        Clock::system().sleep(Duration::from_millis(20)).await;
+        gate.displace();
+        for (written, appends) in written.iter_mut().zip(&mut appends) {
+            for number in 0..50 {
+                let appended = soon("append", appends.next()).await.unwrap().unwrap();
+                written.push((appended.first, format!("{round}-{number}")));
+            }
+        }
+    }
+    for ((name, log), written) in names.iter().zip(&logs).zip(&written) {
+        assert_eq!(&read_all(log).await, written, "log {name}");
+        assert_eq!(&read(readers.get_mut(name).unwrap(), written.len()).await, written, "log {name}");
+    }
+}
+
+async fn a_displaced_writer_that_lost_its_log_is_fenced(world: World) {
+    let (process, gate) = gated(&world).await;
+    let log = process.log("log").await;
+    let older = log.open_writer().await.unwrap();
+    let mut written = append_all(&older, "older", 3).await;
+    gate.hold_up();
+    let doomed = older.append(vec![payload("doomed")]);
+    let other = world.process().await;
+    let newer = other.log("log").await.open_writer().await.unwrap();
+    gate.displace();
+    assert!(matches!(soon("fence", doomed).await, Err(AppendError::Fenced)));
+    written.extend(append_all(&newer, "newer", 3).await);
+    assert_eq!(read_all(&log).await, written);
+}
+
+async fn an_emptied_metadata_store_is_noticed(world: World) {
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    append(&writer, "x").await;
+    let instance = process.client.instance().await.unwrap();
+    assert_eq!(world.process().await.client.instance().await.unwrap(), instance);
+    world.metadata.commit(Txn::new().delete_prefix("test/")).await.unwrap();
+    let error = process.client.create_log("log").await.unwrap_err();
+    assert_eq!(error.code(), "LOG_BAD_RECORD", "{error}");
+    assert_ne!(world.process().await.client.instance().await.unwrap(), instance);
+    assert_eq!(soon("close", writer.close()).await.unwrap_err().code(), "LOG_FENCED");
+}

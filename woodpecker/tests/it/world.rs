@@ -1,0 +1,171 @@
+//! Processes that share a metadata store and a medium, and what tests do with logs.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use woodpecker::{Client, Entry, EntryId, Log, Position, Reader, Settings, Writer};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MemoryStore, MetadataStore},
+    random::Random,
+    tasks::Tasks,
+};
+use woodpecker_store::{
+    backend::Backend,
+    memory::{MemoryBackend, MemoryMedium},
+};
+
+/// How long anything that should happen may take.
+pub const SOON: Duration = Duration::from_secs(20);
+/// How long nothing must happen to believe that it will not.
+pub const QUIET: Duration = Duration::from_millis(200);
+
+/// What outlives processes.
+pub struct World {
+    pub metadata: MemoryStore,
+    medium: Medium,
+    pub segment_bytes: u64,
+    pub segment_age: Duration,
+    pub in_flight_bytes: usize,
+}
+
+enum Medium {
+    Memory(MemoryMedium),
+}
+
+/// A process: a client with its own volume and its own connection to the metadata store.
+pub struct Process {
+    pub client: Client,
+    pub tasks: Tasks,
+    pub metadata: MemoryStore,
+}
+
+impl World {
+    pub fn memory() -> Self {
+        Self::new(Medium::Memory(MemoryMedium::new()))
+    }
+
+    fn new(medium: Medium) -> Self {
+        Self {
+            metadata: MemoryStore::new(Clock::system()),
+            medium,
+            segment_bytes: 64 << 20,
+            segment_age: Duration::from_secs(3600),
+            in_flight_bytes: 16 << 20,
+        }
+    }
+
+    /// Another process.
+    pub async fn process(&self) -> Process {
+        let metadata = self.metadata.connect();
+        let tasks = Tasks::new();
+        let backend = self.backend(&tasks).await;
+        self.process_with(Arc::new(metadata.clone()), metadata, backend, tasks)
+    }
+
+    /// A process's view of the medium.
+    pub async fn backend(&self, tasks: &Tasks) -> Arc<dyn Backend> {
+        match &self.medium {
+            Medium::Memory(medium) => Arc::new(MemoryBackend::new(medium.clone(), tasks)),
+        }
+    }
+
+    /// A process with something between it and the world.
+    pub fn process_with(
+        &self,
+        store: Arc<dyn MetadataStore>,
+        metadata: MemoryStore,
+        backend: Arc<dyn Backend>,
+        tasks: Tasks,
+    ) -> Process {
+        let settings = Settings {
+            metadata_prefix: "test/woodpecker".to_owned(),
+            backend: backend.name().to_owned(),
+            segment_bytes: self.segment_bytes,
+            segment_age: self.segment_age,
+            in_flight_bytes: self.in_flight_bytes,
+        };
+        let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
+        let client = Client::new(settings, store, backends, Clock::system(), Random::seeded(7), tasks.clone());
+        Process { client, tasks, metadata }
+    }
+}
+
+impl Process {
+    pub async fn log(&self, name: &str) -> Log {
+        self.client.open_or_create_log(name).await.expect("log opens")
+    }
+
+    /// Ends it as a crash does: nothing is written or closed any more.
+    pub fn kill(self) {
+        self.metadata.set_reachable(false);
+        self.tasks.stop();
+    }
+}
+
+/// The future's output, which must come soon.
+#[track_caller]
+pub fn soon<F: Future>(what: &str, future: F) -> impl Future<Output = F::Output> {
+    let at = std::panic::Location::caller();
+    let what = what.to_owned();
+    async move {
+        let answer = Clock::system().timeout(SOON, future).await;
+        answer.unwrap_or_else(|_| panic!("{what}: not within {SOON:?}, at {at}"))
+    }
+}
+
+/// Nothing comes of the future for a while.
+pub async fn quiet<F: Future>(future: F) -> bool {
+    Clock::system().timeout(QUIET, future).await.is_err()
+}
+
+pub fn payload(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Appends one entry and waits until it is durable.
+pub async fn append(writer: &Writer, text: &str) -> EntryId {
+    let appended = soon("append", writer.append(vec![payload(text)])).await.expect("append succeeds");
+    assert_eq!(appended.count, 1);
+    appended.first
+}
+
+/// Appends and waits for one after the other, with the ids.
+pub async fn append_all(writer: &Writer, name: &str, count: usize) -> Vec<(EntryId, String)> {
+    let mut written = Vec::with_capacity(count);
+    for number in 0..count {
+        let text = format!("{name}-{number}");
+        written.push((append(writer, &text).await, text));
+    }
+    written
+}
+
+pub fn text(entry: &Entry) -> (EntryId, String) {
+    (entry.id, String::from_utf8(entry.payload.to_vec()).expect("text"))
+}
+
+/// Exactly `count` entries; their ids rise.
+pub async fn read(reader: &mut Reader, count: usize) -> Vec<(EntryId, String)> {
+    let mut entries: Vec<(EntryId, String)> = Vec::new();
+    while entries.len() < count {
+        let some = soon(&format!("entry {} of {count}", entries.len()), reader.next()).await.expect("read succeeds");
+        assert!(!some.is_empty(), "an answer has at least one entry");
+        entries.extend(some.iter().map(text));
+    }
+    assert_eq!(entries.len(), count, "nothing but what was written");
+    assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "ids rise");
+    entries
+}
+
+/// All that is in the log, until its tail.
+pub async fn read_all(log: &Log) -> Vec<(EntryId, String)> {
+    let mut entries: Vec<(EntryId, String)> = Vec::new();
+    let Some(last) = log.last_entry().await.expect("last entry") else { return entries };
+    let mut reader = log.reader(Position::Earliest);
+    while entries.last().is_none_or(|(id, _)| *id < last) {
+        let some = soon("everything", reader.next()).await.expect("read succeeds");
+        entries.extend(some.iter().map(text));
+    }
+    assert!(entries.is_sorted_by(|a, b| a.0 < b.0), "ids rise");
+    entries
+}
