@@ -162,7 +162,7 @@ impl Consumer {
         let State::Opening(opening) = &mut self.state else { return Ok(()) };
         let core = &self.session.core;
         let now = core.clock.now();
-        let trouble = self.trouble.get_or_insert_with(|| Trouble { since: now, cause: None });
+        let trouble = self.trouble.get_or_insert(Trouble { since: now, cause: None });
         let left = core.settings.timeouts.stall.saturating_sub(now - trouble.since);
         match core.clock.timeout(left, opening).await {
             Ok(Ok(stream)) => self.state = State::Open(Box::new(stream)),

@@ -21,8 +21,8 @@ pub enum AppendError {
     /// The server had already done it, or it is not its business (IGNORED_OPERATION).
     #[error("ignored by the server: {0}")]
     Ignored(StreamingError),
-    /// In strict order: the append failed and a later one was acknowledged before it could be retried.
-    #[error("a later append was acknowledged first: retrying would break the order")]
+    /// In strict order: the append failed, and a later one was acknowledged, or may be in the log, before it could be retried.
+    #[error("a later append may be in the log already: retrying would break the order")]
     Overtaken,
     /// No acknowledgement within [`Timeouts::append`](crate::Timeouts::append).
     #[error("not acknowledged after {after:?}: {cause}")]

@@ -25,7 +25,7 @@ mod alarm;
 mod stream;
 mod window;
 
-use window::Entry;
+use window::{Entry, Scope};
 
 /// Appends to one physical channel and its vchannels. Cheap to clone; all producers of a channel in a client share one
 /// Produce stream, which finds the channel's owner and follows it to the next one by itself.
@@ -160,6 +160,7 @@ impl Shared {
             sent: false,
             failures: 0,
             retry_at: admitted,
+            scope: Scope::Request,
         };
         let permits = u32::try_from(size).unwrap_or(u32::MAX);
         entry.credit = match self.credit.clone().try_acquire_many_owned(permits) {

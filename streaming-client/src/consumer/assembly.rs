@@ -59,12 +59,12 @@ impl Assembly {
     }
 
     fn place(&mut self, message: ImmutableMessage) -> Result<Option<Whole>, Fault> {
-        let time_tick = message.time_tick().map_err(malformed)?;
-        let last_confirmed = message.last_confirmed().map_err(malformed)?;
-        let legacy = message.properties.version().map_err(malformed)? == Version::V0;
+        let time_tick = message.time_tick()?;
+        let last_confirmed = message.last_confirmed()?;
+        let legacy = message.properties.version()? == Version::V0;
         // A type of a later release is a message like any other.
         let message_type = message.properties.message_type().ok();
-        let txn = message.properties.txn().map_err(malformed)?;
+        let txn = message.properties.txn()?;
         let delivery = match (message_type, txn) {
             (Some(MessageType::BeginTxn), Some(txn)) => {
                 self.refuse_open()?;
@@ -119,8 +119,10 @@ impl Assembly {
     }
 }
 
-fn malformed(error: PropertyError) -> Fault {
-    Fault::Malformed(error.to_string())
+impl From<PropertyError> for Fault {
+    fn from(error: PropertyError) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::{
     AppendResult,
     alarm::Alarm,
     stream::{self, Outbound, ProduceStream},
-    window::{Entry, Window},
+    window::{Entry, Scope, Window},
 };
 use crate::{
     assignment::Channel, backoff::Backoff, client::Core, connections::status_error, error::AppendError,
@@ -249,10 +249,10 @@ impl Actor {
         }
         self.metrics.retried();
         self.trouble = Some(error.to_string());
+        let scope = if error.is_fenced() || error.is_wrong_node() { Scope::Log } else { Scope::Request };
         let Self { window, backoff, core, .. } = self;
-        window.fail(id, core.clock.now(), |failures| backoff.after(failures));
-        // The log behind the stream is gone or going: its successor gets what is not acknowledged.
-        if error.is_fenced() || error.is_wrong_node() {
+        window.fail(id, scope, core.clock.now(), |failures| backoff.after(failures));
+        if scope == Scope::Log {
             serving.leave(error);
         }
     }

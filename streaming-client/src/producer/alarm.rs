@@ -1,14 +1,13 @@
 //! A timer that is set often and goes off rarely.
 
-use std::{future::Future, pin::Pin};
-
+use futures::{FutureExt, future::BoxFuture};
 use woodpecker_base::clock::{Clock, Instant};
 
 /// Fires at or before the earliest instant it was armed with since it last fired. Firing early costs the owner one look;
 /// in return the timer is not set again for every append.
 pub(super) struct Alarm {
     clock: Clock,
-    armed: Option<(Instant, Pin<Box<dyn Future<Output = ()> + Send>>)>,
+    armed: Option<(Instant, BoxFuture<'static, ()>)>,
 }
 
 impl Alarm {
@@ -21,7 +20,7 @@ impl Alarm {
             return;
         }
         let clock = self.clock.clone();
-        self.armed = Some((at, Box::pin(async move { clock.sleep_until(at).await })));
+        self.armed = Some((at, async move { clock.sleep_until(at).await }.boxed()));
     }
 
     /// Cancel safe: an alarm that was not waited for stays armed.

@@ -9,6 +9,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use streaming_proto::messages::Message;
@@ -33,6 +34,8 @@ pub(super) struct Entry {
     /// Answers that asked for a retry.
     pub(super) failures: u32,
     pub(super) retry_at: Instant,
+    /// Of the last failure.
+    pub(super) scope: Scope,
 }
 
 impl Entry {
@@ -40,6 +43,15 @@ impl Entry {
         // The caller may have dropped its future: then nobody wants to know.
         let _ = self.reply.send(outcome);
     }
+}
+
+/// What a failure says about the requests behind it on the same stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// Nothing: they may be appended.
+    Request,
+    /// The log behind the stream takes no more appends.
+    Log,
 }
 
 #[derive(Debug)]
@@ -50,20 +62,13 @@ pub(super) struct Window {
     sent: BTreeMap<i64, Entry>,
     failed: BTreeMap<i64, Entry>,
     next_id: i64,
-    /// The largest request id of this stream that was acknowledged.
-    acknowledged: i64,
+    /// The largest request id of this stream that is in the log, or may be and is not sent again.
+    landed: i64,
 }
 
 impl Window {
     pub(super) fn new(order: Order) -> Self {
-        Self {
-            order,
-            queue: VecDeque::new(),
-            sent: BTreeMap::new(),
-            failed: BTreeMap::new(),
-            next_id: 1,
-            acknowledged: 0,
-        }
+        Self { order, queue: VecDeque::new(), sent: BTreeMap::new(), failed: BTreeMap::new(), next_id: 1, landed: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -105,16 +110,17 @@ impl Window {
     pub(super) fn take(&mut self, id: i64, acknowledged: bool) -> Option<Entry> {
         let entry = self.sent.remove(&id)?;
         if acknowledged {
-            self.acknowledged = self.acknowledged.max(id);
+            self.landed = self.landed.max(id);
         }
         Some(entry)
     }
 
     /// The server asks to retry `id`; `pause` says how long to wait after so many earlier failures of this append.
-    pub(super) fn fail(&mut self, id: i64, now: Instant, pause: impl FnOnce(u32) -> std::time::Duration) {
+    pub(super) fn fail(&mut self, id: i64, scope: Scope, now: Instant, pause: impl FnOnce(u32) -> Duration) {
         if let Some(mut entry) = self.sent.remove(&id) {
             entry.retry_at = now + pause(entry.failures);
             entry.failures = entry.failures.saturating_add(1);
+            entry.scope = scope;
             self.failed.insert(id, entry);
         }
     }
@@ -139,15 +145,23 @@ impl Window {
     /// The stream is gone: what it did not acknowledge is to be sent on the next one, in the same order.
     pub(super) fn stream_ended(&mut self) {
         let mut open = std::mem::take(&mut self.sent);
-        open.append(&mut self.failed);
+        // What was not answered may be in the log: a failed append cannot take its place in front of it any more.
+        let unanswered = open.last_key_value().map_or(0, |(id, _)| *id);
+        for (id, entry) in std::mem::take(&mut self.failed) {
+            if self.order == Order::Strict && entry.scope == Scope::Request && id < unanswered {
+                entry.finish(Err(AppendError::Overtaken));
+            } else {
+                open.insert(id, entry);
+            }
+        }
         self.requeue(open);
         self.next_id = 1;
-        self.acknowledged = 0;
+        self.landed = 0;
     }
 
     fn requeue(&mut self, entries: BTreeMap<i64, Entry>) {
         for (id, entry) in entries.into_iter().rev() {
-            if self.order == Order::Strict && id < self.acknowledged {
+            if self.order == Order::Strict && id < self.landed {
                 entry.finish(Err(AppendError::Overtaken));
             } else {
                 self.queue.push_front(entry);
@@ -160,6 +174,7 @@ impl Window {
         let mut over: Vec<Entry> =
             self.failed.extract_if(.., |_, entry| entry.deadline <= now).map(|(_, e)| e).collect();
         while let Some(first) = self.sent.first_entry().filter(|first| first.get().deadline <= now) {
+            self.landed = self.landed.max(*first.key());
             over.push(first.remove());
         }
         while let Some(entry) = self.queue.pop_front_if(|first| first.deadline <= now) {

@@ -1,1 +1,117 @@
+//! Following the coordinator.
 
+use std::{sync::Arc, time::Duration};
+
+use streaming_client::{Client, Discovery, Version};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MemoryStore, MetadataStore, Txn},
+};
+
+use crate::fake::{CHANNEL, Cluster, Coordinator, SOON, VCHANNEL, channel, connect, eventually, lock};
+
+fn owner(client: &Client) -> Option<i64> {
+    client.describe(CHANNEL).map(|channel| channel.owner.server_id)
+}
+
+#[tokio::test]
+async fn channels_nodes_and_coordinator_are_described() {
+    let cluster = Cluster::start().await;
+    let idle = (12, "127.0.0.1:1".to_owned(), vec![]);
+    cluster.coordinator.push(1, 7, vec![(10, cluster.node.address.clone(), vec![channel(3)]), idle]);
+    let client = cluster.client();
+    client.wait_ready(SOON).await.unwrap();
+    let channel = client.wait_channel(VCHANNEL, SOON).await.unwrap();
+    assert_eq!((channel.pchannel.name(), channel.pchannel.term()), (CHANNEL, 3));
+    assert_eq!((channel.owner.server_id, &channel.owner.address), (10, &cluster.node.address));
+    assert_eq!(client.channels(), std::slice::from_ref(&channel));
+    assert_eq!(client.describe(VCHANNEL), Some(channel));
+    assert_eq!(client.nodes().iter().map(|node| node.server_id).collect::<Vec<_>>(), [10, 12]);
+    let coordinator = client.coordinator();
+    assert_eq!(coordinator.address, Some(cluster.coordinator.address.clone()));
+    assert_eq!(coordinator.version, Some(Version { global: 1, local: 7 }));
+    assert_eq!(coordinator.control_channel.as_deref(), Some(CHANNEL));
+    assert!(coordinator.connected && coordinator.last_failure.is_none());
+}
+
+#[tokio::test]
+async fn only_a_newer_version_counts() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    let say = |global, local, owner| {
+        cluster.coordinator.push(global, local, vec![(owner, "127.0.0.1:1".to_owned(), vec![channel(1)])]);
+    };
+    say(5, 3, 20);
+    eventually("newer coordinator", || owner(&client) == Some(20)).await;
+    for (global, local) in [(5, 3), (5, 2), (4, 900)] {
+        say(global, local, 21);
+        cluster.coordinator.end_streams();
+        let opened = cluster.coordinator.seen(|seen| seen.opened);
+        eventually("said again", || cluster.coordinator.seen(|seen| seen.opened) > opened).await;
+        eventually("connected", || client.coordinator().connected).await;
+        assert_eq!(owner(&client), Some(20), "{global}/{local}");
+    }
+    say(6, 0, 22);
+    eventually("next coordinator", || owner(&client) == Some(22)).await;
+}
+
+#[tokio::test]
+async fn ended_stream_is_opened_again_but_not_in_a_tight_loop() {
+    let cluster = Cluster::start().await;
+    *lock(&cluster.coordinator.state.hang_up) = true;
+    let client = cluster.client();
+    Clock::system().sleep(Duration::from_secs(2)).await;
+    let opened = cluster.coordinator.seen(|seen| seen.opened);
+    assert!((4..=25).contains(&opened), "{opened} streams in 2 s with pauses of 20 ms to 400 ms");
+    *lock(&cluster.coordinator.state.hang_up) = false;
+    cluster.coordinator.assign(&[(&cluster.node, &[channel(9)])]);
+    eventually("followed", || client.describe(CHANNEL).is_some_and(|channel| channel.pchannel.term() == 9)).await;
+}
+
+#[tokio::test]
+async fn not_ready_says_what_is_missing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    let error = client.wait_channel("by-dev-rootcoord-dml_7", Duration::from_millis(200)).await.unwrap_err();
+    assert!(error.cause.contains("by-dev-rootcoord-dml_7"), "{error}");
+
+    let nobody = connect(Discovery::Address("127.0.0.1:1".to_owned()), |_| {});
+    let error = nobody.wait_ready(Duration::from_millis(200)).await.unwrap_err();
+    assert!(error.is_retryable() && error.cause.contains("no channel is assigned: "), "{error}");
+    assert!(nobody.coordinator().last_failure.is_some());
+}
+
+fn session(coordinator: &Coordinator, id: i64) -> String {
+    let address = &coordinator.address;
+    format!(r#"{{"ServerID":{id},"ServerName":"mixcoord","Address":"{address}","Exclusive":true,"Version":"2.6.2"}}"#)
+}
+
+#[tokio::test]
+async fn coordinator_is_found_in_the_metadata_store_and_followed() {
+    const KEY: &str = "by-dev/meta/session/mixcoord";
+    let (first, second) = (Coordinator::start(3).await, Coordinator::start(8).await);
+    first.push(3, 0, vec![(10, "127.0.0.1:1".to_owned(), vec![channel(1)])]);
+    second.push(8, 0, vec![(11, "127.0.0.1:1".to_owned(), vec![channel(2)])]);
+    let store = MemoryStore::new(Clock::system());
+    let ours = store.connect();
+    let discovery = Discovery::Metadata { store: Arc::new(ours.clone()), meta_root: "by-dev/meta".to_owned() };
+    let client = connect(discovery, |_| {});
+    let error = client.wait_ready(Duration::from_millis(200)).await.unwrap_err();
+    assert!(error.cause.contains("no coordinator is registered"), "{error}");
+
+    // A candidate that waits for its turn is not the coordinator.
+    store.commit(Txn::new().put(format!("{KEY}-8"), session(&second, 8))).await.unwrap();
+    store.commit(Txn::new().put(KEY, session(&first, 3))).await.unwrap();
+    eventually("first", || owner(&client) == Some(10)).await;
+    assert_eq!(client.coordinator().server_id, Some(3));
+    assert_eq!(first.seen(|seen| seen.metadata[0].clone()), (Some("by-dev".into()), Some("3".into())));
+
+    ours.set_reachable(false);
+    first.end_streams();
+    eventually("reopened without the store", || first.seen(|seen| seen.opened) == 2).await;
+
+    ours.set_reachable(true);
+    store.commit(Txn::new().put(KEY, session(&second, 8))).await.unwrap();
+    eventually("moved, although the first still answers", || owner(&client) == Some(11)).await;
+    assert_eq!(second.seen(|seen| seen.metadata[0].clone()), (Some("by-dev".into()), Some("8".into())));
+}

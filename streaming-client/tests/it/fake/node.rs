@@ -16,7 +16,9 @@ use streaming_proto::streaming::{
     produce_request, produce_response,
     streaming_node_handler_service_server::{StreamingNodeHandlerService, StreamingNodeHandlerServiceServer},
 };
-use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, Message, StreamingError, metadata};
+use streaming_types::{
+    DeliverFilter, DeliverPolicy, ImmutableMessage, Message, StreamingError, metadata, properties::key,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -290,13 +292,20 @@ async fn serve_consume(
         DeliverPolicy::StartFrom(id) => usize::try_from(id.entry).unwrap(),
         DeliverPolicy::StartAfter(id) => usize::try_from(id.entry).unwrap() + 1,
     };
+    let first = next;
     let filters: Vec<_> =
         wanted.deliver_filters.iter().map(|filter| DeliverFilter::try_from(filter).unwrap()).collect();
     let mut length = state.wal.watch();
     loop {
         while let Some(message) = state.wal.get(next) {
             next += 1;
-            if !passes(&wanted.vchannel, &filters, &message) {
+            // A transaction is delivered as a whole or not at all: its commit decides, and so does a start behind its begin.
+            let decides = if message.properties.contains(key::TXN) {
+                state.wal.commit_of(next - 1, first)
+            } else {
+                Some(message.clone())
+            };
+            if !decides.is_some_and(|decides| passes(&wanted.vchannel, &filters, &decides)) {
                 continue;
             }
             if lock(&state.on_consume)(&message) {
@@ -329,6 +338,5 @@ fn passes(vchannel: &str, filters: &[DeliverFilter], message: &ImmutableMessage)
     let (Ok(message_type), Ok(time_tick)) = (message.properties.message_type(), message.time_tick()) else {
         return true;
     };
-    let in_txn = message.properties.contains("_tx");
-    !other && filters.iter().all(|filter| filter.passes(message_type, in_txn, time_tick))
+    !other && filters.iter().all(|filter| filter.passes(message_type, false, time_tick))
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Mutex;
 
-use streaming_types::{ImmutableMessage, Message, MessageId, TimeTick, TxnContext, message::time_tick_message};
+use streaming_types::{
+    ImmutableMessage, Message, MessageId, MessageType, TimeTick, TxnContext, message::time_tick_message,
+};
 use tokio::sync::watch;
 
 use super::lock;
@@ -73,6 +75,19 @@ impl Wal {
 
     pub fn get(&self, index: usize) -> Option<ImmutableMessage> {
         lock(&self.messages).get(index).cloned()
+    }
+
+    /// The commit of the transaction that the message at `index` is a part of, if the transaction begins at `first` or later.
+    /// What belongs to none, for a test made it so, decides for itself.
+    pub fn commit_of(&self, index: usize, first: usize) -> Option<ImmutableMessage> {
+        let messages = lock(&self.messages);
+        let is = |message: &ImmutableMessage, wanted| message.properties.message_type() == Ok(wanted);
+        let begin = messages[..=index].iter().rposition(|message| is(message, MessageType::BeginTxn));
+        let commit = messages[index..].iter().find(|message| is(message, MessageType::CommitTxn));
+        match (begin, commit) {
+            (Some(begin), Some(commit)) => (begin >= first).then(|| commit.clone()),
+            _ => Some(messages[index].clone()),
+        }
     }
 
     pub fn payloads(&self) -> Vec<String> {
