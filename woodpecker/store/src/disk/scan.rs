@@ -125,7 +125,8 @@ impl Scan<'_> {
             return Err(corrupt(self.path, at, &FormatError::Structure("a batch of another volume")).into());
         }
         if expected.is_some_and(|seq| seq != header.id.seq) {
-            return Err(corrupt(self.path, at, &FormatError::Structure("a batch out of its turn")).into());
+            let detail = FormatError::Structure("a batch out of its turn: one before it is damaged or missing");
+            return Err(corrupt(self.path, at, &detail).into());
         }
         let stopped = self.stopped.is_some_and(|stopped| header.id.seq >= stopped);
         if stopped || header.batch_len() > len - at {

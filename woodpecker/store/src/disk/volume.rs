@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -162,32 +162,38 @@ impl Volume {
         if state.fed {
             return Ok(());
         }
-        self.read_marks(state)?;
-        let numbers = self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))?;
-        let stopped = state.marks.stopped();
-        if let Some(live) = &mut state.live {
-            let first_batch = live.index.first_batch;
-            let path = self.dir.data(live.number);
-            let scan = Scan { volume: self.dir.id, path: &path, file: &*live.file, first_batch, stopped };
-            scan.extend(&mut live.index)?;
-        }
-        let after = state.live.as_ref().map_or(0, |live| live.number + 1);
-        let known_last = numbers.last().copied().unwrap_or_default();
-        for number in numbers.into_iter().filter(|number| *number >= after) {
-            self.found_file(state, number, strict && number == known_last)?;
-        }
-        match &mut state.live {
-            Some(live) if strict => {
-                let path = self.dir.data(live.number);
-                let scan = Scan { volume: self.dir.id, path: &path, file: &*live.file, first_batch: None, stopped };
-                scan.check_end(&mut live.index)
-            }
-            _ => Ok(()),
+        match self.look(state, strict) {
+            // A live writer may have gone on from one file to the next between two looks. Damage is there again.
+            Err(StoreError::Corrupt { .. }) => self.look(state, strict),
+            other => other,
         }
     }
 
-    /// Takes note of a data file that was not known. If it has batches, the files before it are full.
-    fn found_file(&self, state: &mut State, number: u64, strict: bool) -> Result<(), StoreError> {
+    fn look(&self, state: &mut State, strict: bool) -> Result<(), StoreError> {
+        self.read_marks(state)?;
+        let numbers = self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))?;
+        self.look_at_live(state, false)?;
+        let after = state.live.as_ref().map_or(0, |live| live.number + 1);
+        for &number in numbers.iter().filter(|number| **number >= after) {
+            let follows = number.checked_sub(1).is_some_and(|before| numbers.binary_search(&before).is_ok());
+            self.look_at_next(state, number, follows, strict)?;
+        }
+        if strict { self.look_at_live(state, true) } else { Ok(()) }
+    }
+
+    fn look_at_live(&self, state: &mut State, strict: bool) -> Result<(), StoreError> {
+        let stopped = state.marks.stopped();
+        let Some(live) = &mut state.live else { return Ok(()) };
+        let path = self.dir.data(live.number);
+        let first_batch = live.index.first_batch;
+        let scan = Scan { volume: self.dir.id, path: &path, file: &*live.file, first_batch, stopped };
+        scan.extend(&mut live.index)?;
+        if strict { scan.check_end(&mut live.index) } else { Ok(()) }
+    }
+
+    /// Takes note of a data file that was not known. If it has batches, the files before it are full. `follows` says
+    /// that the file before it is there too, so that their batches must follow one another.
+    fn look_at_next(&self, state: &mut State, number: u64, follows: bool, strict: bool) -> Result<(), StoreError> {
         let file = match self.dir.open(number) {
             Ok(Some(file)) => file,
             // Created and not used yet, or removed just now because no segment needs it.
@@ -195,40 +201,27 @@ impl Volume {
             Err(error) => return Err(error),
         };
         let path = self.dir.data(number);
-        let mut head = [0; HEADER_BYTES];
-        let got = file.read_at(&mut head, DATA_START).map_err(|error| unreadable(&path, &error))?;
-        let mut index = self.dir.read_sidecar(number).unwrap_or_else(FileIndex::new);
-        let first_batch = match Header::decode(head.get(..got).unwrap_or_default()) {
-            Ok(header) => Some(header.id.seq),
-            Err(_) => index.first_batch,
+        let before =
+            state.live.as_ref().map(|live| (self.dir.data(live.number), live.index.end, live.index.next_batch));
+        let expected = match &before {
+            Some((.., next_batch)) if follows => Some(*next_batch),
+            None if number == 0 => Some(0),
+            _ => first_batch(&*file, &path)?,
         };
-        let scan = Scan { volume: self.dir.id, path: &path, file: &*file, first_batch, stopped: state.marks.stopped() };
+        let mut index = self.dir.read_sidecar(number).unwrap_or_else(FileIndex::new);
+        let stopped = state.marks.stopped();
+        let scan = Scan { volume: self.dir.id, path: &path, file: &*file, first_batch: expected, stopped };
         scan.extend(&mut index)?;
-        if strict {
-            scan.check_end(&mut index)?;
+        let Some(first_batch) = index.first_batch else {
+            return if strict { scan.check_end(&mut index) } else { Ok(()) };
+        };
+        if expected.is_some_and(|expected| expected != first_batch) || (follows && before.is_none()) {
+            return Err(skipped(before, &path));
         }
-        let Some(first_batch) = index.first_batch else { return Ok(()) };
-        self.check_seam(state, number, first_batch)?;
         self.retire_live(state);
         state.files.insert(number, first_batch);
         state.live = Some(Live { number, file, index });
         Ok(())
-    }
-
-    /// The file before must end where this one starts: its writer moved on only when all of it was durable.
-    fn check_seam(&self, state: &mut State, number: u64, first_batch: u64) -> Result<(), StoreError> {
-        let stopped = state.marks.stopped();
-        let Some(live) = state.live.as_mut().filter(|live| live.number + 1 == number) else { return Ok(()) };
-        if live.index.next_batch < first_batch {
-            let path = self.dir.data(live.number);
-            let scan = Scan { volume: self.dir.id, path: &path, file: &*live.file, first_batch: None, stopped };
-            scan.extend(&mut live.index)?;
-        }
-        if live.index.next_batch == first_batch {
-            return Ok(());
-        }
-        let detail = FormatError::Structure("a damaged batch: the next file goes on behind it");
-        Err(corrupt(&self.dir.data(live.number), live.index.end, &detail))
     }
 
     /// The blocks of a segment in one file, as `pick` takes them from its index.
@@ -468,6 +461,22 @@ impl Volume {
         drop(state);
         self.full.remove(&(self.dir.id, number));
         self.dir.disk.sync_dir(&self.dir.path).map_err(|error| unreadable(&self.dir.path, &error))
+    }
+}
+
+/// The number of the first batch of a file, if that looks like one.
+fn first_batch(file: &dyn DiskFile, path: &Path) -> Result<Option<u64>, StoreError> {
+    let mut head = [0; HEADER_BYTES];
+    let got = file.read_at(&mut head, DATA_START).map_err(|error| unreadable(path, &error))?;
+    Ok(Header::decode(head.get(..got).unwrap_or_default()).ok().map(|header| header.id.seq))
+}
+
+/// A file does not go on where the one before it ends: its writer moved on only when all of that one was durable.
+fn skipped(before: Option<(PathBuf, u64, u64)>, path: &Path) -> StoreError {
+    let detail = FormatError::Structure("a damaged batch: the next file goes on behind it");
+    match before {
+        Some((before, end, _)) => corrupt(&before, end, &detail),
+        None => corrupt(path, DATA_START, &FormatError::Structure("the batches of the file before it are damaged")),
     }
 }
 

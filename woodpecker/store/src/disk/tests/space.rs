@@ -1,0 +1,144 @@
+//! What a volume costs: syncs, reads, memory and room on the disk.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use woodpecker_base::disk::RealDisk;
+use woodpecker_core::ids::Epoch;
+
+use super::{One, ROOT, backend, entry, key, read_all, small};
+use crate::{
+    backend::{Backend, StoreError},
+    conformance::Owner,
+    disk::LocalSettings,
+};
+
+#[tokio::test]
+async fn syncs_do_not_grow_with_the_number_of_segments() {
+    let one = One::new(LocalSettings { file_bytes: 16 << 20, ..small() }).await;
+    one.append(0..1).await;
+    let before = one.disk.faults().syncs;
+    let mut segments = Vec::new();
+    for log in 100..1_100 {
+        segments.push(one.create(log).await);
+    }
+    for (log, (writer, _)) in (100..).zip(&segments) {
+        writer.append(vec![entry(key(log), 0)]).unwrap();
+    }
+    for (_, owner) in &segments {
+        owner.wait_acked(1).await;
+    }
+    assert_eq!(one.disk.faults().syncs - before, 1, "one batch for all");
+}
+
+#[tokio::test]
+async fn tail_readers_of_the_process_read_no_file() {
+    let one = One::new(small()).await;
+    let reader = one.backend.open(key(1), &one.placement(), None).await.unwrap();
+    let before = one.disk.faults().reads;
+    for number in 0..100 {
+        let wait = reader.readable(number);
+        tokio::join!(one.append(number..number + 1), wait);
+        assert_eq!(reader.read(number, 1_000).await.unwrap(), [entry(key(1), number)]);
+    }
+    assert_eq!(one.disk.faults().reads, before);
+}
+
+#[tokio::test]
+async fn a_reader_follows_across_files_and_out_of_memory() {
+    let one = One::new(LocalSettings { file_bytes: 16 << 10, tail_bytes: 100, ..small() }).await;
+    for number in 0..40 {
+        one.append(number..number + 1).await;
+    }
+    assert!(one.disk.names().contains(&"00000010.vol".to_owned()), "{:?}", one.disk.names());
+    assert_eq!(read_all(&one.backend, key(1), &one.placement(), None).await.unwrap(), 40);
+    let reader = one.backend.open(key(1), &one.placement(), None).await.unwrap();
+    for from in [39, 0, 20, 19, 3] {
+        assert_eq!(reader.read(from, 0).await.unwrap(), [entry(key(1), from)]);
+    }
+    let other = backend(ROOT, small(), Arc::new(one.disk.process())).await;
+    assert_eq!(read_all(&other, key(1), &one.placement(), None).await.unwrap(), 40);
+}
+
+#[tokio::test]
+async fn a_batch_larger_than_a_file_gets_one_of_its_own() {
+    let one = One::new(LocalSettings { file_bytes: 16 << 10, tail_bytes: 0, ..small() }).await;
+    one.append(0..1).await;
+    let large = Bytes::from(vec![7; 100 << 10]);
+    one.writer.append(vec![large.clone()]).unwrap();
+    one.owner.wait_acked(2).await;
+    one.append(2..3).await;
+    let other = backend(ROOT, small(), Arc::new(one.disk.process())).await;
+    for backend in [&one.backend, &other] {
+        let reader = backend.open(key(1), &one.placement(), Some(3)).await.unwrap();
+        assert_eq!(reader.read(1, 0).await.unwrap(), [large.clone()]);
+        assert_eq!(reader.read(2, 0).await.unwrap(), [entry(key(1), 2)]);
+    }
+}
+
+#[tokio::test]
+async fn files_go_when_no_segment_needs_them() {
+    let one = One::new(LocalSettings { file_bytes: 12 << 10, ..small() }).await;
+    let (other, other_owner) = one.create(2).await;
+    one.append(0..4).await;
+    other.append(vec![entry(key(2), 0)]).unwrap();
+    other_owner.wait_acked(1).await;
+    for number in 4..8 {
+        one.append(number..number + 1).await;
+    }
+    // File 0 is shared, 1 is of segment 1 alone, 2 is being written.
+    one.backend.delete(key(1), &one.placement()).await.unwrap();
+    let names = one.disk.names();
+    assert!(names.contains(&"00000000.vol".to_owned()) && !names.contains(&"00000001.vol".to_owned()), "{names:?}");
+    assert!(!names.contains(&"00000001.idx".to_owned()), "{names:?}");
+    assert_eq!(read_all(&one.backend, key(2), other.placement(), None).await.unwrap(), 1);
+
+    // Another process finds the same account, and that the writer lives.
+    let process = backend(ROOT, small(), Arc::new(one.disk.process())).await;
+    process.delete(key(1), &one.placement()).await.unwrap();
+    assert_eq!(process.fence(key(2), other.placement(), Epoch(2)).await.unwrap(), 1);
+    process.delete(key(2), other.placement()).await.unwrap();
+    let names = one.disk.names();
+    assert!(!names.contains(&"00000000.vol".to_owned()), "{names:?}");
+    assert!(names.iter().any(|name| name.ends_with(".vol")), "removed the file that is being written: {names:?}");
+
+    // Once the writer is gone, so is the rest, except the marks.
+    one.disk.crash();
+    process.delete(key(2), other.placement()).await.unwrap();
+    let names = one.disk.names();
+    assert!(!names.iter().any(|name| name.ends_with(".vol") || name.ends_with(".idx")), "{names:?}");
+    assert_eq!(process.fence(key(9), other.placement(), Epoch(2)).await.unwrap(), 0, "never had an entry");
+}
+
+#[tokio::test]
+async fn closing_gives_back_what_was_allocated_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = backend(dir.path(), LocalSettings::default(), Arc::new(RealDisk)).await;
+    let owner = Owner::default();
+    let writer = backend.create(key(1), Arc::new(owner.clone())).await.unwrap();
+    writer.append(vec![entry(key(1), 0)]).unwrap();
+    owner.wait_acked(1).await;
+    backend.close().await;
+    let volume = dir.path().join("volumes").join(writer.placement().volume.to_string());
+    let mut sizes: Vec<_> = std::fs::read_dir(volume)
+        .unwrap()
+        .map(|file| file.map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().len())).unwrap())
+        .collect();
+    sizes.sort();
+    let names: Vec<_> = sizes.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["00000000.idx", "00000000.vol", "marks"]);
+    assert_eq!(sizes[1].1, 8_192);
+    assert!(matches!(backend.create(key(2), Arc::new(Owner::default())).await, Err(StoreError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn more_than_the_hard_bound_in_flight_is_refused_and_takes_no_number() {
+    let one = One::new(LocalSettings { queue_bytes: 1_000, ..small() }).await;
+    // On one thread the writer runs only when the test waits.
+    assert_eq!(one.writer.append(vec![entry(key(1), 0), Bytes::from(vec![0; 900])]).unwrap(), 0);
+    let refused = one.writer.append(vec![Bytes::from(vec![0; 900])]);
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    one.owner.wait_acked(2).await;
+    assert_eq!(one.writer.append(vec![entry(key(1), 2)]).unwrap(), 2);
+    one.owner.wait_acked(3).await;
+}
