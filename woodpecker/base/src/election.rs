@@ -4,18 +4,16 @@
 //! and try again when it goes. What a leader writes is guarded by [`Leadership::guard`], so that one who was deposed
 //! without noticing changes nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures::StreamExt;
 
 use crate::{
     clock::Clock,
     metadata::{Compare, MetadataStore, Revision, WatchEvent},
-    session::{Session, SessionError, SessionRecord, session_prefix},
+    random::Random,
+    session::{Session, SessionError, SessionRecord, pauses, session_prefix},
 };
-
-/// A watch reports trouble at once; the next look at the key waits a little.
-const TROUBLE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The exclusive key, held by this process' session.
 #[derive(Debug)]
@@ -49,27 +47,38 @@ pub async fn campaign(
     meta_root: &str,
     session: &Session,
 ) -> Result<Leadership, SessionError> {
-    let record = SessionRecord { exclusive: true, ..session.record().clone() };
+    let record = SessionRecord { exclusive: true, ..session.record() };
     let key = format!("{}{}", session_prefix(meta_root), record.role);
+    tokio::select! {
+        biased;
+        () = session.lost() => Err(SessionError::Lost),
+        created = win(store, clock, session, &key, &record) => Ok(Leadership { key: key.clone(), created }),
+    }
+}
+
+async fn win(
+    store: &Arc<dyn MetadataStore>,
+    clock: &Clock,
+    session: &Session,
+    key: &str,
+    record: &SessionRecord,
+) -> Revision {
+    let mut pauses = pauses(clock, &Random::seeded(record.server_id.unsigned_abs()));
     loop {
-        let attempt = async {
-            let error = match session.claim(&key, &record).await {
-                Ok(created) => return Some(Leadership { key: key.clone(), created }),
-                Err(error) => error,
-            };
-            tracing::debug!(%error, "standing by");
-            if let Err(error) = freed(store, &key).await {
-                tracing::warn!(%error, "the leader's key cannot be watched");
-                clock.sleep(TROUBLE_PAUSE).await;
+        let waited = match session.claim(key, record).await {
+            Ok(created) => return created,
+            Err(SessionError::Held { holder, .. }) => {
+                tracing::debug!(holder, "standing by");
+                freed(store, key).await
             }
-            None
+            Err(error) => Err(error),
         };
-        tokio::select! {
-            biased;
-            () = session.lost() => return Err(SessionError::Lost),
-            outcome = attempt => if let Some(leadership) = outcome {
-                return Ok(leadership);
-            },
+        match waited {
+            Ok(()) => pauses.reset(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot stand for election now");
+                pauses.wait().await;
+            }
         }
     }
 }

@@ -50,9 +50,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_counter_that_is_no_number_is_an_error() {
+    async fn a_counter_that_is_no_number_is_an_error_and_left_alone() {
         let store = MemoryStore::new(Clock::system());
-        store.commit(Txn::new().put("r/session/id", "x")).await.unwrap();
-        assert!(matches!(allocate(&store, "r").await, Err(MetadataError::Invalid(_))));
+        for garbage in ["", "x", "9223372036854775807"] {
+            store.commit(Txn::new().put("r/session/id", garbage)).await.unwrap();
+            assert!(matches!(allocate(&store, "r").await, Err(MetadataError::Invalid(_))), "{garbage}");
+            assert_eq!(store.get("r/session/id").await.unwrap().unwrap().value, garbage);
+        }
     }
 }

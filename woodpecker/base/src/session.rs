@@ -5,21 +5,33 @@
 
 mod keeper;
 mod record;
+mod view;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
-pub use self::record::SessionRecord;
+pub use self::{
+    record::{SessionRecord, first_streaming_version},
+    view::{SessionKeys, SessionView, watch_sessions},
+};
 use crate::{
+    backoff::Backoff,
     clock::{Clock, Instant},
     metadata::{Compare, LeaseId, MetadataError, MetadataStore, Revision, Txn, TxnOutcome},
+    random::Random,
     tasks::Tasks,
 };
 
-/// How often a key that someone else holds is tried before giving up.
-const CONFLICT_ATTEMPTS: u32 = 30;
-const CONFLICT_PAUSE: Duration = Duration::from_millis(500);
+/// How often a registration is tried while the key is someone else's or the store does not answer.
+const ATTEMPTS: usize = 30;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// The tasks of a session have nothing to finish.
+const STOP_GRACE: Duration = Duration::from_secs(1);
 
 /// Where sessions live under `<meta_root>`.
 #[must_use]
@@ -35,11 +47,11 @@ pub enum SessionState {
     Unreachable {
         since: Instant,
     },
-    /// The lease is gone, or someone deleted or took the key. It never comes back; register anew under a new id.
+    /// The lease is gone, or someone deleted or took a key. It never comes back; register anew under a new id.
     Lost,
 }
 
-/// Why a session was not registered.
+/// Why a session was not registered or changed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SessionError {
     #[error("session key {key} is held by server {holder} at {address}")]
@@ -82,18 +94,34 @@ impl SessionError {
 /// [`Session::revoke`] leaves the keys to the lease, as a crash would.
 #[derive(Debug)]
 pub struct Session {
-    store: Arc<dyn MetadataStore>,
-    lease: LeaseId,
+    shared: Arc<Shared>,
     key: String,
-    record: SessionRecord,
-    state: Arc<watch::Sender<SessionState>>,
-    valid_until: watch::Receiver<Instant>,
+    record: Mutex<SessionRecord>,
+    held: Mutex<Vec<Held>>,
     tasks: Tasks,
+}
+
+/// A key of the session's, and the revision that created it.
+#[derive(Debug, Clone)]
+struct Held {
+    key: String,
+    created: Revision,
+    record: SessionRecord,
+}
+
+/// What the session's tasks share with it.
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn MetadataStore>,
+    clock: Clock,
+    lease: LeaseId,
+    state: watch::Sender<SessionState>,
+    valid_until: Mutex<Instant>,
 }
 
 impl Session {
     /// Registers `record` under `<meta_root>/session/<role>-<server id>` and keeps it alive until it is lost or revoked.
-    /// `ttl` is how long others wait after the last sign of life.
+    /// `ttl` is how long others wait after the last sign of life. An outage of about half a minute is waited out.
     ///
     /// # Errors
     /// [`SessionError::Held`] when another process has the key; the store's.
@@ -105,66 +133,76 @@ impl Session {
         record: SessionRecord,
         ttl: Duration,
     ) -> Result<Self, SessionError> {
-        let asked = clock.now();
-        let lease = store.grant_lease(ttl).await?;
-        let (valid, valid_until) = watch::channel(asked + ttl);
-        let tasks = tasks.child();
-        let state = Arc::new(watch::Sender::new(SessionState::Alive));
-        let key = format!("{}{}-{}", session_prefix(meta_root), record.role, record.server_id);
-        let record = SessionRecord { lease_id: lease.0, ..record };
-        let session = Self { store: store.clone(), lease, key, record, state, valid_until, tasks };
-        keeper::spawn(&session.tasks, store, clock.clone(), lease, ttl, session.state.clone(), valid);
-        session.claim_with_patience(clock).await?;
+        // The server id is this process's alone: a seed that spreads processes and repeats in a simulation.
+        let random = Random::seeded(record.server_id.unsigned_abs());
+        let mut patience = Patience { backoff: pauses(clock, &random), attempts: ATTEMPTS };
+        let (lease, asked) = loop {
+            let asked = clock.now();
+            match store.grant_lease(ttl).await {
+                Ok(lease) => break (lease, asked),
+                Err(error) => patience.after(error.into()).await?,
+            }
+        };
+        let shared = Arc::new(Shared {
+            store,
+            clock: clock.clone(),
+            lease,
+            state: watch::Sender::new(SessionState::Alive),
+            valid_until: Mutex::new(asked + ttl),
+        });
+        let session = Self {
+            key: format!("{}{}-{}", session_prefix(meta_root), record.role, record.server_id),
+            record: Mutex::new(SessionRecord { lease_id: lease.0, ..record }),
+            held: Mutex::new(Vec::new()),
+            tasks: tasks.branch(),
+            shared: shared.clone(),
+        };
+        session.tasks.spawn_until_stopped(keeper::keep(shared, ttl, pauses(clock, &random)));
+        while let Err(error) = session.claim(&session.key, &session.record()).await {
+            patience.after(error).await?;
+        }
         Ok(session)
     }
 
-    async fn claim_with_patience(&self, clock: &Clock) -> Result<(), SessionError> {
-        let mut attempt = 1;
-        loop {
-            match self.claim(&self.key, &self.record).await {
-                Ok(_) => return Ok(()),
-                Err(error) if attempt == CONFLICT_ATTEMPTS || !error.is_retryable() => return Err(error),
-                Err(error) => tracing::info!(%error, attempt, "session key is not free yet"),
-            }
-            attempt += 1;
-            clock.sleep(CONFLICT_PAUSE).await;
-        }
-    }
-
-    /// Takes another key on the same lease, if it is free or was left by an earlier process at the same address. Its
-    /// loss is the session's loss. Returns the revision it was created at.
+    /// Takes a key on the session's lease, if it is free or was left by an earlier process at the same address (two
+    /// processes cannot listen on one address: the one with the smaller id is gone, its lease is not yet). Its loss is
+    /// the session's loss. Returns the revision it was created at.
     pub(crate) async fn claim(&self, key: &str, record: &SessionRecord) -> Result<Revision, SessionError> {
-        let create = |compare| Txn::new().when(compare).put_leased(key, record.encode(), self.lease);
-        if let TxnOutcome::Committed(revision) = self.store.commit(create(Compare::Absent(key.into()))).await? {
-            return Ok(self.hold(key, revision));
-        }
-        let Some(found) = self.store.get(key).await? else { return Err(held(key, &SessionRecord::default())) };
-        let holder = SessionRecord::decode(&found.value).unwrap_or_default();
-        if found.lease == Some(self.lease) {
-            // Our own put, whose answer was lost.
-            return Ok(self.hold(key, found.create_revision));
-        }
-        // Two processes cannot listen on one address: the one with the smaller id is gone, its lease is not yet.
-        if holder.address == record.address && holder.server_id < record.server_id {
-            self.store
-                .commit(Txn::new().when(Compare::ModRevision(key.into(), found.mod_revision)).delete(key))
-                .await?;
-            if let TxnOutcome::Committed(revision) = self.store.commit(create(Compare::Absent(key.into()))).await? {
-                return Ok(self.hold(key, revision));
+        let (store, lease) = (&self.shared.store, self.shared.lease);
+        loop {
+            let create = Txn::new().when(Compare::Absent(key.into())).put_leased(key, record.encode(), lease);
+            if let TxnOutcome::Committed(created) = self.shared.commit(create).await? {
+                return Ok(self.hold(key, created, record));
             }
+            let Some(found) = store.get(key).await? else { continue };
+            if found.lease == Some(lease) {
+                // Our own put, whose answer was lost.
+                return Ok(self.hold(key, found.create_revision, record));
+            }
+            let holder = SessionRecord::decode(&found.value).unwrap_or_default();
+            if holder.address != record.address || holder.server_id >= record.server_id {
+                return Err(SessionError::Held { key: key.into(), holder: holder.server_id, address: holder.address });
+            }
+            tracing::info!(key, holder.server_id, "removing the key of an earlier process at this address");
+            let same = Compare::ModRevision(key.into(), found.mod_revision);
+            self.shared.commit(Txn::new().when(same).delete(key)).await?;
         }
-        Err(held(key, &holder))
     }
 
-    fn hold(&self, key: &str, created: Revision) -> Revision {
-        keeper::watch_key(&self.tasks, self.store.clone(), key.into(), created, self.lease, self.state.clone());
+    fn hold(&self, key: &str, created: Revision, record: &SessionRecord) -> Revision {
+        let mut held = lock(&self.held);
+        if !held.iter().any(|other| other.key == key && other.created == created) {
+            let pauses = pauses(&self.shared.clock, &Random::seeded(created.unsigned_abs()));
+            self.tasks.spawn_until_stopped(keeper::watch_key(self.shared.clone(), key.to_owned(), created, pauses));
+            held.push(Held { key: key.to_owned(), created, record: record.clone() });
+        }
         created
     }
 
     /// What is registered.
     #[must_use]
-    pub fn record(&self) -> &SessionRecord {
-        &self.record
+    pub fn record(&self) -> SessionRecord {
+        lock(&self.record).clone()
     }
 
     /// The full key in the metadata store.
@@ -173,40 +211,53 @@ impl Session {
         &self.key
     }
 
+    /// The lease that the session hangs on; other keys may be put under it.
+    #[must_use]
+    pub fn lease(&self) -> LeaseId {
+        self.shared.lease
+    }
+
     /// The state, now and from now on.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<SessionState> {
-        self.state.subscribe()
+        self.shared.state.subscribe()
     }
 
     /// Until when, on this process' own clock, nobody can have seen the lease end: the last confirmed keep-alive's start
     /// plus the time to live. What no fence guards must stop then.
     #[must_use]
     pub fn valid_until(&self) -> Instant {
-        *self.valid_until.borrow()
+        *lock(&self.shared.valid_until)
     }
 
     /// Resolves when the session is lost.
     pub async fn lost(&self) {
-        let mut state = self.state.subscribe();
+        let mut state = self.state();
         // The sender lives in this session.
         let _ = state.wait_for(|state| *state == SessionState::Lost).await;
     }
 
-    /// Tells everyone that this process is about to leave; it is given nothing new, and what it has is moved away.
+    /// Tells everyone that this process is about to leave; it is given nothing new, and what it has is moved away. All
+    /// keys of the session say so, an exclusive one among them.
     ///
     /// # Errors
     /// [`SessionError::Lost`] when there is nothing to mark any more; the store's.
-    pub async fn announce_stopping(&mut self) -> Result<(), SessionError> {
-        self.record.stopping = true;
-        let txn = Txn::new().when(Compare::Present(self.key.clone())).put_leased(
-            self.key.clone(),
-            self.record.encode(),
-            self.lease,
-        );
-        match self.store.commit(txn).await? {
-            TxnOutcome::Committed(_) => Ok(()),
-            TxnOutcome::Conflict => Err(SessionError::Lost),
+    pub async fn announce_stopping(&self) -> Result<(), SessionError> {
+        let held = lock(&self.held).clone();
+        let txn = held.into_iter().fold(Txn::new(), |txn, Held { key, created, record }| {
+            let record = SessionRecord { stopping: true, ..record };
+            let same = Compare::CreateRevision(key.clone(), created);
+            txn.when(same).put_leased(key, record.encode(), self.shared.lease)
+        });
+        match self.shared.commit(txn).await? {
+            TxnOutcome::Committed(_) => {
+                lock(&self.record).stopping = true;
+                Ok(())
+            }
+            TxnOutcome::Conflict => {
+                self.shared.advance(SessionState::Lost);
+                Err(SessionError::Lost)
+            }
         }
     }
 
@@ -215,8 +266,9 @@ impl Session {
     /// # Errors
     /// The store's; the lease then ends by itself.
     pub async fn revoke(self) -> Result<(), SessionError> {
-        self.tasks.stop();
-        Ok(self.store.revoke_lease(self.lease).await?)
+        // First, so that the end that was asked for is not reported as a loss.
+        self.tasks.drain(&self.shared.clock, STOP_GRACE).await;
+        Ok(self.shared.store.revoke_lease(self.shared.lease).await?)
     }
 }
 
@@ -226,8 +278,55 @@ impl Drop for Session {
     }
 }
 
-fn held(key: &str, holder: &SessionRecord) -> SessionError {
-    SessionError::Held { key: key.into(), holder: holder.server_id, address: holder.address.clone() }
+impl Shared {
+    /// Commits what needs the lease; without it the session is lost.
+    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, SessionError> {
+        self.store.commit(txn).await.map_err(|error| match error {
+            MetadataError::LeaseGone(_) => {
+                self.advance(SessionState::Lost);
+                SessionError::Lost
+            }
+            error => error.into(),
+        })
+    }
+
+    /// Lost is final.
+    fn advance(&self, to: SessionState) {
+        self.state.send_if_modified(|now| {
+            let changes = *now != SessionState::Lost && *now != to;
+            if changes {
+                tracing::info!(lease = self.lease.0, from = ?now, ?to, "session");
+                *now = to;
+            }
+            changes
+        });
+    }
+}
+
+/// Pauses between attempts, as long as there are any left.
+struct Patience {
+    backoff: Backoff,
+    attempts: usize,
+}
+
+impl Patience {
+    async fn after(&mut self, error: SessionError) -> Result<(), SessionError> {
+        self.attempts -= 1;
+        if self.attempts == 0 || !error.is_retryable() {
+            return Err(error);
+        }
+        tracing::info!(%error, "cannot register yet");
+        self.backoff.wait().await;
+        Ok(())
+    }
+}
+
+pub(crate) fn pauses(clock: &Clock, random: &Random) -> Backoff {
+    Backoff::new(clock.clone(), random, FIRST_PAUSE, LAST_PAUSE)
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use semver::{Prerelease, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// What a session says. Unknown fields of others are ignored.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SessionRecord {
     #[serde(rename = "ServerID", skip_serializing_if = "is_zero")]
@@ -18,7 +19,7 @@ pub struct SessionRecord {
     /// Where peers dial, `host:port`.
     #[serde(rename = "Address", skip_serializing_if = "String::is_empty")]
     pub address: String,
-    /// At most one of the role at a time.
+    /// At most one of the role is active at a time. Candidates of such a role say so as well.
     #[serde(rename = "Exclusive", skip_serializing_if = "is_false")]
     pub exclusive: bool,
     /// A graceful stop was announced.
@@ -76,18 +77,64 @@ impl SessionRecord {
         serde_json::to_vec(self).unwrap_or_default().into()
     }
 
+    /// Whether the version is `minimum` or later, by semantic versioning's order. One that does not parse is not.
+    #[must_use]
+    pub fn is_at_least(&self, minimum: &Version) -> bool {
+        Version::parse(&self.version).is_ok_and(|version| version >= *minimum)
+    }
+
     /// Reads a record, of whatever maker.
     ///
     /// # Errors
     /// It is no JSON of this shape.
     pub fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+        // Only an object: an array would be taken for the fields in their order.
+        let object: Map<String, Value> = serde_json::from_slice(bytes)?;
+        serde_json::from_value(Value::Object(object))
     }
+}
+
+/// The first version that knows of streaming, `2.6.0-dev`: sessions of earlier ones are no streaming nodes.
+#[must_use]
+pub fn first_streaming_version() -> Version {
+    Version { pre: Prerelease::new("dev").unwrap_or_default(), ..Version::new(2, 6, 0) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_compare_by_semantic_versioning() {
+        let minimum = first_streaming_version();
+        assert_eq!(minimum.to_string(), "2.6.0-dev");
+        let is_streaming = |version: &str| SessionRecord::new("r", 1, "a", version).is_at_least(&minimum);
+        for version in ["2.6.0-dev", "2.6.0", "2.6.11", "2.10.0", "3.0.0-alpha"] {
+            assert!(is_streaming(version), "{version}");
+        }
+        for version in ["2.5.99", "2.6.0-alpha", "", "2.6", "v2.6.2", "master"] {
+            assert!(!is_streaming(version), "{version}");
+        }
+    }
+
+    #[test]
+    fn a_full_record_keeps_its_order_and_an_empty_one_its_constant_fields() {
+        let mut record = SessionRecord::new("querynode", 1, "a:1", "2.6.0");
+        (record.exclusive, record.stopping, record.trigger_kill) = (true, true, false);
+        record.index_engine_version.insert("CurrentIndexVersion".to_owned(), 6.into());
+        (record.index_non_encoding, record.lease_id, record.host_name) = (true, 5, "h".to_owned());
+        record.labels = [("b", "2"), ("a", "1")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let json = concat!(
+            r#"{"ServerID":1,"ServerName":"querynode","Address":"a:1","Exclusive":true,"Stopping":true,"#,
+            r#""TriggerKill":false,"Version":"2.6.0","IndexEngineVersion":{"CurrentIndexVersion":6},"#,
+            r#""ScalarIndexEngineVersion":{},"IndexNonEncoding":true,"LeaseID":5,"HostName":"h","#,
+            r#""ServerLabels":{"a":"1","b":"2"}}"#
+        );
+        assert_eq!(record.encode(), json);
+        assert_eq!(SessionRecord::decode(json.as_bytes()).unwrap(), record);
+        let empty = r#"{"TriggerKill":false,"Version":"","IndexEngineVersion":{},"ScalarIndexEngineVersion":{}}"#;
+        assert_eq!(SessionRecord::default().encode(), empty);
+    }
 
     #[test]
     fn a_record_is_written_as_the_protocol_has_it() {
