@@ -155,3 +155,75 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use woodpecker_base::clock::Clock;
+
+    use super::*;
+    use crate::wal::record;
+
+    fn at(entry: u64) -> Arc<Stored> {
+        Arc::new(Stored::new(EntryId { segment: 1, entry }, record::tick(100 + entry, 1)).unwrap())
+    }
+
+    fn id(entry: u64) -> EntryId {
+        EntryId { segment: 1, entry }
+    }
+
+    fn buffer(bytes: usize) -> Buffer {
+        Buffer::new(&at(0), Capacity { bytes, age: Duration::from_secs(30) })
+    }
+
+    fn entries(page: Page) -> Option<(Vec<u64>, Option<u64>)> {
+        match page {
+            Page::Messages { messages, watermark, .. } => {
+                Some((messages.iter().map(|m| m.id.entry).collect(), watermark.map(|w| w.tick)))
+            }
+            Page::Evicted => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn reader_gets_what_follows_its_cursor_and_the_tick_at_the_end() {
+        let (buffer, now) = (buffer(1 << 20), Clock::system().now());
+        assert_eq!(entries(buffer.read(id(0), 1)), Some((vec![], Some(100))));
+        buffer.publish([at(1), at(2), at(3)], 200, now);
+        assert_eq!(entries(buffer.read(id(0), usize::MAX)), Some((vec![1, 2, 3], Some(200))));
+        assert_eq!(entries(buffer.read(id(2), usize::MAX)), Some((vec![3], Some(200))));
+        assert_eq!(entries(buffer.read(id(0), 1)), Some((vec![1], None)), "not all there is");
+        assert_eq!(entries(buffer.read(id(9), usize::MAX)), Some((vec![], Some(200))), "a reader ahead of the buffer");
+        buffer.publish([], 300, now);
+        assert_eq!(buffer.watermark(), Watermark { tick: 300, last: id(3) });
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_or_too_old_is_evicted() {
+        let now = Clock::system().now();
+        let two = at(1).bytes * 2;
+        let buffer = buffer(two);
+        buffer.publish([at(1), at(2), at(3)], 200, now);
+        assert_eq!(entries(buffer.read(id(0), usize::MAX)), None);
+        assert!(!buffer.covers(id(0)) && buffer.covers(id(1)));
+        assert_eq!(entries(buffer.read(id(1), usize::MAX)), Some((vec![2, 3], Some(200))));
+        assert!(buffer.bytes() <= two);
+
+        buffer.beat(now + Duration::from_secs(31));
+        assert_eq!(buffer.bytes(), 0);
+        assert_eq!(entries(buffer.read(id(3), 1)), Some((vec![], Some(200))), "a reader at the end stays");
+        assert_eq!(entries(buffer.read(id(2), 1)), None);
+    }
+
+    #[tokio::test]
+    async fn changes_wake_followers() {
+        let (buffer, now) = (buffer(1 << 20), Clock::system().now());
+        assert_eq!(buffer.followers(), 0);
+        let mut changed = buffer.subscribe();
+        assert_eq!(buffer.followers(), 1);
+        buffer.publish([at(1)], 200, now);
+        assert!(changed.has_changed().unwrap());
+        changed.borrow_and_update();
+        buffer.beat(now);
+        assert!(changed.has_changed().unwrap());
+    }
+}

@@ -100,3 +100,42 @@ pub struct Group {
     /// What the log made of it; `None` until then.
     pub written: Option<Result<Appended, AppendError>>,
 }
+
+#[cfg(test)]
+pub mod samples {
+    use streaming_proto::messages::{CreatePartitionMessageHeader, DeleteMessageHeader};
+    use streaming_types::MessageBuilder;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A message that shares its vchannel, or needs it for itself.
+    pub fn append(request_id: i64, vchannel: &str, exclusive: bool) -> (Append, mpsc::Receiver<Answer>) {
+        let message = if exclusive {
+            MessageBuilder::new(&CreatePartitionMessageHeader::default())
+        } else {
+            MessageBuilder::new(&DeleteMessageHeader::default())
+        };
+        let message = message.vchannel(vchannel).payload("payload").build().unwrap();
+        let (sender, answers) = mpsc::channel(1);
+        let append = Append {
+            kind: message.properties.message_type().unwrap(),
+            barrier: None,
+            tick: 0,
+            bytes: message.size(),
+            charge: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            reply: Reply::new("p".into(), request_id, message.size(), sender),
+            message,
+        };
+        (append, answers)
+    }
+
+    #[test]
+    fn reply_that_is_dropped_says_that_the_wal_is_gone() {
+        let (append, mut answers) = append(7, "p_1v0", false);
+        drop(append);
+        let answer = answers.try_recv().unwrap();
+        assert_eq!((answer.request_id, answer.result), (7, Err(StreamingError::channel_fenced("p"))));
+        assert!(answers.try_recv().is_err(), "one answer only");
+    }
+}

@@ -200,3 +200,133 @@ where
         Poll::Ready(group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::VecDeque, sync::Mutex};
+
+    use futures::task::noop_waker;
+
+    use super::*;
+    use crate::wal::group::samples;
+
+    /// Takes groups and answers the oldest when told to.
+    #[derive(Clone, Default)]
+    struct Inner(Arc<Mutex<VecDeque<(Vec<String>, Group, oneshot::Sender<Group>)>>>);
+
+    impl Inner {
+        fn seen(&self) -> Vec<Vec<String>> {
+            self.0.lock().unwrap().iter().map(|(names, ..)| names.clone()).collect()
+        }
+
+        fn answer(&self) {
+            let (_, group, answer) = self.0.lock().unwrap().pop_front().unwrap();
+            let _ = answer.send(group);
+        }
+    }
+
+    impl Service<Group> for Inner {
+        type Response = Group;
+        type Error = Infallible;
+        type Future = futures::future::BoxFuture<'static, Result<Group, Infallible>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, group: Group) -> Self::Future {
+            let names = group.appends.iter().map(|append| append.vchannel().unwrap_or_default().to_owned()).collect();
+            let (answer, answered) = oneshot::channel();
+            self.0.lock().unwrap().push_back((names, group, answer));
+            Box::pin(async { Ok(answered.await.unwrap_or_default()) })
+        }
+    }
+
+    struct Fixture {
+        inner: Inner,
+        lock: Lock<Inner>,
+        flying: VecDeque<Locked<<Inner as Service<Group>>::Future>>,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let inner = Inner::default();
+            let lock = LockLayer { pchannel: "p".into() }.layer(inner.clone());
+            Self { inner, lock, flying: VecDeque::new() }
+        }
+
+        fn ready(&mut self) -> bool {
+            self.lock.poll_ready(&mut Context::from_waker(&noop_waker())).is_ready()
+        }
+
+        fn send(&mut self, exclusive: bool, vchannels: &[&str]) {
+            assert!(self.ready());
+            let appends = vchannels.iter().map(|vchannel| samples::append(1, vchannel, exclusive).0).collect();
+            let group = Group { appends, ..Group::default() };
+            self.flying.push_back(self.lock.call(group));
+        }
+
+        fn answer(&mut self) {
+            self.inner.answer();
+            let mut oldest = self.flying.pop_front().unwrap();
+            assert!(oldest.poll_unpin(&mut Context::from_waker(&noop_waker())).is_ready());
+        }
+    }
+
+    #[test]
+    fn shared_messages_pass_together() {
+        let mut fixture = Fixture::new();
+        fixture.send(false, &["p_1v0", "p_2v0"]);
+        fixture.send(false, &["p_1v0"]);
+        assert_eq!(fixture.inner.seen().len(), 2);
+    }
+
+    #[test]
+    fn exclusive_message_waits_for_its_vchannel_and_holds_it() {
+        let mut fixture = Fixture::new();
+        fixture.send(false, &["p_1v0"]);
+        fixture.send(true, &["p_1v0"]);
+        assert_eq!(fixture.inner.seen().len(), 1, "the earlier message has no outcome");
+        assert!(!fixture.ready(), "nobody passes a message that waits");
+        fixture.answer();
+        fixture.send(false, &["p_1v0"]);
+        assert_eq!(fixture.inner.seen().len(), 1, "only the exclusive one");
+        assert!(!fixture.ready());
+        fixture.answer();
+        assert!(fixture.ready());
+        assert_eq!(fixture.inner.seen(), vec![vec!["p_1v0"]]);
+    }
+
+    #[test]
+    fn other_vchannels_are_not_held() {
+        let mut fixture = Fixture::new();
+        fixture.send(false, &["p_1v0"]);
+        fixture.send(true, &["p_2v0"]);
+        fixture.send(false, &["p_1v0", "p_3v0"]);
+        fixture.send(true, &["p_4v0"]);
+        assert_eq!(fixture.inner.seen().len(), 4);
+    }
+
+    #[test]
+    fn exclusive_message_on_the_pchannel_needs_the_whole_wal() {
+        let mut fixture = Fixture::new();
+        fixture.send(false, &["p_1v0"]);
+        fixture.send(true, &["p"]);
+        assert_eq!(fixture.inner.seen().len(), 1);
+        fixture.answer();
+        fixture.send(false, &["p_9v0"]);
+        assert_eq!(fixture.inner.seen(), vec![vec!["p"]]);
+        fixture.answer();
+        assert!(fixture.ready());
+        assert_eq!(fixture.inner.seen(), vec![vec!["p_9v0"]]);
+    }
+
+    #[test]
+    fn vchannels_without_anything_in_flight_are_forgotten() {
+        let mut uses = Uses::default();
+        for group in 0..5000_u64 {
+            uses.note(Some(&format!("p_{group}v0")), group + 1, group);
+        }
+        assert!(uses.by_vchannel.len() <= REMEMBERED);
+    }
+}

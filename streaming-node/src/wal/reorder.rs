@@ -40,3 +40,46 @@ impl Reorder {
         self.released
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use woodpecker::EntryId;
+
+    use super::*;
+    use crate::wal::record;
+
+    fn at(tick: u64) -> Arc<Stored> {
+        Arc::new(Stored::new(EntryId { segment: 1, entry: tick }, record::tick(tick, 1)).unwrap())
+    }
+
+    #[test]
+    fn messages_wait_for_a_tick_and_come_in_order() {
+        let mut reorder = Reorder::default();
+        assert!(reorder.push(at(5)) && reorder.push(at(3)) && reorder.push(at(9)));
+        assert!(!reorder.push(at(5)), "the same record again");
+        let ticks = |reorder: &mut Reorder, to| reorder.release(to).map(|m| m.tick).collect::<Vec<_>>();
+        assert_eq!(ticks(&mut reorder, 5), [3, 5]);
+        assert!(!reorder.push(at(4)), "a tick at 5 said that nothing is missing before it");
+        assert_eq!(ticks(&mut reorder, 2), [] as [u64; 0]);
+        assert_eq!(ticks(&mut reorder, 9), [9]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_comes_out_rises_and_is_what_was_kept(steps in proptest::collection::vec((any::<bool>(), 1..50u64), 0..80)) {
+            let (mut reorder, mut kept, mut out) = (Reorder::default(), Vec::new(), Vec::new());
+            for (is_tick, tick) in steps {
+                if is_tick {
+                    out.extend(reorder.release(tick).map(|message| message.tick));
+                } else if reorder.push(at(tick)) {
+                    kept.push(tick);
+                }
+            }
+            out.extend(reorder.release(u64::MAX).map(|message| message.tick));
+            prop_assert!(out.is_sorted_by(|a, b| a < b));
+            kept.sort_unstable();
+            prop_assert_eq!(out, kept);
+        }
+    }
+}

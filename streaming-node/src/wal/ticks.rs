@@ -144,7 +144,8 @@ impl Ticks {
         if self.refill.is_some() {
             return;
         }
-        self.batch_size = if self.is_expired() { BATCH } else { (self.batch_size * 2).min(LARGEST_BATCH) };
+        let used_up = self.last > self.anchor.0 && !self.is_expired();
+        self.batch_size = if used_up { (self.batch_size * 2).min(LARGEST_BATCH) } else { BATCH };
         let (source, clock, count) = (Arc::clone(&self.source), self.clock.clone(), self.batch_size);
         let (pause, limit) = if self.is_alone() { (self.pause(), DEADLINE) } else { (Duration::ZERO, PATIENCE) };
         self.refill = Some(Box::pin(async move {
@@ -195,5 +196,124 @@ impl Ticks {
     fn go_alone(&mut self) {
         self.batch = 0..0;
         self.failures = self.failures.saturating_add(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::poll_fn,
+        sync::{
+            Mutex,
+            atomic::{AtomicBool, AtomicU64, Ordering},
+        },
+    };
+
+    use async_trait::async_trait;
+
+    use super::*;
+
+    /// A coordinator whose clock the test moves.
+    #[derive(Debug, Default)]
+    struct Source {
+        next: AtomicU64,
+        silent: AtomicBool,
+        asked: Mutex<Vec<u32>>,
+    }
+
+    #[async_trait]
+    impl TimestampSource for Source {
+        async fn allocate(&self, count: u32) -> Result<Range<u64>, TimestampError> {
+            if self.silent.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
+            self.asked.lock().unwrap().push(count);
+            let first = self.next.fetch_add(u64::from(count), Ordering::Relaxed);
+            Ok(first..first + u64::from(count))
+        }
+    }
+
+    const SECOND: u64 = 1000 << LOGICAL_BITS;
+
+    async fn above(floor: u64, source: &Arc<Source>) -> Ticks {
+        let source = Arc::clone(source) as Arc<dyn TimestampSource>;
+        Ticks::above(floor, source, Clock::system(), &Random::seeded(1)).await
+    }
+
+    fn source(next: u64) -> Arc<Source> {
+        Arc::new(Source { next: AtomicU64::new(next), ..Source::default() })
+    }
+
+    async fn ready(ticks: &mut Ticks, need: u64) {
+        poll_fn(|cx| ticks.poll_ready(cx, need)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ticks_come_from_batches_and_rise_over_their_ends() {
+        let source = source(5 * SECOND);
+        let mut ticks = above(0, &source).await;
+        let mut last = 0;
+        for _ in 0..20 {
+            ready(&mut ticks, 257).await;
+            for _ in 0..257 {
+                let tick = ticks.take();
+                assert!(tick > last && tick < source.next.load(Ordering::Relaxed), "only what the coordinator gave");
+                last = tick;
+            }
+        }
+        let asked = source.asked.lock().unwrap();
+        assert!(asked.len() < 10 && asked.is_sorted(), "batches grow with use: {asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ticks_of_a_new_term_are_above_the_log_even_if_the_coordinator_is_behind() {
+        let mut ticks = above(9 * SECOND, &source(5 * SECOND)).await;
+        ready(&mut ticks, 257).await;
+        assert!(ticks.take() > 9 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_answer_ticks_go_on_at_the_pace_of_time() {
+        let source = source(5 * SECOND);
+        let clock = Clock::system();
+        let mut ticks = above(0, &source).await;
+        source.silent.store(true, Ordering::Relaxed);
+        let began = clock.now();
+        for _ in 0..8 {
+            ready(&mut ticks, 257).await;
+            (0..257).for_each(|_| drop(ticks.take()));
+        }
+        assert!(clock.now() - began < Duration::from_millis(500), "appends wait once, and shortly");
+
+        clock.sleep(Duration::from_secs(60)).await;
+        poll_fn(|cx| ticks.poll_fresh(cx)).await;
+        let alone = ticks.take();
+        assert!((64 * SECOND..67 * SECOND).contains(&alone), "{}", alone / SECOND);
+
+        // The coordinator is back, with a clock that is behind what was given out alone.
+        source.silent.store(false, Ordering::Relaxed);
+        for _ in 0..40 {
+            clock.sleep(Duration::from_millis(200)).await;
+            poll_fn(|cx| ticks.poll_fresh(cx)).await;
+        }
+        assert!(ticks.take() > alone);
+        source.next.store(200 * SECOND, Ordering::Relaxed);
+        for _ in 0..40 {
+            clock.sleep(Duration::from_millis(200)).await;
+            poll_fn(|cx| ticks.poll_fresh(cx)).await;
+        }
+        assert!(ticks.take() >= 200 * SECOND, "its timestamps are used again once they are ahead");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn barrier_is_past_only_within_what_the_coordinator_gave() {
+        let mut ticks = above(0, &source(5 * SECOND)).await;
+        assert!(ticks.is_past(5 * SECOND, 257));
+        assert!(!ticks.is_past(5 * SECOND + 900, 257), "too near to the end of the batch");
+        assert!(!ticks.is_past(6 * SECOND, 257));
+        assert!(!ticks.is_past(u64::MAX, 257));
+        let barrier = 5 * SECOND + 300;
+        assert_eq!(ticks.take_above(barrier), barrier + 1);
+        assert_eq!(ticks.take(), barrier + 2);
     }
 }
