@@ -1,0 +1,11 @@
+//! The node through its gRPC services, as any peer sees it: raw requests over a loopback connection, logs on the memory
+//! backend.
+
+mod consume;
+mod fence;
+mod harness;
+mod manage;
+mod model;
+mod produce;
+mod refusals;
+mod without_coordinator;

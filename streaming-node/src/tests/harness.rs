@@ -1,0 +1,377 @@
+//! A node with its peers, and stubs that send exactly what a test says.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use streaming_proto::{
+    common,
+    messages::{self, InsertMessageHeader},
+    streaming::{
+        ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest, ProduceMessageRequest,
+        ProduceMessageResponseResult, ProduceRequest, ProduceResponse, StreamingError as WireError,
+        StreamingNodeManagerAssignRequest, StreamingNodeManagerCollectStatusRequest,
+        StreamingNodeManagerRemoveRequest, StreamingNodeWalMetrics, consume_request, consume_response,
+        produce_message_response, produce_request, produce_response,
+        streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
+        streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
+    },
+};
+use streaming_types::{
+    DeliverFilter, DeliverPolicy, ImmutableMessage, MessageBuilder, MessageId, MessageType, PChannel, StreamingCode,
+    StreamingError, TimeTick,
+    metadata::{set_create_consumer, set_create_producer, set_destination},
+};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, Streaming, transport::Channel};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MetadataStore, memory::MemoryStore},
+    net::Listener,
+    random::Random,
+    tasks::Tasks,
+};
+use woodpecker_store::{
+    backend::Backend,
+    memory::{MemoryBackend, MemoryMedium},
+};
+
+use crate::{Node, Parts, Settings, TimestampError, TimestampSource};
+
+pub const PCHANNEL: &str = "by-dev-rootcoord-dml_0";
+pub const VCHANNEL: &str = "by-dev-rootcoord-dml_0_1v0";
+
+/// A root coordinator that a test can silence.
+#[derive(Debug)]
+pub struct Timestamps {
+    last: AtomicU64,
+    answers: watch::Sender<bool>,
+    clock: Clock,
+}
+
+impl Timestamps {
+    fn new(clock: Clock) -> Arc<Self> {
+        Arc::new(Self { last: AtomicU64::new(0), answers: watch::Sender::new(true), clock })
+    }
+
+    pub fn answer(&self, answers: bool) {
+        self.answers.send_replace(answers);
+    }
+}
+
+#[async_trait]
+impl TimestampSource for Timestamps {
+    async fn allocate(&self, count: u32) -> Result<Range<u64>, TimestampError> {
+        let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+        let now = TimeTick::new(self.clock.wall_ms(), 0).0;
+        let mut first = 0;
+        let _ = self.last.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| {
+            first = now.max(last + 1);
+            Some(first + u64::from(count) - 1)
+        });
+        Ok(first..first + u64::from(count))
+    }
+}
+
+/// What outlives a node.
+pub struct World {
+    pub clock: Clock,
+    pub metadata: MemoryStore,
+    pub medium: MemoryMedium,
+    pub timestamps: Arc<Timestamps>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let clock = Clock::system();
+        Self {
+            metadata: MemoryStore::new(clock.clone()),
+            medium: MemoryMedium::new(),
+            timestamps: Timestamps::new(clock.clone()),
+            clock,
+        }
+    }
+
+    /// A client of the logs, as another process would have one.
+    pub fn logs(&self, tasks: &Tasks) -> woodpecker::Client {
+        let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new(self.medium.clone(), tasks));
+        let settings = woodpecker::Settings {
+            metadata_prefix: "woodpecker".to_owned(),
+            backend: backend.name().to_owned(),
+            segment_bytes: 1 << 20,
+            segment_age: Duration::from_secs(600),
+            in_flight_bytes: 16 << 20,
+        };
+        let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
+        let metadata: Arc<dyn MetadataStore> = Arc::new(self.metadata.clone());
+        woodpecker::Client::new(settings, metadata, backends, self.clock.clone(), Random::seeded(3), tasks.clone())
+    }
+
+    pub async fn node(&self, server_id: i64) -> TestNode {
+        self.node_with(server_id, Settings::default()).await
+    }
+
+    pub async fn node_with(&self, server_id: i64, settings: Settings) -> TestNode {
+        let tasks = Tasks::new();
+        let logs = self.logs(&tasks);
+        let parts = Parts {
+            logs: logs.clone(),
+            timestamps: Arc::clone(&self.timestamps) as Arc<dyn TimestampSource>,
+            clock: self.clock.clone(),
+            random: Random::seeded(5),
+        };
+        let node = Arc::new(Node::start(settings, server_id, parts).unwrap());
+        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+        let address = format!("http://{}", listener.address());
+        let server = tonic::transport::Server::builder().add_routes(node.routes()).serve_with_incoming(listener);
+        tasks.spawn_until_stopped(async { server.await.unwrap() });
+        let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+        TestNode { node, server_id, channel, logs, tasks, clock: self.clock.clone() }
+    }
+
+    /// A node that serves [`PCHANNEL`] at term 1.
+    pub async fn serving(&self) -> TestNode {
+        let node = self.node(1).await;
+        node.assign(&rw(1)).await.unwrap();
+        node
+    }
+}
+
+pub fn rw(term: i64) -> PChannel {
+    PChannel::read_write(PCHANNEL, term).unwrap()
+}
+
+pub fn ro(term: i64) -> PChannel {
+    PChannel::read_only(PCHANNEL, term).unwrap()
+}
+
+/// A node and a connection to it.
+pub struct TestNode {
+    pub node: Arc<Node>,
+    pub server_id: i64,
+    pub channel: Channel,
+    pub logs: woodpecker::Client,
+    tasks: Tasks,
+    clock: Clock,
+}
+
+impl Drop for TestNode {
+    /// As a crash: nothing is closed.
+    fn drop(&mut self) {
+        self.tasks.stop();
+    }
+}
+
+impl TestNode {
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        set_destination(request.metadata_mut(), "by-dev", Some(self.server_id));
+        request.set_timeout(Duration::from_secs(20));
+        request
+    }
+
+    pub fn manager(&self) -> StreamingNodeManagerServiceClient<Channel> {
+        StreamingNodeManagerServiceClient::new(self.channel.clone())
+    }
+
+    pub fn handler(&self) -> StreamingNodeHandlerServiceClient<Channel> {
+        StreamingNodeHandlerServiceClient::new(self.channel.clone())
+    }
+
+    pub async fn assign(&self, pchannel: &PChannel) -> Result<(), StreamingError> {
+        let request = StreamingNodeManagerAssignRequest { pchannel: Some(pchannel.to_proto()) };
+        self.manager().assign(self.request(request)).await.map(drop).map_err(|status| error(&status))
+    }
+
+    pub async fn remove(&self, pchannel: &PChannel) -> Result<(), StreamingError> {
+        let request = StreamingNodeManagerRemoveRequest { pchannel: Some(pchannel.to_proto()) };
+        self.manager().remove(self.request(request)).await.map(drop).map_err(|status| error(&status))
+    }
+
+    pub async fn status(&self) -> Vec<StreamingNodeWalMetrics> {
+        let request = self.request(StreamingNodeManagerCollectStatusRequest {});
+        self.manager().collect_status(request).await.unwrap().into_inner().metrics.unwrap().wals
+    }
+
+    pub async fn produce(&self, pchannel: &PChannel) -> Result<Produce, Status> {
+        let (requests, sent) = mpsc::channel(1024);
+        let mut request = Request::new(ReceiverStream::new(sent));
+        set_destination(request.metadata_mut(), "by-dev", Some(self.server_id));
+        set_create_producer(request.metadata_mut(), pchannel);
+        let responses = self.handler().produce(request).await?.into_inner();
+        Ok(Produce { requests: Some(requests), responses, next_id: 1, clock: self.clock.clone() })
+    }
+
+    /// A producer that has read its create.
+    pub async fn producer(&self, pchannel: &PChannel) -> Produce {
+        let mut produce = self.produce(pchannel).await.unwrap();
+        assert!(matches!(produce.next().await, Some(Ok(produce_response::Response::Create(_)))));
+        produce
+    }
+
+    pub async fn consume(&self, pchannel: &PChannel) -> Result<Consume, Status> {
+        let (requests, sent) = mpsc::channel(16);
+        let mut request = Request::new(ReceiverStream::new(sent));
+        set_destination(request.metadata_mut(), "by-dev", Some(self.server_id));
+        set_create_consumer(request.metadata_mut(), pchannel);
+        let responses = self.handler().consume(request).await?.into_inner();
+        Ok(Consume { requests: Some(requests), responses, clock: self.clock.clone() })
+    }
+
+    /// A consumer that has read both of its creates.
+    pub async fn consumer(&self, pchannel: &PChannel, policy: DeliverPolicy, filters: &[DeliverFilter]) -> Consume {
+        let mut consume = self.consume(pchannel).await.unwrap();
+        consume.ask("", policy, filters).await;
+        consume
+    }
+}
+
+/// The streaming error in a status, which has to be shaped as the protocol says.
+pub fn error(status: &Status) -> StreamingError {
+    assert_eq!(status.message(), "", "{status:?}");
+    assert_ne!(status.code(), tonic::Code::Unavailable, "channels retry it by themselves");
+    StreamingError::check_status(status).unwrap_err()
+}
+
+pub fn code(status: &Status) -> StreamingCode {
+    error(status).code()
+}
+
+pub fn insert(vchannel: &str, payload: &str) -> messages::Message {
+    let header = InsertMessageHeader { collection_id: 1, ..InsertMessageHeader::default() };
+    let message = MessageBuilder::new(&header).vchannel(vchannel).payload(payload.to_owned());
+    message.property("user", payload).build().unwrap().into()
+}
+
+/// The requests and responses of a Produce stream.
+pub struct Produce {
+    requests: Option<mpsc::Sender<ProduceRequest>>,
+    responses: Streaming<ProduceResponse>,
+    next_id: i64,
+    clock: Clock,
+}
+
+impl Produce {
+    pub async fn send(&mut self, message: messages::Message) -> i64 {
+        let request_id = self.next_id;
+        self.next_id += 1;
+        let request = ProduceMessageRequest { request_id, message: Some(message) };
+        self.send_raw(Some(produce_request::Request::Produce(request))).await;
+        request_id
+    }
+
+    pub async fn send_raw(&self, request: Option<produce_request::Request>) {
+        let _ = self.requests.as_ref().unwrap().send(ProduceRequest { request }).await;
+    }
+
+    pub fn half_close(&mut self) {
+        self.requests = None;
+    }
+
+    pub async fn next(&mut self) -> Option<Result<produce_response::Response, Status>> {
+        let next = self.clock.timeout(Duration::from_secs(10), self.responses.message()).await;
+        let next = next.expect("a response within ten seconds").transpose()?;
+        Some(next.map(|response| response.response.expect("every response says something")))
+    }
+
+    /// The next answer to a request; neither result nor error would make clients panic.
+    pub async fn answer(&mut self) -> (i64, Result<ProduceMessageResponseResult, WireError>) {
+        let Some(Ok(produce_response::Response::Produce(answer))) = self.next().await else { panic!("no answer") };
+        let result = match answer.response.expect("a result or an error") {
+            produce_message_response::Response::Result(result) => Ok(result),
+            produce_message_response::Response::Error(error) => Err(error),
+        };
+        (answer.request_id, result)
+    }
+
+    pub async fn append(&mut self, message: messages::Message) -> Result<ProduceMessageResponseResult, WireError> {
+        let request_id = self.send(message).await;
+        let (answered, result) = self.answer().await;
+        assert_eq!(answered, request_id);
+        result
+    }
+}
+
+/// The requests and responses of a Consume stream.
+pub struct Consume {
+    requests: Option<mpsc::Sender<ConsumeRequest>>,
+    responses: Streaming<ConsumeResponse>,
+    clock: Clock,
+}
+
+impl Consume {
+    pub async fn send_raw(&self, request: Option<consume_request::Request>) {
+        let _ = self.requests.as_ref().unwrap().send(ConsumeRequest { request }).await;
+    }
+
+    pub async fn create(&self, vchannel: &str, policy: DeliverPolicy, filters: &[DeliverFilter]) {
+        let request = CreateVChannelConsumerRequest {
+            vchannel: vchannel.to_owned(),
+            deliver_policy: Some(policy.to_proto()),
+            deliver_filters: filters.iter().map(DeliverFilter::to_proto).collect(),
+        };
+        self.send_raw(Some(consume_request::Request::CreateVchannelConsumer(request))).await;
+    }
+
+    pub async fn ask(&mut self, vchannel: &str, policy: DeliverPolicy, filters: &[DeliverFilter]) {
+        assert!(matches!(self.next().await, Some(Ok(consume_response::Response::Create(_)))));
+        self.create(vchannel, policy, filters).await;
+        assert!(matches!(self.next().await, Some(Ok(consume_response::Response::CreateVchannel(_)))));
+    }
+
+    pub fn half_close(&mut self) {
+        self.requests = None;
+    }
+
+    pub async fn next(&mut self) -> Option<Result<consume_response::Response, Status>> {
+        let next = self.clock.timeout(Duration::from_secs(10), self.responses.message()).await;
+        let next = next.expect("a response within ten seconds").transpose()?;
+        Some(next.map(|response| response.response.expect("every response says something")))
+    }
+
+    /// The next message or tick; each carries what clients resume from.
+    pub async fn any(&mut self) -> ImmutableMessage {
+        let Some(Ok(consume_response::Response::Consume(consumed))) = self.next().await else { panic!("no message") };
+        assert_eq!(consumed.consumer_id, 1);
+        let message: common::ImmutableMessage = consumed.message.unwrap();
+        let message = ImmutableMessage::try_from(message).unwrap();
+        message.time_tick().unwrap();
+        message.last_confirmed().unwrap();
+        message
+    }
+
+    /// The next message that is no tick.
+    pub async fn message(&mut self) -> ImmutableMessage {
+        loop {
+            let message = self.any().await;
+            if message.properties.message_type().unwrap() != MessageType::TimeTick {
+                return message;
+            }
+        }
+    }
+
+    pub async fn payloads(&mut self, count: usize) -> Vec<String> {
+        let mut payloads = Vec::with_capacity(count);
+        for _ in 0..count {
+            payloads.push(text(&self.message().await));
+        }
+        payloads
+    }
+}
+
+pub fn text(message: &ImmutableMessage) -> String {
+    String::from_utf8(message.payload.to_vec()).unwrap()
+}
+
+pub fn id(result: &ProduceMessageResponseResult) -> MessageId {
+    MessageId::from_proto(result.id.as_ref()).unwrap()
+}
