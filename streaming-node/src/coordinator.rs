@@ -7,14 +7,17 @@ use std::{
 };
 
 use async_trait::async_trait;
-use serde::Deserialize;
 use streaming_proto::rootcoord::{AllocTimestampRequest, root_coord_client::RootCoordClient};
 use streaming_types::metadata::set_destination;
 use tonic::{
     Request,
     transport::{Channel, Endpoint},
 };
-use woodpecker_base::{metadata::MetadataStore, net::Connector};
+use woodpecker_base::{
+    metadata::MetadataStore,
+    net::Connector,
+    session::{SessionRecord, session_prefix},
+};
 
 use crate::timestamps::{TimestampError, TimestampSource};
 
@@ -39,21 +42,12 @@ struct Active {
     client: RootCoordClient<Channel>,
 }
 
-/// What of a session is needed to call its owner.
-#[derive(Debug, Deserialize)]
-struct Session {
-    #[serde(rename = "ServerID")]
-    server_id: i64,
-    #[serde(rename = "Address")]
-    address: String,
-}
-
 impl RootCoord {
     /// Looks for the coordinator of `cluster` under `<metadata_root>/session/mixcoord`.
     pub fn new(metadata: Arc<dyn MetadataStore>, metadata_root: &str, cluster: &str, connector: Connector) -> Self {
         Self {
             metadata,
-            session: format!("{metadata_root}/session/mixcoord"),
+            session: format!("{}mixcoord", session_prefix(metadata_root)),
             cluster: cluster.to_owned(),
             connector,
             active: Mutex::new(None),
@@ -71,7 +65,7 @@ impl RootCoord {
         }
         let found = self.metadata.get(&self.session).await.map_err(failed)?;
         let session = found.ok_or_else(|| TimestampError("no coordinator is active".to_owned()))?;
-        let session: Session = serde_json::from_slice(&session.value).map_err(failed)?;
+        let session = SessionRecord::decode(&session.value).map_err(failed)?;
         let endpoint = Endpoint::from_shared(format!("http://{}", session.address))
             .map_err(failed)?
             .connect_timeout(CONNECT_TIMEOUT)

@@ -20,10 +20,6 @@ impl Identity {
         Self { cluster, server_id: AtomicI64::new(server_id), state }
     }
 
-    pub fn cluster(&self) -> &str {
-        &self.cluster
-    }
-
     pub fn server_id(&self) -> i64 {
         self.server_id.load(Ordering::Acquire)
     }

@@ -4,10 +4,18 @@ use std::sync::Arc;
 
 use streaming_proto::common::StateCode;
 use tonic::service::Routes;
-use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MetadataError, MetadataStore},
+    random::Random,
+    server_id,
+    session::SessionError,
+    tasks::Tasks,
+};
 
 use crate::{
     identity::Identity,
+    registration::Registration,
     service::Services,
     settings::{Settings, SettingsError},
     timestamps::TimestampSource,
@@ -18,53 +26,124 @@ use crate::{
 /// What a node works with, injected.
 #[derive(Debug, Clone)]
 pub struct Parts {
+    pub metadata: Arc<dyn MetadataStore>,
     pub logs: woodpecker::Client,
     pub timestamps: Arc<dyn TimestampSource>,
     pub clock: Clock,
     pub random: Random,
 }
 
-/// A streaming node. Whoever hosts its [`Node::routes`] decides on which listener.
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error("allocating a server id: {0}")]
+    ServerId(#[from] MetadataError),
+    #[error("registering the session: {0}")]
+    Session(#[from] SessionError),
+    #[error("serving gRPC: {0}")]
+    Server(#[from] tonic::transport::Error),
+}
+
+impl StartError {
+    /// A stable code for documentation and programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Settings(_) => "NODE_SETTINGS",
+            Self::ServerId(error) => error.code(),
+            Self::Session(error) => error.code(),
+            Self::Server(_) => "NODE_SERVER",
+        }
+    }
+
+    /// Whether starting again may succeed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Settings(_) => false,
+            Self::ServerId(error) => error.is_retryable(),
+            Self::Session(error) => error.is_retryable(),
+            Self::Server(_) => true,
+        }
+    }
+
+    /// Whether something may be left behind: a server id that nobody uses, a session that ends with its lease.
+    #[must_use]
+    pub fn has_side_effects(&self) -> bool {
+        !matches!(self, Self::Settings(_))
+    }
+}
+
+/// A streaming node. Whoever hosts its [`Node::routes`] chooses the listener, calls [`Node::register`] once it listens
+/// and [`Node::drain`] before it stops.
 #[derive(Debug)]
 pub struct Node {
     services: Services,
+    parts: Parts,
+    registration: Registration,
     tasks: Tasks,
-    clock: Clock,
 }
 
 impl Node {
-    /// Starts a node as server `server_id`. It serves nothing until the coordinator assigns it something.
+    /// Starts a node under a new server id. It serves nothing until the coordinator assigns it something.
     ///
     /// # Errors
-    /// The first setting that cannot work.
-    pub fn start(settings: Settings, server_id: i64, parts: Parts) -> Result<Self, SettingsError> {
+    /// The first setting that cannot work; the metadata store's.
+    pub async fn start(settings: Settings, parts: Parts) -> Result<Self, StartError> {
         settings.validate()?;
         let settings = Arc::new(settings);
         let tasks = Tasks::new();
+        let server_id = server_id::allocate(&*parts.metadata, &settings.metadata_root).await?;
         let identity = Arc::new(Identity::new(settings.cluster.clone(), server_id));
         let opener = Opener {
             settings: Arc::clone(&settings),
-            logs: parts.logs,
-            timestamps: parts.timestamps,
+            logs: parts.logs.clone(),
+            timestamps: Arc::clone(&parts.timestamps),
             clock: parts.clock.clone(),
-            random: parts.random,
+            random: parts.random.clone(),
             tasks: tasks.clone(),
         };
         let wals = Arc::new(Wals::new(opener, Arc::clone(&identity), tasks.clone()));
-        identity.set_state(StateCode::Healthy);
-        Ok(Self { services: Services { settings, identity, wals }, tasks, clock: parts.clock })
+        Ok(Self {
+            services: Services { settings, identity, wals },
+            parts,
+            registration: Registration::default(),
+            tasks,
+        })
     }
 
-    /// The node's gRPC services.
+    /// The node's gRPC services. Each checks for itself that a call is meant for this cluster and this server, so other
+    /// services may share the listener.
     #[must_use]
     pub fn routes(&self) -> Routes {
         self.services.routes()
     }
 
-    /// Closes every WAL and stops.
+    /// The id under which peers know the node; a node that lost its session has a new one.
+    #[must_use]
+    pub fn server_id(&self) -> i64 {
+        self.services.identity.server_id()
+    }
+
+    /// Makes the node known at `address`, where its services must be reachable by now. A session that is lost later is
+    /// replaced: what is open is closed, and the node comes back under a new server id.
+    ///
+    /// # Errors
+    /// [`StartError::Session`].
+    pub async fn register(&self, address: &str) -> Result<(), StartError> {
+        self.registration.begin(&self.services, &self.parts, &self.tasks, address).await?;
+        self.services.identity.set_state(StateCode::Healthy);
+        Ok(())
+    }
+
+    /// Announces that the node goes, closes every WAL, ends the session. Takes little longer than closing a WAL may.
     pub async fn drain(&self) {
         self.services.identity.set_state(StateCode::Stopping);
+        self.registration.announce();
         self.services.wals.close().await;
-        self.tasks.drain(&self.clock, self.services.settings.close_timeout).await;
+        self.registration.end();
+        self.tasks.drain(&self.parts.clock, self.services.settings.close_timeout).await;
     }
 }

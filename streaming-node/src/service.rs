@@ -19,6 +19,7 @@ use tonic::{
     service::{Interceptor, Routes, interceptor::InterceptedService},
 };
 
+pub use self::state::ROLE;
 use self::{handler::Handler, manager::Manager, state::States};
 use crate::{
     identity::Identity,

@@ -124,13 +124,15 @@ impl Wals {
         open.filter(|wal| !wal.ended().is_cancelled()).map(|wal| wal.metrics()).collect()
     }
 
-    /// Opens nothing more and closes what is open, all at a time.
+    /// Opens nothing more and closes what is open.
     pub async fn close(&self) {
-        let channels: Vec<_> = {
-            let mut state = self.lock();
-            state.closing = true;
-            state.channels.values().map(Arc::clone).collect()
-        };
+        self.lock().closing = true;
+        self.release().await;
+    }
+
+    /// Closes what is open, all at a time; its terms are over.
+    pub async fn release(&self) {
+        let channels: Vec<_> = self.lock().channels.values().map(Arc::clone).collect();
         join_all(channels.iter().map(|channel| async {
             let term = channel.lock().term();
             // Whatever the outcome, nothing of this term is open then.

@@ -240,7 +240,7 @@ impl Producer {
             barrier: produced.barrier,
             tick: 0,
             bytes,
-            charge,
+            _charge: charge,
             reply: Reply::new(Arc::clone(&self.pchannel), request_id, bytes, self.answer.clone()),
         });
     }

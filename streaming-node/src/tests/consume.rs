@@ -26,7 +26,13 @@ async fn both_creates_come_before_messages_which_come_as_they_were_sent() {
     assert_eq!((create.wal_name.as_str(), create.consumer_server_id), ("woodpecker", 1));
     consume.create("", DeliverPolicy::All, &[]).await;
     let Some(Ok(Response::CreateVchannel(created))) = consume.next().await else { panic!("no vchannel") };
-    assert_eq!(created.response.map(|r| matches!(r, streaming_proto::streaming::create_v_channel_consumer_response::Response::ConsumerId(1))), Some(true));
+    assert_eq!(
+        created.response.map(|r| matches!(
+            r,
+            streaming_proto::streaming::create_v_channel_consumer_response::Response::ConsumerId(1)
+        )),
+        Some(true)
+    );
 
     let first = consume.any().await;
     assert_eq!(first.properties.message_type(), Ok(MessageType::TimeTick), "the tick that began the term");

@@ -17,7 +17,8 @@ async fn older_owner_is_fenced_in_band_and_its_term_is_over() {
     loop {
         match produce.next().await {
             Some(Ok(Response::Produce(answer))) => {
-                let Some(streaming_proto::streaming::produce_message_response::Response::Error(error)) = answer.response
+                let Some(streaming_proto::streaming::produce_message_response::Response::Error(error)) =
+                    answer.response
                 else {
                     panic!("an append of the old owner was acked")
                 };

@@ -18,10 +18,9 @@ use streaming_proto::{
     streaming::{
         ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest, ProduceMessageRequest,
         ProduceMessageResponseResult, ProduceRequest, ProduceResponse, StreamingError as WireError,
-        StreamingNodeManagerAssignRequest, StreamingNodeManagerCollectStatusRequest,
-        StreamingNodeManagerRemoveRequest, StreamingNodeWalMetrics, consume_request, consume_response,
-        produce_message_response, produce_request, produce_response,
-        streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
+        StreamingNodeManagerAssignRequest, StreamingNodeManagerCollectStatusRequest, StreamingNodeManagerRemoveRequest,
+        StreamingNodeWalMetrics, consume_request, consume_response, produce_message_response, produce_request,
+        produce_response, streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
         streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
     },
 };
@@ -35,7 +34,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, transport::Channel};
 use woodpecker_base::{
     clock::Clock,
-    metadata::{MetadataStore, memory::MemoryStore},
+    metadata::{MemoryStore, MetadataStore},
     net::Listener,
     random::Random,
     tasks::Tasks,
@@ -123,18 +122,22 @@ impl World {
     pub async fn node_with(&self, server_id: i64, settings: Settings) -> TestNode {
         let tasks = Tasks::new();
         let logs = self.logs(&tasks);
+        let metadata: Arc<dyn MetadataStore> = Arc::new(self.metadata.clone());
         let parts = Parts {
+            metadata,
             logs: logs.clone(),
             timestamps: Arc::clone(&self.timestamps) as Arc<dyn TimestampSource>,
             clock: self.clock.clone(),
             random: Random::seeded(5),
         };
-        let node = Arc::new(Node::start(settings, server_id, parts).unwrap());
+        let node = Arc::new(Node::start(settings, parts).await.unwrap());
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-        let address = format!("http://{}", listener.address());
-        let server = tonic::transport::Server::builder().add_routes(node.routes()).serve_with_incoming(listener);
+        let address = listener.address().to_owned();
+        let server = crate::server().add_routes(node.routes()).serve_with_incoming(listener);
         tasks.spawn_until_stopped(async { server.await.unwrap() });
-        let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+        assert_eq!(node.server_id(), server_id, "ids are given in order");
+        node.register(&address).await.unwrap();
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         TestNode { node, server_id, channel, logs, tasks, clock: self.clock.clone() }
     }
 
@@ -318,6 +321,7 @@ impl Consume {
             vchannel: vchannel.to_owned(),
             deliver_policy: Some(policy.to_proto()),
             deliver_filters: filters.iter().map(DeliverFilter::to_proto).collect(),
+            ..CreateVChannelConsumerRequest::default()
         };
         self.send_raw(Some(consume_request::Request::CreateVchannelConsumer(request))).await;
     }

@@ -6,8 +6,8 @@ use streaming_proto::{
     common::StateCode,
     milvus::GetComponentStatesRequest,
     streaming::{
-        StreamingCode, StreamingNodeManagerAssignRequest, streaming_node_state_service_client::StreamingNodeStateServiceClient,
-        streaming_node_wal_metrics::Metrics,
+        StreamingCode, StreamingNodeManagerAssignRequest,
+        streaming_node_state_service_client::StreamingNodeStateServiceClient, streaming_node_wal_metrics::Metrics,
     },
 };
 use streaming_types::{DeliverPolicy, PChannel};
@@ -75,7 +75,8 @@ async fn open_outlives_the_call_that_asked_for_it() {
     node.manager().assign(request).await.unwrap_err();
     assert_eq!(code(&node.produce(&rw(1)).await.map(drop).unwrap_err()), StreamingCode::ChannelNotExist);
     assert!(node.status().await.is_empty(), "status is answered while a WAL opens");
-    let (again, ()) = futures::join!(node.assign(&rw(1)), async {
+    let first = rw(1);
+    let (again, ()) = futures::join!(node.assign(&first), async {
         world.clock.sleep(Duration::from_millis(100)).await;
         world.timestamps.answer(true);
     });
@@ -88,9 +89,10 @@ async fn newer_term_overtakes_an_open_that_takes_long() {
     let world = World::new();
     let node = world.node(1).await;
     world.timestamps.answer(false);
-    let (first, second) = futures::join!(node.assign(&rw(1)), async {
+    let (older, newer) = (rw(1), rw(2));
+    let (first, second) = futures::join!(node.assign(&older), async {
         world.clock.sleep(Duration::from_millis(100)).await;
-        let (second, ()) = futures::join!(node.assign(&rw(2)), async {
+        let (second, ()) = futures::join!(node.assign(&newer), async {
             world.clock.sleep(Duration::from_millis(100)).await;
             world.timestamps.answer(true);
         });

@@ -181,6 +181,7 @@ impl Appender {
         let closing = group.closing;
         self.untold = !closing.persisted;
         let now = self.clock.now();
+        metrics::appended(group.appends.len(), group.appends.iter().map(|append| append.bytes).sum());
         let messages = place(placed, group);
         self.buffer.publish(messages, closing.tick, now);
         metrics::sync(closing.persisted);

@@ -18,7 +18,7 @@ pub struct Append {
     /// Payload and properties as they came.
     pub bytes: usize,
     /// The message's share of the WAL's budget, given back when it is dropped.
-    pub charge: OwnedSemaphorePermit,
+    pub _charge: OwnedSemaphorePermit,
     pub reply: Reply,
 }
 
@@ -123,7 +123,7 @@ pub mod samples {
             barrier: None,
             tick: 0,
             bytes: message.size(),
-            charge: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
+            _charge: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
             reply: Reply::new("p".into(), request_id, message.size(), sender),
             message,
         };

@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 use woodpecker::{AppendError, Log, LogError, OpenWriterError, Writer};
-use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
+use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random, tasks::Tasks};
 
 use super::{
     Live, Wal,
@@ -22,7 +22,7 @@ use super::{
     ticks::Ticks,
     time_tick::SharedTicks,
 };
-use crate::{backoff::backoff, settings::Settings, timestamps::TimestampSource};
+use crate::{settings::Settings, timestamps::TimestampSource};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -75,15 +75,14 @@ impl OpenError {
 impl Opener {
     /// Opens a WAL as server `node`. Dropping the future gives up at the next await; the log is then as a crash leaves it.
     pub async fn open(&self, channel: &PChannel, node: i64) -> Result<Wal, OpenError> {
-        let mut rng = self.random.fork();
+        let mut backoff = Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE);
         let mut failures = 0;
         loop {
             match self.attempt(channel, node).await {
                 Err(error) if error.is_retryable() && failures < ATTEMPTS => {
                     failures += 1;
-                    let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, failures, &mut rng);
-                    tracing::warn!(pchannel = channel.name(), %error, ?pause, "opening failed, trying again");
-                    self.clock.sleep(pause).await;
+                    tracing::warn!(pchannel = channel.name(), %error, "opening failed, trying again");
+                    backoff.wait().await;
                 }
                 result => return result,
             }

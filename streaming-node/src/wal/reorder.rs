@@ -34,11 +34,6 @@ impl Reorder {
         let later = self.waiting.split_off(&tick.saturating_add(1));
         std::mem::replace(&mut self.waiting, later).into_values()
     }
-
-    /// Everything up to here was given out.
-    pub fn released(&self) -> u64 {
-        self.released
-    }
 }
 
 #[cfg(test)]

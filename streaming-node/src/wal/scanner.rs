@@ -10,14 +10,14 @@ use streaming_types::{DeliverFilter, DeliverPolicy, MessageType, TimeTick, prope
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
-use woodpecker_base::{clock::Clock, random::Random};
+use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
 
 use super::{
     buffer::{Buffer, Page, Watermark},
     record::{self, Stored},
     reorder::Reorder,
 };
-use crate::{backoff::backoff, metrics};
+use crate::metrics;
 
 /// Bytes taken from the buffer at a time.
 const PAGE_BYTES: usize = 1 << 20;
@@ -67,7 +67,7 @@ pub struct Scanner {
     told: u64,
     /// Heartbeats of the buffer that were answered with a tick.
     heartbeats: Option<u64>,
-    failures: u32,
+    backoff: Backoff,
 }
 
 enum Source {
@@ -82,6 +82,7 @@ impl Scanner {
     pub fn new(edges: ScanEdges, options: ScanOptions) -> Self {
         let (source, released) = start(&edges, options.policy);
         metrics::scanner_opened(source.model());
+        let backoff = Backoff::new(edges.clock.clone(), &edges.random, FIRST_PAUSE, LONGEST_PAUSE);
         Self {
             edges,
             options,
@@ -90,7 +91,7 @@ impl Scanner {
             ready: VecDeque::new(),
             told: released,
             heartbeats: None,
-            failures: 0,
+            backoff,
         }
     }
 
@@ -134,7 +135,7 @@ impl Scanner {
             Ok(entries) => entries,
             Err(error) => return self.failed(error).await,
         };
-        self.failures = 0;
+        self.backoff.reset();
         for Entry { id, payload } in entries {
             if let Source::Log { last, .. } = &mut self.source {
                 *last = Some(id);
@@ -166,13 +167,11 @@ impl Scanner {
                 *reader = self.edges.log.reader(Position::At(earliest));
             }
             error if error.is_retryable() => {
-                self.failures = self.failures.saturating_add(1);
-                let pause = backoff(FIRST_PAUSE, LONGEST_PAUSE, self.failures, &mut self.edges.random.fork());
-                tracing::warn!(log = self.edges.log.name(), %error, ?pause, "reading the log failed, trying again");
+                tracing::warn!(log = self.edges.log.name(), %error, "reading the log failed, trying again");
                 tokio::select! {
                     biased;
                     () = self.edges.ended.cancelled() => return Err(ScanError::Closed),
-                    () = self.edges.clock.sleep(pause) => {}
+                    () = self.backoff.wait() => {}
                 }
             }
             error => return Err(error.into()),

@@ -13,11 +13,11 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use woodpecker_base::{
+    backoff::Backoff,
     clock::{Clock, Instant},
     random::Random,
 };
 
-use crate::backoff::backoff;
 use crate::timestamps::{TimestampError, TimestampSource};
 
 /// Timestamps asked for at a time, unless they are used up faster than they expire.
@@ -37,7 +37,7 @@ const LOGICAL_BITS: u32 = 18;
 pub struct Ticks {
     source: Arc<dyn TimestampSource>,
     clock: Clock,
-    rng: fastrand::Rng,
+    backoff: Backoff,
     /// The last tick given out; every later one is greater.
     last: u64,
     /// What is left of the newest batch.
@@ -46,8 +46,8 @@ pub struct Ticks {
     anchor: (u64, Instant),
     refill: Option<BoxFuture<'static, Result<Range<u64>, TimestampError>>>,
     batch_size: u32,
-    /// Calls that failed since the last one that brought something.
-    failures: u32,
+    /// Whether the last call brought nothing.
+    alone: bool,
 }
 
 impl Ticks {
@@ -57,14 +57,14 @@ impl Ticks {
         let anchor = (floor, clock.now());
         let mut ticks = Self {
             source,
+            backoff: Backoff::new(clock.clone(), random, PATIENCE, LONGEST_PAUSE),
             clock,
-            rng: random.fork(),
             last: floor,
             batch: 0..0,
             anchor,
             refill: None,
             batch_size: BATCH,
-            failures: 0,
+            alone: false,
         };
         loop {
             ticks.start_refill();
@@ -80,7 +80,7 @@ impl Ticks {
 
     /// The next tick. Call it as often as [`Ticks::poll_ready`] was asked for.
     pub fn take(&mut self) -> u64 {
-        self.last = self.batch.next().unwrap_or_else(|| self.alone().max(self.last + 1));
+        self.last = self.batch.next().unwrap_or_else(|| self.time().max(self.last + 1));
         self.last
     }
 
@@ -100,7 +100,7 @@ impl Ticks {
             self.start_refill();
             self.poll_refill(cx);
         }
-        if self.left() >= need || self.is_alone() { Poll::Ready(()) } else { Poll::Pending }
+        if self.left() >= need || self.alone { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Ready when the next tick will be close to the cluster's time.
@@ -111,12 +111,12 @@ impl Ticks {
             self.poll_refill(cx);
         }
         let fresh = self.left() > 0 && !self.is_expired();
-        if fresh || self.is_alone() { Poll::Ready(()) } else { Poll::Pending }
+        if fresh || self.alone { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Whether a tick above `barrier` can be taken without running ahead of the cluster's time.
     pub fn is_past(&self, barrier: u64, need: u64) -> bool {
-        let end = if self.is_alone() { self.alone() } else { self.batch.end.saturating_sub(need) };
+        let end = if self.alone { self.time() } else { self.batch.end.saturating_sub(need) };
         barrier < end.max(self.last)
     }
 
@@ -128,13 +128,9 @@ impl Ticks {
         self.clock.now().duration_since(self.anchor.1) > EXPIRY
     }
 
-    fn is_alone(&self) -> bool {
-        self.failures > 0
-    }
-
     /// Where the cluster's time is by now, as far as this node can tell without the coordinator. It trails the
     /// coordinator's time, because the batch was given out before it came.
-    fn alone(&self) -> u64 {
+    fn time(&self) -> u64 {
         let passed = self.clock.now().duration_since(self.anchor.1).as_millis();
         let physical = (self.anchor.0 >> LOGICAL_BITS).saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
         physical.checked_mul(1 << LOGICAL_BITS).unwrap_or(u64::MAX >> 1)
@@ -147,7 +143,7 @@ impl Ticks {
         let used_up = self.last > self.anchor.0 && !self.is_expired();
         self.batch_size = if used_up { (self.batch_size * 2).min(LARGEST_BATCH) } else { BATCH };
         let (source, clock, count) = (Arc::clone(&self.source), self.clock.clone(), self.batch_size);
-        let (pause, limit) = if self.is_alone() { (self.pause(), DEADLINE) } else { (Duration::ZERO, PATIENCE) };
+        let (pause, limit) = if self.alone { (self.backoff.delay(), DEADLINE) } else { (Duration::ZERO, PATIENCE) };
         self.refill = Some(Box::pin(async move {
             if !pause.is_zero() {
                 clock.sleep(pause).await;
@@ -157,10 +153,6 @@ impl Ticks {
                 Err(_) => Err(TimestampError(format!("no answer within {limit:?}"))),
             }
         }));
-    }
-
-    fn pause(&mut self) -> Duration {
-        backoff(PATIENCE, LONGEST_PAUSE, self.failures, &mut self.rng)
     }
 
     fn poll_refill(&mut self, cx: &mut Context<'_>) {
@@ -177,14 +169,15 @@ impl Ticks {
             Ok(batch) if batch.end > self.last + 1 => {
                 self.anchor = (batch.start, self.clock.now());
                 self.batch = batch.start.max(self.last + 1)..batch.end;
-                self.failures = 0;
+                self.alone = false;
+                self.backoff.reset();
             }
             Ok(batch) => {
                 tracing::warn!(last = self.last, allocated = batch.end, "timestamps are behind the log");
                 self.go_alone();
             }
             Err(error) => {
-                if self.failures == 0 {
+                if !self.alone {
                     tracing::warn!(%error, "ticks go on without the coordinator");
                 }
                 self.go_alone();
@@ -195,7 +188,7 @@ impl Ticks {
     /// A batch that is left over would fall behind the ticks that follow.
     fn go_alone(&mut self) {
         self.batch = 0..0;
-        self.failures = self.failures.saturating_add(1);
+        self.alone = true;
     }
 }
 
@@ -281,7 +274,9 @@ mod tests {
         let began = clock.now();
         for _ in 0..8 {
             ready(&mut ticks, 257).await;
-            (0..257).for_each(|_| drop(ticks.take()));
+            for _ in 0..257 {
+                ticks.take();
+            }
         }
         assert!(clock.now() - began < Duration::from_millis(500), "appends wait once, and shortly");
 

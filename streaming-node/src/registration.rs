@@ -1,0 +1,126 @@
+//! The node's session: registered, kept, replaced when it is lost, and ended in good order.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use woodpecker_base::{
+    backoff::Backoff,
+    server_id,
+    session::{Session, SessionError, SessionRecord},
+    tasks::Tasks,
+};
+
+use crate::{
+    node::Parts,
+    service::{ROLE, Services},
+};
+
+/// Deadline of a farewell that the metadata store does not hear.
+const FAREWELL: Duration = Duration::from_secs(2);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Tells the task that keeps the session what the node is about to do.
+#[derive(Debug, Default)]
+pub struct Registration {
+    leaving: CancellationToken,
+    left: CancellationToken,
+}
+
+impl Registration {
+    /// Registers the node and keeps it registered until it leaves.
+    pub async fn begin(
+        &self,
+        services: &Services,
+        parts: &Parts,
+        tasks: &Tasks,
+        address: &str,
+    ) -> Result<(), SessionError> {
+        let keeper = Keeper {
+            services: services.clone(),
+            parts: parts.clone(),
+            tasks: tasks.clone(),
+            address: address.to_owned(),
+            leaving: self.leaving.clone(),
+            left: self.left.clone(),
+        };
+        let session = keeper.register().await?;
+        tasks.spawn(keeper.keep(session));
+        Ok(())
+    }
+
+    /// The node gives away what it has.
+    pub fn announce(&self) {
+        self.leaving.cancel();
+    }
+
+    /// The node has nothing left.
+    pub fn end(&self) {
+        self.left.cancel();
+    }
+}
+
+struct Keeper {
+    services: Services,
+    parts: Parts,
+    tasks: Tasks,
+    address: String,
+    leaving: CancellationToken,
+    left: CancellationToken,
+}
+
+impl Keeper {
+    async fn register(&self) -> Result<Session, SessionError> {
+        let settings = &self.services.settings;
+        let identity = &self.services.identity;
+        let record = SessionRecord::new(ROLE, identity.server_id(), &self.address, &settings.version);
+        let (store, root) = (Arc::clone(&self.parts.metadata), &settings.metadata_root);
+        Session::register(store, &self.parts.clock, &self.tasks, root, record, settings.session_ttl).await
+    }
+
+    async fn keep(self, mut session: Session) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.leaving.cancelled() => return self.leave(session).await,
+                () = session.lost() => {}
+            }
+            tracing::warn!(server_id = session.record().server_id, "the session is lost; closing and registering anew");
+            drop(session);
+            // Others may own what was ours by now; nothing of the old server id goes on under the new one.
+            self.services.wals.release().await;
+            let Some(next) = self.leaving.run_until_cancelled(self.register_anew()).await else { return };
+            session = next;
+        }
+    }
+
+    async fn register_anew(&self) -> Session {
+        let mut backoff = Backoff::new(self.parts.clock.clone(), &self.parts.random, FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            let root = &self.services.settings.metadata_root;
+            let registered = match server_id::allocate(&*self.parts.metadata, root).await {
+                Ok(server_id) => {
+                    self.services.identity.set_server_id(server_id);
+                    self.register().await
+                }
+                Err(error) => Err(error.into()),
+            };
+            match registered {
+                Ok(session) => return session,
+                Err(error) => tracing::warn!(%error, "registering failed, trying again"),
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn leave(&self, mut session: Session) {
+        let clock = &self.parts.clock;
+        if !matches!(clock.timeout(FAREWELL, session.announce_stopping()).await, Ok(Ok(()))) {
+            tracing::warn!("the metadata store did not hear that the node is stopping");
+        }
+        self.left.cancelled().await;
+        if !matches!(clock.timeout(FAREWELL, session.revoke()).await, Ok(Ok(()))) {
+            tracing::warn!("the session was not ended; it ends with its lease");
+        }
+    }
+}

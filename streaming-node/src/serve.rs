@@ -1,0 +1,77 @@
+//! A node on a listener of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use woodpecker_base::{
+    clock::Clock,
+    metadata::MetadataStore,
+    net::{Connector, Listener},
+    random::Random,
+    tasks::Tasks,
+};
+
+use crate::{Node, Parts, RootCoord, Settings, StartError};
+
+/// Everything of the outside world that a node touches.
+#[derive(Debug)]
+pub struct Edges {
+    pub listener: Listener,
+    /// Makes connections to the coordinator.
+    pub connector: Connector,
+    pub metadata: Arc<dyn MetadataStore>,
+    pub logs: woodpecker::Client,
+    pub clock: Clock,
+    pub random: Random,
+}
+
+/// Enough in flight on one stream for a batch of large messages, without one stream holding up the others.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+const FRAME: u32 = 64 << 10;
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a server that hosts [`Node::routes`] is set up.
+#[must_use]
+pub fn server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// Runs a node until `shutdown`, then drains it: streams end, WALs are given up cleanly, the session goes.
+///
+/// # Errors
+/// [`StartError`]; after the start only that the listener failed.
+pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken) -> Result<(), StartError> {
+    let Edges { listener, connector, metadata, logs, clock, random } = edges;
+    let address = settings.advertised_address.clone().unwrap_or_else(|| listener.address().to_owned());
+    let grace = settings.close_timeout;
+    let timestamps = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
+    let parts = Parts { metadata, logs, timestamps: Arc::new(timestamps), clock: clock.clone(), random };
+    let node = Node::start(settings, parts).await?;
+
+    let tasks = Tasks::new();
+    let stop = tasks.token().clone();
+    let served = server().add_routes(node.routes()).serve_with_incoming_shutdown(listener, stop.cancelled_owned());
+    let mut server = tasks.spawn(served);
+    let registered = node.register(&address).await;
+    if registered.is_ok() {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            ended = &mut server => {
+                node.drain().await;
+                return ended.unwrap_or(Ok(())).map_err(StartError::from);
+            }
+        }
+    }
+    node.drain().await;
+    // Streams end by themselves once their WALs are closed; a peer that does not read does not keep the node.
+    tasks.drain(&clock, grace).await;
+    registered
+}
