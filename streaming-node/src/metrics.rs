@@ -55,3 +55,9 @@ pub fn appended(messages: usize, bytes: usize) {
 pub fn refused() {
     counter!("milvus_wal_append_message_total", "status" => "error").increment(1);
 }
+
+/// Bytes in the write-ahead buffer of a pchannel.
+pub fn buffered(pchannel: &str, bytes: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    gauge!("milvus_wal_write_ahead_buffer_size_bytes", "channel_name" => pchannel.to_owned()).set(bytes as f64);
+}

@@ -1,7 +1,5 @@
 //! What clients ask of a node.
 
-use std::sync::Arc;
-
 use futures::stream::BoxStream;
 use streaming_proto::streaming::{
     ConsumeRequest, ConsumeResponse, GetReplicateCheckpointRequest, GetReplicateCheckpointResponse, ProduceRequest,
@@ -44,7 +42,7 @@ impl StreamingNodeHandlerService for Handler {
         request: Request<Streaming<ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
         let wal = self.services.wals.find(&metadata::create_producer(request.metadata())?)?;
-        let stream = produce::serve(wal, &self.services, request.into_inner())?;
+        let stream = produce::serve(&wal, &self.services, request.into_inner())?;
         Ok(Response::new(stream))
     }
 
@@ -54,6 +52,6 @@ impl StreamingNodeHandlerService for Handler {
     ) -> Result<Response<Self::ConsumeStream>, Status> {
         let wal = self.services.wals.find(&metadata::create_consumer(request.metadata())?)?;
         let node = self.services.identity.server_id();
-        Ok(Response::new(consume::serve(Arc::clone(&wal), node, request.into_inner())))
+        Ok(Response::new(consume::serve(wal, node, request.into_inner())))
     }
 }

@@ -33,7 +33,7 @@ const IN_FLIGHT: usize = 4096;
 
 /// Serves one producer of a WAL.
 pub fn serve(
-    wal: Arc<Wal>,
+    wal: &Wal,
     services: &Services,
     requests: Streaming<ProduceRequest>,
 ) -> Result<BoxStream<'static, Result<ProduceResponse, Status>>, Status> {

@@ -83,6 +83,7 @@ impl Appender {
             Ended::Closed => tracing::info!(pchannel = %self.pchannel, "closing the write-ahead log"),
             Ended::Log(error) => tracing::warn!(pchannel = %self.pchannel, %error, "the write-ahead log has ended"),
         }
+        metrics::buffered(&self.pchannel, 0);
         self.inbox.close();
         while self.inbox.try_recv().is_ok() {}
         self.pending.clear();
@@ -119,6 +120,7 @@ impl Appender {
                 () = poll_fn(|cx| advance(stack, due, cx)), if due || !self.in_flight.is_empty() => self.dispatch(),
                 () = poll_fn(|cx| ticks.lock().poll_fresh(cx)), if self.beat_due => self.beat(),
                 _ = heartbeat.tick() => {
+                    metrics::buffered(&self.pchannel, self.buffer.bytes());
                     self.beat_due = self.untold || !self.parked.is_empty() || self.buffer.followers() > 0;
                     if !self.beat_due {
                         self.buffer.beat(self.clock.now());

@@ -212,7 +212,9 @@ mod tests {
 
     /// Takes groups and answers the oldest when told to.
     #[derive(Clone, Default)]
-    struct Inner(Arc<Mutex<VecDeque<(Vec<String>, Group, oneshot::Sender<Group>)>>>);
+    struct Inner(Arc<Mutex<VecDeque<Called>>>);
+
+    type Called = (Vec<String>, Group, oneshot::Sender<Group>);
 
     impl Inner {
         fn seen(&self) -> Vec<Vec<String>> {

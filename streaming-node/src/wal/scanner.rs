@@ -72,7 +72,7 @@ pub struct Scanner {
 
 enum Source {
     /// Entries of the log. `last` is the last one met.
-    Log { reader: Reader, last: Option<EntryId> },
+    Log { reader: Box<Reader>, last: Option<EntryId> },
     /// Entries of the buffer after `cursor`.
     Buffer { buffer: Arc<Buffer>, changed: watch::Receiver<()>, cursor: EntryId },
 }
@@ -164,7 +164,7 @@ impl Scanner {
         match error {
             ReadError::PositionLost { earliest } if last.is_none() => {
                 tracing::warn!(log = self.edges.log.name(), %earliest, "position was truncated, reading from the earliest");
-                *reader = self.edges.log.reader(Position::At(earliest));
+                **reader = self.edges.log.reader(Position::At(earliest));
             }
             error if error.is_retryable() => {
                 tracing::warn!(log = self.edges.log.name(), %error, "reading the log failed, trying again");
@@ -185,7 +185,7 @@ impl Scanner {
         let (messages, watermark, heartbeats) = match buffer.read(*cursor, PAGE_BYTES) {
             Page::Messages { messages, watermark, heartbeats } => (messages, watermark, heartbeats),
             Page::Evicted => {
-                let reader = self.edges.log.reader(Position::After(*cursor));
+                let reader = Box::new(self.edges.log.reader(Position::After(*cursor)));
                 self.source = Source::Log { reader, last: Some(*cursor) };
                 metrics::scanner_moved("tailing", "catchup");
                 return;
@@ -293,7 +293,7 @@ fn start(edges: &ScanEdges, policy: DeliverPolicy) -> (Source, u64) {
     };
     match (&edges.buffer, after) {
         (Some(buffer), Some(after)) if buffer.covers(after) => (follow(buffer, after), 0),
-        _ => (Source::Log { reader: edges.log.reader(position), last: None }, 0),
+        _ => (Source::Log { reader: Box::new(edges.log.reader(position)), last: None }, 0),
     }
 }
 
