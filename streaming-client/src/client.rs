@@ -8,6 +8,7 @@ use std::{
 
 use streaming_types::channel::to_physical;
 use woodpecker_base::{
+    backoff::Backoff,
     clock::{Clock, Instant},
     random::Random,
     tasks::Tasks,
@@ -19,7 +20,6 @@ use crate::{
         locator::Locator,
         watcher::{Assignments, Watcher},
     },
-    backoff::Backoff,
     connections::Connections,
     consumer::{ConsumeOptions, Consumer},
     error::{ConsumeError, NotReady},
@@ -80,7 +80,7 @@ impl Drop for Session {
 
 impl Core {
     pub(crate) fn backoff(&self) -> Backoff {
-        Backoff::new(self.settings.timeouts.backoff_min, self.settings.timeouts.backoff_max, &self.random)
+        self.settings.timeouts.backoff(&self.clock, &self.random)
     }
 
     pub(crate) fn assigned(&self, pchannel: &str) -> Option<Channel> {
@@ -130,7 +130,7 @@ impl Client {
         let Edges { connector, clock, random } = edges;
         let connections = Arc::new(Connections::new(connector, &settings));
         let locator = Locator::new(&settings.discovery, clock.clone(), settings.timeouts.connect);
-        let backoff = Backoff::new(settings.timeouts.backoff_min, settings.timeouts.backoff_max, &random);
+        let backoff = settings.timeouts.backoff(&clock, &random);
         let (watcher, assignments) = Watcher::new(locator, connections.clone(), clock.clone(), &settings, backoff);
         let watcher_tasks = Tasks::new();
         watcher_tasks.spawn(watcher.run(watcher_tasks.clone()));

@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, StreamingError, TimeTick, channel};
-use woodpecker_base::clock::Instant;
+use woodpecker_base::{backoff::Backoff, clock::Instant};
 
-use crate::{backoff::Backoff, client::Session, error::ConsumeError, metrics::ConsumeMetrics};
+use crate::{client::Session, error::ConsumeError, metrics::ConsumeMetrics};
 
 mod assembly;
 mod position;
@@ -208,7 +208,7 @@ impl Consumer {
     /// The stream is of no more use: the next one continues at the position of now.
     fn broken(&mut self, failed: Failed) -> Result<(), ConsumeError> {
         let Failed { term, error } = failed;
-        let pause = self.backoff.pause();
+        let pause = self.backoff.delay();
         tracing::info!(channel = self.pchannel, %error, ?pause, "consume stream down");
         self.assembly.reset();
         self.state = State::Idle(Some(Retry { term, pause }));

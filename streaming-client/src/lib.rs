@@ -36,7 +36,6 @@
 //! ```
 
 mod assignment;
-mod backoff;
 mod client;
 mod connections;
 mod consumer;

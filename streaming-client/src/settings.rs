@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use woodpecker_base::{clock::Clock, metadata::MetadataStore, net::Connector, random::Random};
+use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, net::Connector, random::Random};
 
 /// How the client finds the coordinator.
 #[derive(Debug, Clone)]
@@ -101,6 +101,12 @@ impl Default for Timeouts {
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
         }
+    }
+}
+
+impl Timeouts {
+    pub(crate) fn backoff(&self, clock: &Clock, random: &Random) -> Backoff {
+        Backoff::new(clock.clone(), random, self.backoff_min, self.backoff_max)
     }
 }
 

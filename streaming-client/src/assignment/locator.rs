@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
-use serde::Deserialize;
 use streaming_types::StreamingError;
 use woodpecker_base::{
     clock::Clock,
     metadata::{KeyValue, MetadataStore, Revision, WatchEvent},
+    session::{SessionRecord, session_prefix},
 };
 
 use crate::{connections::Server, settings::Discovery};
@@ -35,7 +35,7 @@ impl Locator {
         match discovery {
             Discovery::Address(address) => Self::Fixed(Server { address: address.clone(), id: None }),
             Discovery::Metadata { store, meta_root } => {
-                let key = format!("{meta_root}/session/mixcoord");
+                let key = format!("{}mixcoord", session_prefix(meta_root));
                 Self::Session(Session { store: store.clone(), key, clock, patience, last: None })
             }
         }
@@ -100,21 +100,12 @@ impl Session {
     }
 }
 
-/// The part of a session record that a caller needs (wire.md §3.2).
-#[derive(Deserialize)]
-struct Registered {
-    #[serde(rename = "ServerID", default)]
-    server_id: i64,
-    #[serde(rename = "Address", default)]
-    address: String,
-}
-
 fn parse(record: &KeyValue) -> Result<Server, StreamingError> {
-    let broken = |cause: String| StreamingError::unknown(format!("session record {}: {cause}", record.key));
-    let Registered { server_id, address } =
-        serde_json::from_slice(&record.value).map_err(|error| broken(error.to_string()))?;
-    if address.is_empty() {
-        return Err(broken("no address".to_owned()));
+    match SessionRecord::decode(&record.value) {
+        Ok(session) if !session.address.is_empty() => {
+            Ok(Server { address: session.address, id: Some(session.server_id) })
+        }
+        Ok(_) => Err(StreamingError::unknown(format!("session record {} has no address", record.key))),
+        Err(error) => Err(StreamingError::unknown(format!("session record {}: {error}", record.key))),
     }
-    Ok(Server { address, id: Some(server_id) })
 }

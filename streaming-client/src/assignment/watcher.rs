@@ -11,11 +11,10 @@ use streaming_types::{PChannel, StreamingCode, StreamingError};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Streaming};
-use woodpecker_base::{clock::Clock, tasks::Tasks};
+use woodpecker_base::{backoff::Backoff, clock::Clock, tasks::Tasks};
 
 use super::{Assignment, Version, locator::Locator};
 use crate::{
-    backoff::Backoff,
     connections::{Class, Connections, Server, status_error},
     settings::Settings,
 };
@@ -139,7 +138,7 @@ impl Watcher {
             if self.clock.now() - opened >= self.healthy {
                 self.backoff.reset();
             }
-            let pause = self.backoff.pause();
+            let pause = self.backoff.delay();
             tracing::debug!(failure, ?pause, "assignment stream down");
             let _ = tasks.token().run_until_cancelled(self.clock.sleep(pause)).await;
         }

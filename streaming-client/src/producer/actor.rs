@@ -7,7 +7,7 @@ use streaming_proto::streaming::{
 };
 use streaming_types::StreamingError;
 use tokio::sync::mpsc;
-use woodpecker_base::clock::Instant;
+use woodpecker_base::{backoff::Backoff, clock::Instant};
 
 use super::{
     AppendResult,
@@ -15,10 +15,7 @@ use super::{
     stream::{self, Outbound, ProduceStream},
     window::{Entry, Scope, Window},
 };
-use crate::{
-    assignment::Channel, backoff::Backoff, client::Core, connections::status_error, error::AppendError,
-    metrics::AppendMetrics,
-};
+use crate::{assignment::Channel, client::Core, connections::status_error, error::AppendError, metrics::AppendMetrics};
 
 pub(super) struct Actor {
     core: Arc<Core>,
@@ -73,7 +70,7 @@ impl Actor {
             self.window.stream_ended();
             let Err(failure) = ended else { break };
             self.core.assignments.report(&channel.pchannel, &failure);
-            let pause = self.backoff.pause();
+            let pause = self.backoff.delay();
             tracing::info!(channel = %channel.pchannel, %failure, ?pause, "produce stream down");
             self.trouble = Some(failure.to_string());
             let (core, term) = (self.core.clone(), channel.pchannel.term());
@@ -251,7 +248,7 @@ impl Actor {
         self.trouble = Some(error.to_string());
         let scope = if error.is_fenced() || error.is_wrong_node() { Scope::Log } else { Scope::Request };
         let Self { window, backoff, core, .. } = self;
-        window.fail(id, scope, core.clock.now(), |failures| backoff.after(failures));
+        window.fail(id, scope, core.clock.now(), |failures| backoff.delay_after(failures));
         if scope == Scope::Log {
             serving.leave(error);
         }

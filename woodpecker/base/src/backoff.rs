@@ -26,6 +26,16 @@ impl Backoff {
     pub fn delay(&mut self) -> Duration {
         let full = self.next;
         self.next = (full * 2).min(self.limit);
+        self.jitter(full)
+    }
+
+    /// The wait after `failures` earlier ones in a row, for one who counts them himself, for each of many requests.
+    pub fn delay_after(&mut self, failures: u32) -> Duration {
+        let full = self.first.saturating_mul(2_u32.saturating_pow(failures)).min(self.limit);
+        self.jitter(full)
+    }
+
+    fn jitter(&mut self, full: Duration) -> Duration {
         full.mul_f64(0.5 + self.rng.f64() / 2.0)
     }
 
@@ -49,10 +59,12 @@ mod tests {
     fn delays_double_up_to_the_limit_and_start_over() {
         let (first, limit) = (Duration::from_millis(100), Duration::from_millis(450));
         let mut backoff = Backoff::new(Clock::system(), &Random::seeded(7), first, limit);
-        for full in [100, 200, 400, 450, 450] {
-            let delay = backoff.delay();
-            assert!(delay >= Duration::from_millis(full / 2) && delay <= Duration::from_millis(full), "{delay:?}");
+        for (failures, full) in (0..).zip([100, 200, 400, 450, 450]) {
+            for delay in [backoff.delay(), backoff.delay_after(failures)] {
+                assert!(delay >= Duration::from_millis(full / 2) && delay <= Duration::from_millis(full), "{delay:?}");
+            }
         }
+        assert!(backoff.delay_after(u32::MAX) <= limit);
         backoff.reset();
         assert!(backoff.delay() <= first);
     }
