@@ -64,7 +64,10 @@ impl Actor {
         while let Some(channel) = self.assigned().await {
             let Some(opened) = self.meanwhile(stream::open(self.core.clone(), channel.clone())).await else { break };
             let ended = match opened {
-                Ok(stream) => self.serve(stream, &channel).await,
+                Ok(stream) => {
+                    self.trouble = None;
+                    self.serve(stream, &channel).await
+                }
                 Err(failure) => Err(failure),
             };
             self.window.stream_ended();
@@ -88,8 +91,12 @@ impl Actor {
 
     /// The channel with its owner, as soon as it has one that takes appends. `None` when there is nothing left to do.
     async fn assigned(&mut self) -> Option<Channel> {
-        if self.core.assigned(&self.name).is_none() {
-            self.trouble = Some(self.core.why_unassigned(&self.name));
+        match self.core.assigned(&self.name) {
+            None => self.trouble = Some(self.core.why_unassigned(&self.name)),
+            Some(channel) if channel.pchannel.is_read_only() => {
+                self.trouble = Some(format!("{} can only be read", channel.pchannel));
+            }
+            Some(_) => {}
         }
         let (core, name) = (self.core.clone(), self.name.clone());
         self.meanwhile(async move { core.wait_assigned(&name, |channel| !channel.pchannel.is_read_only()).await }).await

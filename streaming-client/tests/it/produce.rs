@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures::future::join_all;
 use streaming_client::{AppendError, Order, Producer};
 use streaming_proto::streaming::{ProduceMessageResponseResult, produce_message_response::Response as Answer};
-use streaming_types::{Message, MessageId, StreamingCode, StreamingError};
+use streaming_types::{Message, MessageId, PChannel, StreamingCode, StreamingError};
 use woodpecker_base::{clock::Clock, random::Random};
 
 use crate::fake::{CHANNEL, Cluster, Node, OnOpen, OnProduce, VCHANNEL, channel, eventually, message, soon, text};
@@ -346,6 +346,16 @@ async fn append_without_an_owner_or_an_answer_runs_out_of_time_and_says_why() {
     assert!(matches!(&error, AppendError::Timeout { sent: false, cause, .. } if cause.contains("dml_7")), "{error}");
     assert!(error.is_retryable() && !error.has_side_effects());
 
+    let read_only = PChannel::read_only(CHANNEL, 2).unwrap();
+    cluster.coordinator.assign(&[(&cluster.node, &[read_only])]);
+    eventually("read only", || client.describe(CHANNEL).is_some_and(|channel| channel.pchannel.is_read_only())).await;
+    let error = append(&client.producer(CHANNEL), "m").await.unwrap_err();
+    assert!(
+        matches!(&error, AppendError::Timeout { sent: false, cause, .. } if cause.contains("can only be read")),
+        "{error}"
+    );
+
+    cluster.coordinator.assign(&[(&cluster.node, &[channel(3)])]);
     cluster.node.on_produce(|message| if is(message, 0) { OnProduce::Ignore } else { OnProduce::Append });
     let outcomes = append_all(&client.producer(CHANNEL), 0..2).await;
     assert!(matches!(outcomes[0], Err(AppendError::Timeout { sent: true, .. })), "{outcomes:?}");
