@@ -239,6 +239,8 @@ fn claim(root: &Path, disk: &dyn Disk, process: u128) -> Result<(), StoreError> 
     let failed = |error| unreadable(root, &error);
     let foreign = |detail: String| StoreError::Corrupt { what: root.display().to_string(), detail };
     disk.create_dir_all(&root.join("volumes")).map_err(failed)?;
+    // Looked at first: a volume is made only after the `format` file, by whichever process.
+    let empty = disk.list(&root.join("volumes")).map_err(failed)?.is_empty();
     match disk.open(&root.join("format"), OpenMode::Read) {
         Ok(file) => {
             let mut said = vec![0; IDENTITY.len() + 1];
@@ -252,7 +254,7 @@ fn claim(root: &Path, disk: &dyn Disk, process: u128) -> Result<(), StoreError> 
             }
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if !disk.list(&root.join("volumes")).map_err(failed)?.is_empty() {
+            if !empty {
                 return Err(foreign("it has volumes and no `format` file: not a data directory of ours".to_owned()));
             }
             // Under a name of its own first: another process may be doing the same.
@@ -262,7 +264,11 @@ fn claim(root: &Path, disk: &dyn Disk, process: u128) -> Result<(), StoreError> 
             file.sync_data().map_err(failed)?;
             disk.rename(&draft, &root.join("format")).map_err(failed)?;
             disk.sync_dir(root).map_err(failed)?;
-            root.parent().map_or(Ok(()), |parent| disk.sync_dir(parent).map_err(failed))
+            match root.parent() {
+                Some(parent) if parent == Path::new("") => disk.sync_dir(Path::new(".")).map_err(failed),
+                Some(parent) => disk.sync_dir(parent).map_err(failed),
+                None => Ok(()),
+            }
         }
         Err(error) => Err(failed(error)),
     }

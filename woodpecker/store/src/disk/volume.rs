@@ -224,24 +224,35 @@ impl Volume {
         Ok(())
     }
 
-    /// The blocks of a segment in one file, as `pick` takes them from its index.
-    fn in_file<T>(&self, number: u64, pick: impl FnOnce(&Arc<dyn DiskFile>, &FileIndex) -> T) -> Result<T, StoreError> {
+    /// What `pick` takes from the index of one file; `None` if the file was removed, because no segment needs it.
+    fn in_file<T>(
+        &self,
+        number: u64,
+        pick: impl FnOnce(&Arc<dyn DiskFile>, &FileIndex) -> T,
+    ) -> Result<Option<T>, StoreError> {
         {
             let state = self.lock();
             if let Some(live) = state.live.as_ref().filter(|live| live.number == number) {
-                return Ok(pick(&live.file, &live.index));
+                return Ok(Some(pick(&live.file, &live.index)));
             }
         }
         let at = (self.dir.id, number);
         let full = match self.full.get(&at) {
             Some(full) => full,
             None => {
-                let full = Arc::new(self.load(number)?);
+                let full = match self.load(number) {
+                    Ok(full) => Arc::new(full),
+                    Err(StoreError::NotFound { .. }) => {
+                        self.lock().files.remove(&number);
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(error),
+                };
                 self.full.insert(at, full.clone());
                 full
             }
         };
-        Ok(pick(&full.file, &full.index))
+        Ok(Some(pick(&full.file, &full.index)))
     }
 
     fn load(&self, number: u64) -> Result<FullFile, StoreError> {
@@ -272,7 +283,7 @@ impl Volume {
     fn stored(&self, key: SegmentKey, from_batch: u64) -> Result<u64, StoreError> {
         for number in self.files_from(from_batch).into_iter().rev() {
             let end = self.in_file(number, |_, index| index.blocks(key).last().map(BlockAt::next))?;
-            if let Some(end) = end {
+            if let Some(end) = end.flatten() {
                 return Ok(end);
             }
         }
@@ -325,7 +336,7 @@ impl Volume {
                     blocks.get(at..).filter(|blocks| blocks.first().is_some_and(|block| block.first <= from))?;
                 Some((file.clone(), together(blocks, bytes)))
             })?;
-            if let Some((file, blocks)) = found {
+            if let Some((file, blocks)) = found.flatten() {
                 return Ok(Some(Run { path: self.dir.data(number), file, blocks, number }));
             }
         }
@@ -429,7 +440,7 @@ impl Volume {
         };
         let mut needed = false;
         for number in files.into_keys().filter(|number| abandoned || Some(*number) != live) {
-            let segments: Vec<_> = self.in_file(number, |_, index| index.segments().collect())?;
+            let segments: Vec<_> = self.in_file(number, |_, index| index.segments().collect())?.unwrap_or_default();
             let state = self.lock();
             let unneeded = segments.iter().all(|segment| state.marks.is_deleted(*segment));
             drop(state);

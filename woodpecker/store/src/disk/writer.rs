@@ -268,6 +268,7 @@ impl VolumeWriter {
 
     fn fail(&mut self, error: &io::Error) {
         self.done = true;
+        self.space.stop_zeroing();
         let volume = &self.shared.volume;
         tracing::error!(volume = %volume.dir.id, batch = self.seq, %error, "the volume stops after a failed write");
         metrics::counter!("woodpecker_volume_failures_total").increment(1);

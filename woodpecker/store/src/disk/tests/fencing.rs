@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use woodpecker_core::ids::Epoch;
 
-use super::{FaultyDisk, One, ROOT, backend, entry, key, read_all, small};
+use super::{FaultyDisk, One, ROOT, backend, entry, faulty::Hook, key, read_all, small};
 use crate::{
     backend::{Backend, Placement, SegmentEnd},
     disk::{
@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A taker of another process, as a hook: fences segment 1 and keeps the tail it got.
-fn taker(disk: &FaultyDisk, placement: &Placement) -> (Box<dyn FnOnce() + Send>, Arc<Mutex<Option<u64>>>) {
+fn taker(disk: &FaultyDisk, placement: &Placement) -> (Hook, Arc<Mutex<Option<u64>>>) {
     let got = Arc::new(Mutex::new(None));
     let (disk, placement, keep) = (disk.process(), placement.clone(), got.clone());
     let hook = move || {

@@ -71,7 +71,7 @@ async fn a_batch_larger_than_a_file_gets_one_of_its_own() {
     let other = backend(ROOT, small(), Arc::new(one.disk.process())).await;
     for backend in [&one.backend, &other] {
         let reader = backend.open(key(1), &one.placement(), Some(3)).await.unwrap();
-        assert_eq!(reader.read(1, 0).await.unwrap(), [large.clone()]);
+        assert_eq!(reader.read(1, 0).await.unwrap(), std::slice::from_ref(&large));
         assert_eq!(reader.read(2, 0).await.unwrap(), [entry(key(1), 2)]);
     }
 }
@@ -83,20 +83,30 @@ async fn files_go_when_no_segment_needs_them() {
     one.append(0..4).await;
     other.append(vec![entry(key(2), 0)]).unwrap();
     other_owner.wait_acked(1).await;
-    for number in 4..8 {
+    for number in 4..7 {
         one.append(number..number + 1).await;
     }
-    // File 0 is shared, 1 is of segment 1 alone, 2 is being written.
+    other.append(vec![entry(key(2), 1)]).unwrap();
+    other_owner.wait_acked(2).await;
+    one.append(7..8).await;
+    // File 0 is shared, 1 is of segment 1 alone, 2 is shared again, 3 is being written.
+    let reading = backend(ROOT, small(), Arc::new(one.disk.process())).await;
+    let reader = reading.open(key(2), other.placement(), None).await.unwrap();
+    assert_eq!(reader.tail().await.unwrap(), 2);
     one.backend.delete(key(1), &one.placement()).await.unwrap();
     let names = one.disk.names();
     assert!(names.contains(&"00000000.vol".to_owned()) && !names.contains(&"00000001.vol".to_owned()), "{names:?}");
     assert!(!names.contains(&"00000001.idx".to_owned()), "{names:?}");
-    assert_eq!(read_all(&one.backend, key(2), other.placement(), None).await.unwrap(), 1);
+    for backend in [&one.backend, &reading] {
+        assert_eq!(read_all(backend, key(2), other.placement(), None).await.unwrap(), 2);
+    }
+    // A reader that knew the removed file walks over the gap.
+    assert_eq!(reader.read(1, 1_000).await.unwrap(), [entry(key(2), 1)]);
 
     // Another process finds the same account, and that the writer lives.
     let process = backend(ROOT, small(), Arc::new(one.disk.process())).await;
     process.delete(key(1), &one.placement()).await.unwrap();
-    assert_eq!(process.fence(key(2), other.placement(), Epoch(2)).await.unwrap(), 1);
+    assert_eq!(process.fence(key(2), other.placement(), Epoch(2)).await.unwrap(), 2);
     process.delete(key(2), other.placement()).await.unwrap();
     let names = one.disk.names();
     assert!(!names.contains(&"00000000.vol".to_owned()), "{names:?}");
