@@ -19,7 +19,7 @@ use crate::{
     service::Services,
     settings::{Settings, SettingsError},
     timestamps::TimestampSource,
-    wal::open::Opener,
+    wal::{buffer::NodeBudget, open::Opener},
     wals::Wals,
 };
 
@@ -104,6 +104,7 @@ impl Node {
             clock: parts.clock.clone(),
             random: parts.random.clone(),
             tasks: tasks.clone(),
+            buffers: Arc::new(NodeBudget::new(settings.node_buffer_bytes)),
         };
         let wals = Arc::new(Wals::new(opener, Arc::clone(&identity), tasks.clone()));
         Ok(Self {

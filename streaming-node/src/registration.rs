@@ -113,7 +113,7 @@ impl Keeper {
         }
     }
 
-    async fn leave(&self, mut session: Session) {
+    async fn leave(&self, session: Session) {
         let clock = &self.parts.clock;
         if !matches!(clock.timeout(FAREWELL, session.announce_stopping()).await, Ok(Ok(()))) {
             tracing::warn!("the metadata store did not hear that the node is stopping");

@@ -27,6 +27,8 @@ pub struct Settings {
     pub producer_in_flight_bytes: usize,
     /// Bytes of durable messages one write-ahead log keeps in memory for its readers.
     pub buffer_bytes: usize,
+    /// Bytes that all of them keep together.
+    pub node_buffer_bytes: usize,
     /// How long a durable message is kept there at most.
     #[serde(with = "humantime_serde")]
     pub buffer_age: Duration,
@@ -50,6 +52,7 @@ impl Default for Settings {
             in_flight_bytes: 64 << 20,
             producer_in_flight_bytes: 32 << 20,
             buffer_bytes: 64 << 20,
+            node_buffer_bytes: 1 << 30,
             buffer_age: Duration::from_secs(30),
             heartbeat: Duration::from_millis(200),
             close_timeout: Duration::from_secs(10),

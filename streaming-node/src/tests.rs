@@ -8,4 +8,5 @@ mod manage;
 mod model;
 mod produce;
 mod refusals;
+mod registration;
 mod without_coordinator;

@@ -62,6 +62,7 @@ async fn refused_messages_have_their_codes_and_leave_the_stream_usable() {
         ("broadcast without vchannel", broadcast, unrecoverable),
         ("broken broadcast header", with("_bh", "?"), unrecoverable),
         ("broken barrier", with("_btt", "-"), unrecoverable),
+        ("barrier in the far future", with("_btt", "3w5e11264sgsf"), unrecoverable),
         ("tick of a client", with("_tt", "1"), unrecoverable),
         ("term of a client", with("_wt", "1"), unrecoverable),
         ("last confirmed id of a client", with("_lc", "CAMQEQ=="), unrecoverable),

@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::FuturesOrdered};
-use streaming_types::StreamingError;
+use streaming_types::{StreamingError, TimeTick};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
@@ -32,6 +32,9 @@ use crate::metrics;
 
 /// Bytes that are appended together; a larger message goes alone.
 const GROUP_BYTES: usize = 1 << 20;
+
+/// A message does not wait longer for its barrier to pass.
+const LONGEST_BARRIER_MS: u64 = 60_000;
 
 /// The append stack, outermost layer first.
 pub type Stack = Lock<TimeTicks<LogWriter>>;
@@ -132,12 +135,16 @@ impl Appender {
     }
 
     fn arrive(&mut self, append: Append) {
-        let ahead = append.barrier.is_some_and(|barrier| !self.ticks.lock().is_past(barrier.into(), TICKS_PER_GROUP));
-        if ahead {
+        let Some(barrier) = append.barrier else { return self.pending.push_back(append) };
+        let ticks = self.ticks.lock();
+        if ticks.is_past(barrier.into(), TICKS_PER_GROUP) {
+            self.pending.push_back(append);
+        } else if barrier > TimeTick(ticks.time()).saturating_add_ms(LONGEST_BARRIER_MS) {
+            let cause = format!("property _btt: {barrier} is more than {LONGEST_BARRIER_MS} ms ahead");
+            append.reply.send(Err(StreamingError::unrecoverable(cause)));
+        } else {
             self.parked.push(append);
             self.beat_due = true;
-        } else {
-            self.pending.push_back(append);
         }
     }
 

@@ -5,7 +5,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,10 +26,28 @@ pub struct Watermark {
 }
 
 /// Bounds of a buffer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Capacity {
     pub bytes: usize,
     pub age: Duration,
+    pub node: Arc<NodeBudget>,
+}
+
+/// What all buffers of a node hold together. A buffer that is published to gives up its own oldest while it is exceeded.
+#[derive(Debug)]
+pub struct NodeBudget {
+    pub limit: usize,
+    held: AtomicUsize,
+}
+
+impl NodeBudget {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, held: AtomicUsize::new(0) }
+    }
+
+    fn is_exceeded(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > self.limit
+    }
 }
 
 /// See the module.
@@ -73,10 +94,11 @@ impl Buffer {
             for message in messages {
                 state.watermark.last = message.id;
                 state.bytes += message.bytes;
+                self.capacity.node.held.fetch_add(message.bytes, Ordering::Relaxed);
                 state.entries.push_back((message, now));
             }
             state.watermark.tick = tick;
-            state.evict(self.capacity, now);
+            state.evict(&self.capacity, now);
         }
         self.changed.send_replace(());
     }
@@ -86,7 +108,7 @@ impl Buffer {
         {
             let mut state = self.lock();
             state.heartbeats += 1;
-            state.evict(self.capacity, now);
+            state.evict(&self.capacity, now);
         }
         self.changed.send_replace(());
     }
@@ -143,13 +165,21 @@ impl Buffer {
     }
 }
 
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.capacity.node.held.fetch_sub(self.bytes(), Ordering::Relaxed);
+    }
+}
+
 impl State {
-    fn evict(&mut self, capacity: Capacity, now: Instant) {
+    fn evict(&mut self, capacity: &Capacity, now: Instant) {
         while let Some((oldest, since)) = self.entries.front() {
-            if self.bytes <= capacity.bytes && now.duration_since(*since) <= capacity.age {
+            let full = self.bytes > capacity.bytes || capacity.node.is_exceeded();
+            if !full && now.duration_since(*since) <= capacity.age {
                 return;
             }
             self.bytes -= oldest.bytes;
+            capacity.node.held.fetch_sub(oldest.bytes, Ordering::Relaxed);
             self.evicted = oldest.id;
             self.entries.pop_front();
         }
@@ -172,7 +202,11 @@ mod tests {
     }
 
     fn buffer(bytes: usize) -> Buffer {
-        Buffer::new(&at(0), Capacity { bytes, age: Duration::from_secs(30) })
+        buffer_of(&Arc::new(NodeBudget::new(usize::MAX)), bytes)
+    }
+
+    fn buffer_of(node: &Arc<NodeBudget>, bytes: usize) -> Buffer {
+        Buffer::new(&at(0), Capacity { bytes, age: Duration::from_secs(30), node: Arc::clone(node) })
     }
 
     fn entries(page: Page) -> Option<(Vec<u64>, Option<u64>)> {
@@ -212,6 +246,21 @@ mod tests {
         assert_eq!(buffer.bytes(), 0);
         assert_eq!(entries(buffer.read(id(3), 1)), Some((vec![], Some(200))), "a reader at the end stays");
         assert_eq!(entries(buffer.read(id(2), 1)), None);
+    }
+
+    #[tokio::test]
+    async fn buffers_of_a_node_share_its_budget() {
+        let now = Clock::system().now();
+        let node = Arc::new(NodeBudget::new(at(1).bytes * 3));
+        let (one, two) = (buffer_of(&node, usize::MAX), buffer_of(&node, usize::MAX));
+        one.publish([at(1), at(2)], 200, now);
+        two.publish([at(1), at(2)], 200, now);
+        assert_eq!((one.bytes(), two.bytes()), (at(1).bytes * 2, at(1).bytes));
+        drop(one);
+        two.publish([at(3), at(4)], 300, now);
+        assert_eq!(two.bytes(), at(1).bytes * 3);
+        drop(two);
+        assert_eq!(node.held.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -13,7 +13,7 @@ use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random, tasks::Tas
 use super::{
     Live, Wal,
     appender::{self, Appender},
-    buffer::{Buffer, Capacity},
+    buffer::{Buffer, Capacity, NodeBudget},
     group::Group,
     log_writer::LogWriter,
     record::{BadRecord, Stored},
@@ -38,6 +38,7 @@ pub struct Opener {
     pub clock: Clock,
     pub random: Random,
     pub tasks: Tasks,
+    pub buffers: Arc<NodeBudget>,
 }
 
 /// Why a WAL could not be opened; its term is burnt.
@@ -130,7 +131,8 @@ impl Opener {
         let first = Stored::new(placed.first, group.tick.unwrap_or_default())?;
 
         let settings = &self.settings;
-        let capacity = Capacity { bytes: settings.buffer_bytes, age: settings.buffer_age };
+        let node_budget = Arc::clone(&self.buffers);
+        let capacity = Capacity { bytes: settings.buffer_bytes, age: settings.buffer_age, node: node_budget };
         let buffer = Arc::new(Buffer::new(&first, capacity));
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let appender = Appender {

@@ -20,18 +20,17 @@ pub enum ReplayError {
     Read(#[from] ReadError),
 }
 
-/// Where the replay of a fenced log begins. All state that outlives a term is the last tick, and log order is tick
-/// order, so the last entry is checkpoint enough.
-async fn checkpoint(log: &Log) -> Result<Option<EntryId>, LogError> {
-    log.last_entry().await
+/// Where the replay of a fenced log that ends at `last` begins. All state that outlives a term is the last tick, and log
+/// order is tick order, so the last entry is checkpoint enough.
+fn checkpoint(last: EntryId) -> Position {
+    Position::At(last)
 }
 
 /// Replays a log that nobody else writes any more.
 pub async fn replay(log: &Log) -> Result<Recovered, ReplayError> {
     let mut recovered = Recovered::default();
     let Some(last) = log.last_entry().await? else { return Ok(recovered) };
-    let Some(from) = checkpoint(log).await? else { return Ok(recovered) };
-    let mut reader = log.reader(Position::At(from));
+    let mut reader = log.reader(checkpoint(last));
     loop {
         let entries = match reader.next().await {
             Ok(entries) => entries,

@@ -130,7 +130,7 @@ impl Ticks {
 
     /// Where the cluster's time is by now, as far as this node can tell without the coordinator. It trails the
     /// coordinator's time, because the batch was given out before it came.
-    fn time(&self) -> u64 {
+    pub fn time(&self) -> u64 {
         let passed = self.clock.now().duration_since(self.anchor.1).as_millis();
         let physical = (self.anchor.0 >> LOGICAL_BITS).saturating_add(u64::try_from(passed).unwrap_or(u64::MAX));
         physical.checked_mul(1 << LOGICAL_BITS).unwrap_or(u64::MAX >> 1)

@@ -1,0 +1,205 @@
+//! The session in the metadata store, and a node on a listener of its own that finds its coordinator through it.
+
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+
+use streaming_proto::{
+    common, milvus,
+    rootcoord::{
+        AllocIdRequest, AllocIdResponse, AllocTimestampRequest, AllocTimestampResponse, GetPChannelInfoRequest,
+        GetPChannelInfoResponse,
+        root_coord_server::{RootCoord as RootCoordService, RootCoordServer},
+    },
+    streaming::{
+        StreamingCode, StreamingNodeManagerAssignRequest, produce_response::Response::Close as Closed,
+        streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
+    },
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use woodpecker_base::{
+    metadata::{MemoryStore, MetadataStore, Txn},
+    net::{Listener, tcp_connector},
+    random::Random,
+    session::SessionRecord,
+    tasks::Tasks,
+};
+
+use super::harness::{VCHANNEL, World, code, insert, rw};
+use crate::{Edges, RootCoord, Settings, TimestampSource, serve};
+
+async fn session(world: &World, server_id: i64) -> Option<SessionRecord> {
+    let key = format!("by-dev/meta/session/streamingnode-{server_id}");
+    let found = world.metadata.get(&key).await.unwrap()?;
+    Some(SessionRecord::decode(&found.value).unwrap())
+}
+
+async fn eventually<T>(world: &World, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..500 {
+        if let Some(found) = look().await {
+            return found;
+        }
+        world.clock.sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{what} did not happen");
+}
+
+#[tokio::test]
+async fn node_that_lost_its_session_closes_what_it_had_and_comes_back_under_a_new_id() {
+    let world = World::new();
+    let node = world.serving().await;
+    let record = session(&world, 1).await.unwrap();
+    assert_eq!((record.server_id, record.role.as_str(), record.stopping), (1, "streamingnode", false));
+    let mut produce = node.producer(&rw(1)).await;
+    produce.append(insert(VCHANNEL, "x")).await.unwrap();
+
+    let key = "by-dev/meta/session/streamingnode-1";
+    let lease = world.metadata.get(key).await.unwrap().unwrap().lease.unwrap();
+    world.metadata.revoke_lease(lease).await.unwrap();
+    let record = eventually(&world, "a new session", async || session(&world, 2).await).await;
+    assert_eq!(record.server_id, 2);
+    assert!(
+        matches!(produce.append(insert(VCHANNEL, "y")).await, Err(error) if error.code() == StreamingCode::ChannelFenced)
+    );
+
+    let old = node.request(StreamingNodeManagerAssignRequest { pchannel: Some(rw(2).to_proto()) });
+    assert_eq!(code(&node.manager().assign(old).await.unwrap_err()), StreamingCode::IgnoredOperation);
+    let mut new = Request::new(StreamingNodeManagerAssignRequest { pchannel: Some(rw(2).to_proto()) });
+    new.metadata_mut().insert("serverid", "2".parse().unwrap());
+    node.manager().assign(new).await.unwrap();
+}
+
+#[tokio::test]
+async fn node_that_cannot_see_the_metadata_store_goes_on() {
+    let world = World::new();
+    let settings = Settings { session_ttl: Duration::from_secs(1), ..Settings::default() };
+    let node = world.node_with(1, settings).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    world.metadata.set_reachable(false);
+    let began = world.clock.now();
+    while world.clock.now() - began < Duration::from_secs(3) {
+        produce.append(insert(VCHANNEL, "x")).await.unwrap();
+        world.clock.sleep(Duration::from_millis(50)).await;
+    }
+    world.metadata.set_reachable(true);
+}
+
+/// A coordinator that gives timestamps from `first` on, or an error.
+struct Coordinator {
+    first: u64,
+    error: i32,
+}
+
+#[tonic::async_trait]
+impl RootCoordService for Coordinator {
+    async fn alloc_timestamp(
+        &self,
+        request: Request<AllocTimestampRequest>,
+    ) -> Result<Response<AllocTimestampResponse>, Status> {
+        assert_eq!(request.metadata().get("serverid").unwrap(), "77");
+        assert_eq!(request.metadata().get("cluster").unwrap(), "by-dev");
+        let status = common::Status { code: self.error, ..common::Status::default() };
+        let count = request.into_inner().count;
+        Ok(Response::new(AllocTimestampResponse { status: Some(status), timestamp: self.first, count }))
+    }
+
+    async fn get_component_states(
+        &self,
+        _: Request<milvus::GetComponentStatesRequest>,
+    ) -> Result<Response<milvus::ComponentStates>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn alloc_id(&self, _: Request<AllocIdRequest>) -> Result<Response<AllocIdResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn describe_collection_internal(
+        &self,
+        _: Request<milvus::DescribeCollectionRequest>,
+    ) -> Result<Response<milvus::DescribeCollectionResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_p_channel_info(
+        &self,
+        _: Request<GetPChannelInfoRequest>,
+    ) -> Result<Response<GetPChannelInfoResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+}
+
+/// Starts a coordinator and announces it.
+async fn coordinate(metadata: &MemoryStore, coordinator: Coordinator) -> Tasks {
+    let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let record = SessionRecord::new("mixcoord", 77, listener.address(), "2.6.2");
+    metadata.commit(Txn::new().put("by-dev/meta/session/mixcoord", record.encode())).await.unwrap();
+    let server = tonic::transport::Server::builder().add_service(RootCoordServer::new(coordinator));
+    let tasks = Tasks::new();
+    let stop = tasks.token().clone();
+    tasks.spawn(server.serve_with_incoming_shutdown(listener, stop.cancelled_owned()));
+    tasks
+}
+
+#[tokio::test]
+async fn timestamps_come_from_the_coordinator_that_is_active_now() {
+    let world = World::new();
+    let source = RootCoord::new(Arc::new(world.metadata.clone()), "by-dev/meta", "by-dev", tcp_connector());
+    assert!(source.allocate(10).await.unwrap_err().to_string().contains("no coordinator is active"));
+    let first = coordinate(&world.metadata, Coordinator { first: 100, error: 0 }).await;
+    assert_eq!(source.allocate(10).await.unwrap(), 100..110);
+    assert_eq!(source.allocate(1).await.unwrap(), 100..101);
+
+    first.drain(&world.clock, Duration::from_secs(5)).await;
+    let _failing = coordinate(&world.metadata, Coordinator { first: 0, error: 5 }).await;
+    // The connection to the first one breaks, or the second one refuses: never a timestamp.
+    source.allocate(10).await.unwrap_err();
+    let _second = coordinate(&world.metadata, Coordinator { first: 500, error: 0 }).await;
+    let range = eventually(&world, "the new coordinator", async || source.allocate(10).await.ok()).await;
+    assert_eq!(range, 500..510);
+}
+
+#[tokio::test]
+async fn served_node_registers_works_and_leaves_nothing_behind() {
+    let world = World::new();
+    let tasks = Tasks::new();
+    let now = world.clock.wall_ms() << 18;
+    let _coordinator = coordinate(&world.metadata, Coordinator { first: now, error: 0 }).await;
+    let edges = Edges {
+        listener: Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap(),
+        connector: tcp_connector(),
+        metadata: Arc::new(world.metadata.clone()),
+        logs: world.logs(&tasks),
+        clock: world.clock.clone(),
+        random: Random::seeded(1),
+    };
+    let shutdown = CancellationToken::new();
+    let served = tasks.spawn(serve(Settings::default(), edges, shutdown.clone()));
+    let record = eventually(&world, "the session", async || session(&world, 1).await).await;
+    let address = format!("http://{}", record.address);
+    let mut manager = StreamingNodeManagerServiceClient::connect(address).await.unwrap();
+    let request = StreamingNodeManagerAssignRequest { pchannel: Some(rw(1).to_proto()) };
+    manager.assign(request).await.unwrap();
+
+    shutdown.cancel();
+    world.clock.timeout(Duration::from_secs(10), served).await.unwrap().unwrap().unwrap();
+    assert_eq!(session(&world, 1).await, None);
+}
+
+#[tokio::test]
+async fn impossible_settings_stop_the_start() {
+    let world = World::new();
+    let tasks = Tasks::new();
+    let edges = Edges {
+        listener: Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap(),
+        connector: tcp_connector(),
+        metadata: Arc::new(world.metadata.clone()),
+        logs: world.logs(&tasks),
+        clock: world.clock.clone(),
+        random: Random::seeded(1),
+    };
+    let settings = Settings { heartbeat: Duration::ZERO, ..Settings::default() };
+    let error = serve(settings, edges, CancellationToken::new()).await.unwrap_err();
+    assert!(error.to_string().starts_with("heartbeat: "), "{error}");
+    assert_eq!(error.code(), "NODE_SETTINGS");
+}
