@@ -1,6 +1,6 @@
 //! Taking a log for writing, as a state machine: it says what to do next and is told what came of it.
 //!
-//! 1. raise the epoch, 2. fence what is open, 3. learn where it ends, 4. record the ends and close it, 5. open the next
+//! First raise the epoch, then fence what is open and learn where it ends, record the ends and close it, open the next
 //! segment. Whoever raises the epoch later wins; whoever is overtaken stops at its next compare-and-swap, and has at
 //! most fenced and closed what the winner would have. A log that was given up cleanly has nothing open: no fence.
 
