@@ -23,6 +23,7 @@ on_every_medium!(
 
 async fn rolling_under_load_keeps_order_and_loses_nothing(mut world: World) {
     world.segment_bytes = 2_000;
+    world.in_flight_bytes = 20_000;
     let (process, other) = (world.process().await, world.process().await);
     let log = process.log("log").await;
     let writer = log.open_writer().await.unwrap();
@@ -32,10 +33,8 @@ async fn rolling_under_load_keeps_order_and_loses_nothing(mut world: World) {
         let mut appends = FuturesOrdered::new();
         let mut written = Vec::new();
         for number in 0..5_000 {
+            writer.reserve().await;
             appends.push_back(writer.append(vec![payload(&number.to_string())]));
-            if number % 10 == 0 {
-                tokio::task::yield_now().await;
-            }
         }
         while let Some(appended) = soon("append", appends.next()).await {
             written.push((appended.unwrap().first, written.len().to_string()));

@@ -67,10 +67,10 @@ async fn appends_go_on_while_the_metadata_store_is_away(mut world: World) {
     soon("close", writer.close()).await.unwrap();
 }
 
-/// On a clock that jumps over the wait, and so on the medium without threads.
-#[tokio::test(start_paused = true)]
+/// On one medium: it takes as long as a close waits for the metadata store.
+#[tokio::test]
 async fn a_writer_that_cannot_close_cleanly_says_so() {
-    let world = World::memory();
+    let world = World::memory().await;
     let process = world.process().await;
     let log = process.log("log").await;
     let writer = log.open_writer().await.unwrap();

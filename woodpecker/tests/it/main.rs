@@ -10,10 +10,15 @@ mod world;
 /// One test for each scenario and medium.
 macro_rules! on_every_medium {
     ($($scenario:ident),+ $(,)?) => {
-        mod memory {
+        $crate::on_every_medium!(@ memory $($scenario)+);
+        $crate::on_every_medium!(@ local $($scenario)+);
+        $crate::on_every_medium!(@ object $($scenario)+);
+    };
+    (@ $medium:ident $($scenario:ident)+) => {
+        mod $medium {
             $(#[tokio::test]
             async fn $scenario() {
-                super::$scenario(crate::world::World::memory()).await;
+                super::$scenario(crate::world::World::$medium().await).await;
             })+
         }
     };

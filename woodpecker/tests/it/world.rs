@@ -3,16 +3,25 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use object_store::ObjectStore;
+use tempfile::TempDir;
+use test_peers::S3;
 use woodpecker::{Client, Entry, EntryId, Log, Position, Reader, Settings, Writer};
 use woodpecker_base::{
     clock::Clock,
+    disk::RealDisk,
     metadata::{MemoryStore, MetadataStore},
     random::Random,
     tasks::Tasks,
 };
 use woodpecker_store::{
     backend::Backend,
+    disk::{LocalBackend, LocalSettings},
     memory::{MemoryBackend, MemoryMedium},
+    object::{
+        ObjectBackend, ObjectSettings,
+        store::{ObjectStoreSettings, Secret},
+    },
 };
 
 /// How long anything that should happen may take.
@@ -24,6 +33,7 @@ pub const QUIET: Duration = Duration::from_millis(200);
 pub struct World {
     pub metadata: MemoryStore,
     medium: Medium,
+    random: Random,
     pub segment_bytes: u64,
     pub segment_age: Duration,
     pub in_flight_bytes: usize,
@@ -31,6 +41,8 @@ pub struct World {
 
 enum Medium {
     Memory(MemoryMedium),
+    Local(TempDir),
+    Object { _peer: S3, store: Arc<dyn ObjectStore> },
 }
 
 /// A process: a client with its own volume and its own connection to the metadata store.
@@ -41,14 +53,34 @@ pub struct Process {
 }
 
 impl World {
-    pub fn memory() -> Self {
+    pub async fn memory() -> Self {
         Self::new(Medium::Memory(MemoryMedium::new()))
+    }
+
+    pub async fn local() -> Self {
+        Self::new(Medium::Local(tempfile::tempdir().expect("directory")))
+    }
+
+    pub async fn object() -> Self {
+        let s3 = S3::start("bucket").await.expect("peer starts");
+        let settings = ObjectStoreSettings {
+            bucket: "bucket".to_owned(),
+            endpoint: s3.endpoint(),
+            region: S3::REGION.to_owned(),
+            access_key: S3::ACCESS_KEY.to_owned(),
+            secret_key: Secret(S3::SECRET_KEY.to_owned()),
+            allow_http: true,
+            ..ObjectStoreSettings::default()
+        };
+        let store = settings.open().expect("store opens");
+        Self::new(Medium::Object { _peer: s3, store })
     }
 
     fn new(medium: Medium) -> Self {
         Self {
             metadata: MemoryStore::new(Clock::system()),
             medium,
+            random: Random::seeded(7),
             segment_bytes: 64 << 20,
             segment_age: Duration::from_secs(3600),
             in_flight_bytes: 16 << 20,
@@ -67,6 +99,18 @@ impl World {
     pub async fn backend(&self, tasks: &Tasks) -> Arc<dyn Backend> {
         match &self.medium {
             Medium::Memory(medium) => Arc::new(MemoryBackend::new(medium.clone(), tasks)),
+            Medium::Local(directory) => {
+                let settings = LocalSettings { file_bytes: 4 << 20, ..LocalSettings::default() };
+                let (disk, random) = (Arc::new(RealDisk), Random::seeded(self.random.u64()));
+                let backend = LocalBackend::open(directory.path(), settings, disk, Clock::system(), random);
+                Arc::new(backend.await.expect("directory opens"))
+            }
+            Medium::Object { store, .. } => {
+                // One append after another takes as many PUTs: the tests would wait for the budget.
+                let settings = ObjectSettings { puts_per_second: 100_000, ..ObjectSettings::default() };
+                let random = Random::seeded(self.random.u64());
+                Arc::new(ObjectBackend::new(store.clone(), settings, Clock::system(), random, tasks.clone()))
+            }
         }
     }
 
@@ -86,7 +130,8 @@ impl World {
             in_flight_bytes: self.in_flight_bytes,
         };
         let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
-        let client = Client::new(settings, store, backends, Clock::system(), Random::seeded(7), tasks.clone());
+        let random = Random::seeded(self.random.u64());
+        let client = Client::new(settings, store, backends, Clock::system(), random, tasks.clone());
         Process { client, tasks, metadata }
     }
 }
