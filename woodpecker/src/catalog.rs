@@ -11,7 +11,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 use woodpecker_base::{
     metadata::{Compare, KeyValue, MetadataError, MetadataStore, Revision, Txn, TxnOutcome, Watch},
     random::Random,
@@ -42,11 +42,13 @@ pub(crate) struct Catalog {
     retrying: Retrying,
     random: Random,
     instance: OnceCell<Bytes>,
+    /// Creations take a number from one counter: within a process they queue instead of conflicting.
+    creating: Mutex<()>,
 }
 
 impl Catalog {
     pub fn new(store: Arc<dyn MetadataStore>, prefix: String, retrying: Retrying, random: Random) -> Self {
-        Self { store, prefix, retrying, random, instance: OnceCell::new() }
+        Self { store, prefix, retrying, random, instance: OnceCell::new(), creating: Mutex::new(()) }
     }
 
     fn log_key(&self, name: &str) -> String {
@@ -116,6 +118,7 @@ impl Catalog {
 
     /// Creates a log that is known under no other id.
     pub async fn create(&self, name: &str) -> Result<Found, LogError> {
+        let _turn = self.creating.lock().await;
         let instance = self.instance().await?;
         let counter_key = self.counter_key();
         let mut attempts = self.retrying.attempts(Some(PATIENCE));
@@ -127,7 +130,7 @@ impl Catalog {
                 return if ours { Ok((log, revision)) } else { Err(LogError::Exists(name.to_owned())) };
             }
             let counter = self.get(&counter_key, Some(PATIENCE)).await?;
-            let last = counter.as_ref().map_or(Ok(0), |item| number(item))?;
+            let last = counter.as_ref().map_or(Ok(0), number)?;
             let log = LogRecord::new(LogId(last.saturating_add(1)), name);
             let unchanged = match counter {
                 Some(item) => Compare::ModRevision(item.key, item.mod_revision),

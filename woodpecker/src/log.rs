@@ -127,8 +127,7 @@ impl Log {
 
     /// `up_to`, or the last entry if that comes first: an entry appended later must not be born truncated.
     async fn existing(&self, log: &LogRecord, up_to: EntryId) -> Result<Option<EntryId>, LogError> {
-        let end_known = log.open.first().map_or(log.next_segment(), |open| open.segment);
-        if up_to.segment < end_known {
+        if up_to.segment < log.growing_from() {
             return Ok(Some(up_to));
         }
         Ok(self.client.last_entry(log).await?.map(|last| last.min(up_to)))

@@ -139,9 +139,9 @@ impl Reader {
             Position::At(id) => id,
             Position::After(id) => id.successor(),
             Position::Latest => {
-                let first_open = log.open.first().map_or(log.next_segment(), |open| open.segment);
+                let nothing_yet = EntryId { segment: log.growing_from(), entry: 0 };
                 let newest = self.client.open_tail(&log).await?;
-                newest.map_or(EntryId { segment: first_open, entry: 0 }, EntryId::successor).max(log.earliest())
+                newest.map_or(nothing_yet, EntryId::successor).max(log.earliest())
             }
         };
         // Segments are numbered from 1.

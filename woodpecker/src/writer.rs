@@ -23,7 +23,8 @@ mod state;
 /// The appending side of a log. Shared by reference; order is the order of [`Writer::append`] calls.
 ///
 /// It rolls segments and moves to a new volume by itself. The first [`AppendError::Fenced`] or
-/// [`AppendError::Failed`] that is not about one append alone is final: every later append gets the same.
+/// [`AppendError::Failed`] is final: every later append gets the same. Dropping it without [`Writer::close`] is like a
+/// crash: what is queued still resolves, and the next owner has to fence.
 #[derive(Debug)]
 pub struct Writer {
     shared: Arc<Shared>,

@@ -84,6 +84,12 @@ impl LogRecord {
         self.last.saturating_add(1)
     }
 
+    /// The number of the first segment that may still grow: the first open one, or the one to come.
+    #[must_use]
+    pub fn growing_from(&self) -> u64 {
+        self.open.first().map_or_else(|| self.next_segment(), |open| open.segment)
+    }
+
     /// The change that truncates up to and including `up_to`, or `None` if that is truncated already.
     #[must_use]
     pub fn truncate(&self, up_to: EntryId) -> Option<Change> {

@@ -1,5 +1,7 @@
 //! The log engine on every medium: each scenario is an ordinary async function and runs on all of them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod acceptance;
 mod chain;
 mod faults;

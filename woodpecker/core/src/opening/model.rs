@@ -111,11 +111,10 @@ impl World {
 
     /// The record must lead to every acked entry, and to nothing else.
     fn check(&self) {
-        let numbers: Vec<u64> =
+        let mut numbers: Vec<u64> =
             self.closed.keys().copied().chain(self.log.open.iter().map(|open| open.segment)).collect();
-        let mut sorted = numbers.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (1..=self.log.last).collect::<Vec<_>>(), "numbered from 1 without a gap");
+        numbers.sort_unstable();
+        assert_eq!(numbers, (1..=self.log.last).collect::<Vec<_>>(), "numbered from 1 without a gap");
         let open = self.log.open.iter().map(|open| (&open.placement, None));
         let closed = self.closed.values().map(|closed| (&closed.opened.placement, Some(closed.entries)));
         let known: BTreeMap<_, _> = open.chain(closed).collect();
