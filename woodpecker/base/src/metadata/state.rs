@@ -281,3 +281,115 @@ fn key_of(event: &WatchEvent) -> Option<&str> {
         WatchEvent::Resync(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Put(u8, Option<u8>),
+        Delete(u8),
+        DeletePrefix,
+        EndLease(u8),
+        Compact(u8),
+        /// A watcher takes this many answers.
+        Look(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0..6u8, proptest::option::of(0..3u8)).prop_map(|(key, lease)| Step::Put(key, lease)),
+            2 => (0..6u8).prop_map(Step::Delete),
+            1 => Just(Step::DeletePrefix),
+            1 => (0..3u8).prop_map(Step::EndLease),
+            1 => (0..8u8).prop_map(Step::Compact),
+            3 => (0..4u8).prop_map(Step::Look),
+        ]
+    }
+
+    fn key(number: u8) -> String {
+        format!("{}/{number}", if number < 4 { "in" } else { "out" })
+    }
+
+    /// Follows the events, and checks that they only go forward.
+    fn follow(replica: &mut (Revision, BTreeMap<String, KeyValue>), events: VecDeque<WatchEvent>) {
+        let resync = matches!(events.front(), Some(WatchEvent::Resync(_)));
+        for event in events {
+            let revision = revision_of(&event);
+            assert!(revision > replica.0 || resync && revision >= replica.0, "{event:?} after {}", replica.0);
+            match event {
+                WatchEvent::Put(item) => drop(replica.1.insert(item.key.clone(), item)),
+                WatchEvent::Delete { key, .. } => assert!(replica.1.remove(&key).is_some(), "{key} was not there"),
+                WatchEvent::Resync(snapshot) => {
+                    replica.1 = snapshot.items.into_iter().map(|item| (item.key.clone(), item)).collect();
+                }
+            }
+        }
+    }
+
+    fn seen(events: &VecDeque<WatchEvent>, before: Revision) -> Revision {
+        events.back().map_or(before, revision_of)
+    }
+
+    fn run(state: &mut State, step: Step) {
+        let change = match step {
+            Step::Put(number, lease) => {
+                let lease = lease.map(|lease| LeaseId(i64::from(lease) + 1));
+                let write = Write::Put { key: key(number), value: "v".into(), lease };
+                state.evaluate(&Txn { compares: Vec::new(), writes: vec![write] }).ok().flatten()
+            }
+            Step::Delete(number) => state.evaluate(&Txn::new().delete(key(number))).unwrap(),
+            Step::DeletePrefix => state.evaluate(&Txn::new().delete_prefix("in/")).unwrap(),
+            Step::EndLease(lease) => state.evaluate_end(LeaseId(i64::from(lease) + 1)),
+            Step::Compact(back) => {
+                state.compact(state.revision - i64::from(back));
+                None
+            }
+            Step::Look(_) => None,
+        };
+        if let Some(change) = change {
+            state.apply(change);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_watcher_at_any_pace_ends_with_what_the_store_holds(steps in proptest::collection::vec(step(), 1..120)) {
+            let mut state = State::new();
+            state.history_limit = 10;
+            for lease in 1..4 {
+                state.add_lease(LeaseId(lease), Duration::from_secs(1), Duration::ZERO);
+            }
+            let mut cursor = Cursor::new("in/", 1);
+            let mut replica = (0, BTreeMap::new());
+            for step in steps {
+                let looks = if let Step::Look(looks) = step { looks } else { 0 };
+                run(&mut state, step);
+                for _ in 0..looks {
+                    let events = cursor.advance(&state);
+                    let last = seen(&events, replica.0);
+                    follow(&mut replica, events);
+                    replica.0 = last;
+                }
+                prop_assert!(state.history.len() <= 10);
+                for (id, lease) in &state.leases {
+                    let attached = state.keys.values().filter(|item| item.lease == Some(*id)).map(|item| &item.key);
+                    prop_assert!(lease.keys.iter().eq(attached));
+                }
+            }
+            loop {
+                let events = cursor.advance(&state);
+                if events.is_empty() {
+                    break;
+                }
+                let last = seen(&events, replica.0);
+                follow(&mut replica, events);
+                replica.0 = last;
+            }
+            prop_assert!(replica.1.values().eq(state.list("in/").items.iter()));
+        }
+    }
+}
