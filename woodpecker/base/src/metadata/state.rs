@@ -288,7 +288,7 @@ mod tests {
 
     use super::*;
 
-    #[derive(Debug, Clone)]
+    #[derive(Debug, Clone, Copy)]
     enum Step {
         Put(u8, Option<u8>),
         Delete(u8),
