@@ -103,3 +103,82 @@ where
         self.inner.call(group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::Ready, ops::Range, time::Duration};
+
+    use async_trait::async_trait;
+    use tower::service_fn;
+    use woodpecker_base::{clock::Clock, random::Random};
+
+    use super::*;
+    use crate::{
+        timestamps::{TimestampError, TimestampSource},
+        wal::group::samples,
+    };
+
+    /// The wall clock as a coordinator; groups are far apart, so no two calls meet in a millisecond.
+    #[derive(Debug)]
+    struct Source(Clock);
+
+    #[async_trait]
+    impl TimestampSource for Source {
+        async fn allocate(&self, count: u32) -> Result<Range<u64>, TimestampError> {
+            let first = TimeTick::new(self.0.wall_ms(), 0).0;
+            Ok(first..first + u64::from(count))
+        }
+    }
+
+    async fn call<S>(layer: &mut TimeTicks<S>, appends: usize, bytes: usize) -> Group
+    where
+        S: Service<Group, Response = Group, Error = Infallible, Future = Ready<Result<Group, Infallible>>>,
+    {
+        std::future::poll_fn(|cx| layer.poll_ready(cx)).await.unwrap();
+        let mut group = Group::default();
+        for request_id in 0..appends {
+            let (mut append, _) = samples::append(i64::try_from(request_id).unwrap(), "p_1v0", false);
+            append.bytes = bytes;
+            group.appends.push(append);
+        }
+        layer.call(group).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn groups_get_rising_ticks_and_are_closed_by_one_that_is_persisted_when_due() {
+        let clock = Clock::system();
+        let ticks = Ticks::above(0, Arc::new(Source(clock.clone())), clock.clone(), &Random::seeded(1)).await;
+        let layer = TimeTickLayer { ticks: SharedTicks::new(ticks) };
+        let mut layer = layer.layer(service_fn(|group: Group| std::future::ready(Ok::<_, Infallible>(group))));
+
+        let first = call(&mut layer, 0, 0).await;
+        assert!(first.closing.persisted, "an empty group is a tick");
+        let mut last = first.closing.tick;
+        let mut rises = |group: &Group| {
+            for append in &group.appends {
+                assert!(append.tick > last);
+                assert_eq!(append.message.properties.time_tick(), Ok(Some(TimeTick(append.tick))));
+                assert!(append.message.properties.contains("_lcs"));
+                last = append.tick;
+            }
+            assert!(group.closing.tick > last);
+            last = group.closing.tick;
+        };
+        let group = call(&mut layer, 3, 100).await;
+        rises(&group);
+        assert!(!group.closing.persisted, "the last one is not long ago");
+        let group = call(&mut layer, 2, PERSIST_BYTES / 2).await;
+        rises(&group);
+        assert!(group.closing.persisted, "much came after the last one");
+        let group = call(&mut layer, 1, 1).await;
+        rises(&group);
+        assert!(!group.closing.persisted);
+
+        clock.sleep(Duration::from_millis(PERSIST_MS + 100)).await;
+        // Ticks follow time only as fast as fresh batches come.
+        std::future::poll_fn(|cx| layer.ticks.lock().poll_fresh(cx)).await;
+        let group = call(&mut layer, 1, 1).await;
+        rises(&group);
+        assert!(group.closing.persisted, "the last one is long ago");
+    }
+}
