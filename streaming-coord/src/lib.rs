@@ -1,1 +1,5 @@
 //! Under construction.
+#![allow(dead_code)]
+mod allocator;
+mod pchannel;
+mod policy;
