@@ -4,7 +4,7 @@
 mod ids;
 mod timestamps;
 
-pub(crate) use self::{ids::Ids, timestamps::Timestamps};
+pub(crate) use self::{ids::Ids, timestamps::{Timestamps, physical_ms}};
 
 /// The pure part of an allocator.
 pub(crate) trait Sequence: Send + 'static {

@@ -220,10 +220,10 @@ fn node_of(info: StreamingNodeInfo) -> Node {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn node(server_id: i64) -> Node {
+    pub(crate) fn node(server_id: i64) -> Node {
         Node { server_id, address: format!("n{server_id}:1") }
     }
 

@@ -1,0 +1,153 @@
+//! Keeps the view of the nodes: sessions as they come and go, and what each node answers.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::{
+    StreamExt,
+    stream::{self, BoxStream, SelectAll},
+};
+use streaming_proto::streaming::{StreamingNodeMetrics, streaming_node_wal_metrics::Metrics};
+use tokio::sync::watch;
+use woodpecker_base::{clock::Clock, net::Connector};
+
+use super::{
+    Limits, ManagerClient, NodeError, NodeStatus, NodeView, Nodes, WalStatus,
+    health::Health,
+    sessions::{NodeSession, Sessions},
+};
+use crate::{allocator::physical_ms, settings::Settings};
+
+/// How many nodes are asked at the same time.
+const PARALLEL_PROBES: usize = 16;
+
+type Answer = Result<StreamingNodeMetrics, NodeError>;
+
+/// What is known of one node.
+struct Known {
+    session: NodeSession,
+    client: ManagerClient,
+    health: Health,
+    wals: BTreeMap<String, WalStatus>,
+}
+
+/// Follows the sessions, asks every node for its status, and publishes the view.
+pub(crate) struct Watcher {
+    settings: Settings,
+    connector: Connector,
+    clock: Clock,
+    known: BTreeMap<i64, Known>,
+    view: watch::Sender<Arc<Nodes>>,
+}
+
+impl Watcher {
+    pub(crate) fn new(settings: Settings, connector: Connector, clock: Clock) -> (Self, NodeView) {
+        let (view, receiver) = watch::channel(Arc::default());
+        (Self { settings, connector, clock, known: BTreeMap::new(), view }, NodeView(receiver))
+    }
+
+    /// Watches until it is dropped.
+    pub(crate) async fn run(mut self, mut sessions: Sessions) {
+        let mut ticker = self.clock.ticker(self.settings.nodes.status_interval);
+        let mut answers = SelectAll::new();
+        loop {
+            tokio::select! {
+                current = sessions.changed() => {
+                    let appeared = self.update(current);
+                    answers.push(self.probe(appeared));
+                }
+                _ = ticker.tick(), if answers.is_empty() => {
+                    let everyone = self.known.keys().copied().collect();
+                    answers.push(self.probe(everyone));
+                }
+                Some((id, answer)) = answers.next() => {
+                    if let Some(known) = self.known.get_mut(&id) {
+                        known.note(id, answer, &self.clock);
+                    }
+                }
+            }
+            self.publish();
+        }
+    }
+
+    /// Takes the sessions over; returns the nodes that are new.
+    fn update(&mut self, current: BTreeMap<i64, NodeSession>) -> Vec<i64> {
+        self.known.retain(|id, known| current.get(id).is_some_and(|session| session.node == known.session.node));
+        let mut appeared = Vec::new();
+        for (id, session) in current {
+            if let Some(known) = self.known.get_mut(&id) {
+                known.session = session;
+                continue;
+            }
+            let clock = self.clock.clone();
+            match ManagerClient::new(&session.node, &self.settings.cluster, self.connector.clone(), clock) {
+                Ok(client) => {
+                    tracing::info!(node = id, address = session.node.address, "streaming node appeared");
+                    let known = Known { session, client, health: Health::default(), wals: BTreeMap::new() };
+                    self.known.insert(id, known);
+                    appeared.push(id);
+                }
+                Err(error) => tracing::warn!(node = id, %error, "a session has an address that cannot be dialled"),
+            }
+        }
+        appeared
+    }
+
+    /// Asks these nodes for their status, some at a time.
+    fn probe(&self, ids: Vec<i64>) -> BoxStream<'static, (i64, Answer)> {
+        let limit = self.settings.nodes.status_timeout;
+        let clients: Vec<_> =
+            ids.into_iter().filter_map(|id| Some((id, self.known.get(&id)?.client.clone()))).collect();
+        stream::iter(clients)
+            .map(move |(id, client)| async move { (id, client.status(limit).await) })
+            .buffer_unordered(PARALLEL_PROBES)
+            .boxed()
+    }
+
+    fn publish(&self) {
+        let limits = Limits { failures: self.settings.nodes.lost_after_failures, period: self.settings.nodes.lost_after };
+        let now = self.clock.now();
+        let nodes = self
+            .known
+            .iter()
+            .map(|(id, known)| {
+                let condition = known.health.condition(known.session.stopping, now, limits);
+                let Known { session, client, wals, .. } = known;
+                (*id, NodeStatus { node: session.node.clone(), condition, client: client.clone(), wals: wals.clone() })
+            })
+            .collect();
+        self.view.send_if_modified(|view| {
+            let next = Nodes(nodes);
+            let changed = !view.same_conditions(&next);
+            *view = Arc::new(next);
+            changed
+        });
+    }
+}
+
+impl Known {
+    fn note(&mut self, id: i64, answer: Answer, clock: &Clock) {
+        match answer {
+            Ok(metrics) => {
+                self.health.answered();
+                self.wals = wal_status(metrics);
+            }
+            Err(error) if error.is_shutdown() => self.health.said_it_shuts_down(),
+            Err(error) => {
+                tracing::warn!(node = id, %error, "a streaming node does not answer");
+                self.health.failed(clock.now());
+            }
+        }
+    }
+}
+
+fn wal_status(metrics: StreamingNodeMetrics) -> BTreeMap<String, WalStatus> {
+    let status = |wal: streaming_proto::streaming::StreamingNodeWalMetrics| {
+        let info = wal.info?;
+        let lag_ms = match wal.metrics? {
+            Metrics::Rw(rw) => physical_ms(rw.mvcc_time_tick).saturating_sub(physical_ms(rw.recovery_time_tick)),
+            Metrics::Ro(_) => 0,
+        };
+        Some((info.name, WalStatus { term: info.term, lag_ms }))
+    };
+    metrics.wals.into_iter().filter_map(status).collect()
+}
