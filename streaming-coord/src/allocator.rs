@@ -4,7 +4,29 @@
 mod ids;
 mod timestamps;
 
-pub(crate) use self::{ids::Ids, timestamps::{Timestamps, physical_ms}};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{Notify, watch};
+use woodpecker_base::{clock::Clock, tasks::Tasks};
+
+pub(crate) use self::{
+    ids::Ids,
+    timestamps::{Timestamps, physical_ms},
+};
+use crate::catalog::{Catalog, CatalogError, Record};
+
+/// The most numbers one call may ask for.
+pub(crate) const MAX_COUNT: u32 = 1 << 18;
+
+/// How long a call waits for a higher ceiling before it makes do with what is left below the present one.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long to wait after a ceiling could not be stored.
+const RETRY: Duration = Duration::from_millis(200);
 
 /// The pure part of an allocator.
 pub(crate) trait Sequence: Send + 'static {
@@ -18,3 +40,100 @@ pub(crate) trait Sequence: Send + 'static {
     /// A new ceiling is durable.
     fn raise(&mut self, ceiling: u64);
 }
+
+/// Nothing is left below the durable ceiling, and it cannot be raised for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the metadata store cannot be reached and what was reserved before is used up")]
+pub(crate) struct Exhausted;
+
+/// Gives out numbers; a task of its own keeps the ceiling ahead.
+pub(crate) struct Allocator<S> {
+    inner: Arc<Inner<S>>,
+}
+
+struct Inner<S> {
+    sequence: Mutex<S>,
+    clock: Clock,
+    /// A call has seen that a higher ceiling is wanted.
+    wanted: Notify,
+    /// The last outcome of raising the ceiling: whether it failed.
+    stalled: watch::Sender<bool>,
+}
+
+impl<S> fmt::Debug for Allocator<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Allocator").finish_non_exhaustive()
+    }
+}
+
+impl<S: Sequence> Allocator<S> {
+    /// Starts the task that keeps the ceiling in `record` ahead of `sequence`.
+    pub(crate) fn start(sequence: S, record: Record, catalog: Catalog, clock: Clock, tasks: &Tasks) -> Self {
+        let stalled = watch::Sender::new(false);
+        let inner = Arc::new(Inner { sequence: Mutex::new(sequence), clock, wanted: Notify::new(), stalled });
+        tasks.spawn_until_stopped(inner.clone().keep_ahead(record, catalog));
+        Self { inner }
+    }
+
+    /// The first of `count` consecutive numbers, all larger than any given out before.
+    pub(crate) async fn take(&self, count: u32) -> Result<u64, Exhausted> {
+        let inner = &self.inner;
+        let deadline = inner.clock.now() + PATIENCE;
+        let mut stalled = inner.stalled.subscribe();
+        loop {
+            let is_stalled = *stalled.borrow_and_update();
+            if let Some(first) = inner.take(count, is_stalled) {
+                return Ok(first);
+            }
+            let left = deadline.saturating_duration_since(inner.clock.now());
+            match inner.clock.timeout(left, stalled.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return inner.take(count, true).ok_or(Exhausted),
+            }
+        }
+    }
+}
+
+impl<S: Sequence> Inner<S> {
+    fn sequence(&self) -> MutexGuard<'_, S> {
+        self.sequence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, count: u32, stalled: bool) -> Option<u64> {
+        let wall_ms = self.clock.wall_ms();
+        let mut sequence = self.sequence();
+        let first = sequence.take(count, wall_ms, stalled);
+        if sequence.wanted(wall_ms).is_some() {
+            self.wanted.notify_one();
+        }
+        first
+    }
+
+    async fn keep_ahead(self: Arc<Self>, mut record: Record, catalog: Catalog) {
+        loop {
+            self.wanted.notified().await;
+            let Some(ceiling) = self.wanted() else { continue };
+            match catalog.store_number(&mut record, ceiling).await {
+                Ok(()) => {
+                    self.sequence().raise(ceiling);
+                    self.stalled.send_replace(false);
+                }
+                Err(CatalogError::Deposed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the reservation of timestamps or ids cannot be renewed for now");
+                    self.stalled.send_replace(true);
+                    self.clock.sleep(RETRY).await;
+                    self.wanted.notify_one();
+                }
+            }
+        }
+    }
+
+    fn wanted(&self) -> Option<u64> {
+        let wall_ms = self.clock.wall_ms();
+        self.sequence().wanted(wall_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -239,19 +239,21 @@ fn damaged(key: &str) -> CatalogError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use woodpecker_base::metadata::MemoryStore;
 
     use super::*;
 
-    async fn reign(store: &MemoryStore) -> Reign {
+    /// Takes the leadership from whoever has it.
+    pub(crate) async fn reign(store: &MemoryStore) -> Reign {
+        store.commit(Txn::new().delete("leader")).await.unwrap();
         let TxnOutcome::Committed(create_revision) = store.commit(Txn::new().put("leader", "me")).await.unwrap() else {
             panic!("no compare, no conflict");
         };
         Reign { key: "leader".into(), create_revision }
     }
 
-    fn catalog(store: &MemoryStore, reign: Reign) -> Catalog {
+    pub(crate) fn catalog(store: &MemoryStore, reign: Reign) -> Catalog {
         let edges = (Clock::system(), Random::seeded(1));
         Catalog::new(Arc::new(store.clone()), "r", reign, edges, Duration::from_secs(1))
     }
@@ -283,7 +285,6 @@ mod tests {
         let old = catalog(&store, reign(&store).await);
         let (mut record, _) = old.number("n").await.unwrap();
         old.store_number(&mut record, 1).await.unwrap();
-        store.commit(Txn::new().delete("leader")).await.unwrap();
         let _successor = reign(&store).await;
         assert!(matches!(old.store_number(&mut record, 2).await, Err(CatalogError::Deposed)));
         assert_eq!(old.number("n").await.unwrap().1, 1);

@@ -105,6 +105,11 @@ impl PChannel {
         PChannelInfo { name: self.name.clone(), term: self.term, access_mode: self.mode.into() }
     }
 
+    /// The channel as it was under an earlier ownership.
+    pub(crate) fn info_of(&self, past: &Ownership) -> PChannelInfo {
+        PChannelInfo { name: self.name.clone(), term: past.term, access_mode: past.mode.into() }
+    }
+
     /// The channel on its way to `node`; `None` if it is already there.
     fn assign_to(&self, node: Node) -> Option<Self> {
         if self.owner() == Some(&node) && self.mode == PChannelAccessMode::PchannelAccessReadwrite {

@@ -188,7 +188,8 @@ impl Settings {
         )?;
         check("version", starts_with_number(&self.version), "must be a semantic version such as 2.6.2")?;
         if let Some(address) = &self.advertised_address {
-            let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
+            let port =
+                address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
             check("advertised_address", matches!(port, Some(Ok(1..))), "must be host:port")?;
         }
         self.validate_channels()?;

@@ -8,7 +8,10 @@ use streaming_proto::streaming::{
     streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
 };
 use streaming_types::{StreamingError, metadata::set_destination};
-use tonic::{Request, Status, transport::{Channel, Endpoint}};
+use tonic::{
+    Request, Status,
+    transport::{Channel, Endpoint},
+};
 use woodpecker_base::{clock::Clock, net::Connector};
 
 use crate::pchannel::Node;
@@ -54,7 +57,12 @@ pub(crate) struct ManagerClient {
 }
 
 impl ManagerClient {
-    pub(crate) fn new(node: &Node, cluster: &str, connector: Connector, clock: Clock) -> Result<Self, tonic::transport::Error> {
+    pub(crate) fn new(
+        node: &Node,
+        cluster: &str,
+        connector: Connector,
+        clock: Clock,
+    ) -> Result<Self, tonic::transport::Error> {
         let channel = Endpoint::from_shared(format!("http://{}", node.address))?
             .connect_timeout(Duration::from_secs(3))
             .http2_keep_alive_interval(Duration::from_secs(10))

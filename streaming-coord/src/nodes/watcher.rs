@@ -104,7 +104,8 @@ impl Watcher {
     }
 
     fn publish(&self) {
-        let limits = Limits { failures: self.settings.nodes.lost_after_failures, period: self.settings.nodes.lost_after };
+        let limits =
+            Limits { failures: self.settings.nodes.lost_after_failures, period: self.settings.nodes.lost_after };
         let now = self.clock.now();
         let nodes = self
             .known

@@ -1,0 +1,195 @@
+//! Brings every channel to a node and keeps it on one. Single owner of the channels' state; all I/O runs in jobs, one
+//! for a channel at most, so that a slow node or a long recovery holds up nobody else.
+
+mod attempt;
+mod channel;
+mod status;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::sync::{mpsc, watch};
+use woodpecker_base::{
+    clock::{Clock, Instant},
+    random::Random,
+    tasks::Tasks,
+};
+
+pub use self::status::{ChannelState, ChannelStatus};
+use self::{
+    attempt::{Event, Tools},
+    channel::Channel,
+};
+use crate::{
+    assignment::Publisher,
+    catalog::{Catalog, CatalogError, Stored},
+    nodes::{Condition, NodeView, Nodes},
+    pchannel::{HandOver, State},
+    policy::{self, Placement},
+    runtime_policy::RuntimePolicy,
+    settings::Settings,
+};
+
+/// A client saw the WAL of a channel fail at a term.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) channel: String,
+    pub(crate) term: i64,
+}
+
+/// What the balancer works with besides the channels.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) settings: Settings,
+    pub(crate) catalog: Catalog,
+    pub(crate) nodes: NodeView,
+    pub(crate) policy: watch::Receiver<Arc<RuntimePolicy>>,
+    pub(crate) publisher: Publisher,
+    pub(crate) status: Arc<watch::Sender<Arc<Vec<ChannelStatus>>>>,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+    pub(crate) tasks: Tasks,
+}
+
+/// The actor.
+pub(crate) struct Balancer {
+    context: Context,
+    channels: BTreeMap<String, Channel>,
+    events: mpsc::Receiver<Event>,
+    tools: Tools,
+}
+
+impl Balancer {
+    pub(crate) fn new(context: Context, stored: Stored) -> Self {
+        let (sender, events) = mpsc::channel(64);
+        let tools = Tools {
+            catalog: context.catalog.clone(),
+            nodes: context.nodes.clone(),
+            settings: context.settings.nodes.clone(),
+            clock: context.clock.clone(),
+            events: sender,
+        };
+        let channels = stored
+            .channels
+            .into_iter()
+            .map(|(name, (channel, record))| (name, Channel::new(channel, record, &context)))
+            .collect();
+        Self { context, channels, events, tools }
+    }
+
+    /// Balances until the reports end or this coordinator turns out to be deposed.
+    pub(crate) async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
+        let mut ticker = self.context.clock.ticker(self.context.settings.balance.interval);
+        let mut nodes = self.context.nodes.clone();
+        let mut policy = self.context.policy.clone();
+        loop {
+            self.round();
+            let retry_at = self.channels.values().filter_map(Channel::retry_at).min();
+            let clock = self.context.clock.clone();
+            let retry = async {
+                match retry_at {
+                    Some(at) => clock.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(event) = self.events.recv() => {
+                    if self.note(event).is_err() {
+                        return;
+                    }
+                }
+                report = reports.recv() => match report {
+                    Some(report) => self.report(&report),
+                    None => return,
+                },
+                Ok(()) = nodes.0.changed() => {}
+                Ok(()) = policy.changed() => {}
+                _ = ticker.tick() => {}
+                () = retry => {}
+            }
+        }
+    }
+
+    /// Takes what a job says; an error if this coordinator no longer leads.
+    fn note(&mut self, event: Event) -> Result<(), CatalogError> {
+        match event {
+            Event::Stored(pchannel) => {
+                if let Some(channel) = self.channels.get_mut(pchannel.name()) {
+                    channel.stored(pchannel);
+                }
+            }
+            Event::Finished { channel: pchannel, record, outcome } => {
+                if let Err(attempt::AttemptError::Catalog(CatalogError::Deposed)) = outcome {
+                    return Err(CatalogError::Deposed);
+                }
+                let now = self.context.clock.now();
+                if let Some(channel) = self.channels.get_mut(pchannel.name()) {
+                    channel.finished(pchannel, record, outcome, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, report: &Report) {
+        let Some(channel) = self.channels.get_mut(&report.channel) else { return };
+        let Some(unavailable) = channel.pchannel().unavailable(report.term) else { return };
+        if let Some(record) = channel.start(None) {
+            tracing::info!(channel = report.channel, term = report.term, "a client reports a failed channel");
+            self.context.tasks.spawn_until_stopped(attempt::mark_unavailable(self.tools.clone(), unavailable, record));
+        }
+    }
+
+    /// Looks at everything anew: what needs a node or may be moved is given to a job; what changed is published.
+    fn round(&mut self) {
+        let nodes = self.context.nodes.now();
+        let policy = self.context.policy.borrow().clone();
+        // A node that has just appeared answers within a moment; without it the layout would be lopsided.
+        let settled = !nodes.0.values().any(|status| status.condition == Condition::New);
+        if settled && self.is_ready_to_begin(&nodes) {
+            for placement in self.plan(&nodes, &policy) {
+                self.hand_over(&nodes, &placement);
+            }
+        }
+        self.context.publisher.publish(&nodes, self.channels.values().map(Channel::pchannel));
+        let status: Vec<_> = self.channels.values().map(Channel::status).collect();
+        self.context.status.send_replace(Arc::new(status));
+    }
+
+    /// A cluster that has never assigned anything may wait for its nodes, so as not to load the first one with all.
+    fn is_ready_to_begin(&self, nodes: &Nodes) -> bool {
+        let fresh = self.channels.values().all(|channel| channel.pchannel().state() == State::Uninitialized);
+        let healthy = nodes.0.values().filter(|status| status.condition == Condition::Healthy).count();
+        !fresh || u32::try_from(healthy).unwrap_or(u32::MAX) >= self.context.settings.balance.initial_nodes
+    }
+
+    fn plan(&self, nodes: &Nodes, policy: &RuntimePolicy) -> Vec<Placement> {
+        let now = self.context.clock.now();
+        let now_s = self.context.clock.wall().as_secs();
+        let targets = nodes
+            .0
+            .iter()
+            .filter(|(id, status)| status.condition == Condition::Healthy && !policy.frozen.contains(id))
+            .map(|(id, _)| *id)
+            .collect();
+        let views: Vec<_> = self
+            .channels
+            .values()
+            .filter_map(|channel| channel.view(nodes, policy, &self.context.settings.balance, (now, now_s)))
+            .collect();
+        policy::plan(&views, &targets, policy.allow_rebalance)
+    }
+
+    fn hand_over(&mut self, nodes: &Nodes, placement: &Placement) {
+        let Some(channel) = self.channels.get_mut(&placement.channel) else { return };
+        let Some(node) = nodes.get(placement.node).map(|status| status.node.clone()) else { return };
+        let Some(hand_over) = HandOver::begin(channel.pchannel(), node) else { return };
+        if let Some(record) = channel.start(Some(placement.node)) {
+            let term = hand_over.channel().term();
+            tracing::info!(channel = placement.channel, term, node = placement.node, "assigning");
+            self.context.tasks.spawn_until_stopped(attempt::run(self.tools.clone(), hand_over, record));
+        }
+    }
+}
+
+/// A moment on both clocks: for timers, and in seconds since the Unix epoch.
+pub(crate) type Now = (Instant, u64);

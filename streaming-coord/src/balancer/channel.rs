@@ -1,0 +1,165 @@
+//! One channel as the balancer sees it: its stored state, the job that is changing it, and when to try again.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use woodpecker_base::clock::Instant;
+
+use super::{
+    Context, Now,
+    attempt::AttemptError,
+    status::{ChannelStatus, show},
+};
+use crate::{
+    catalog::Record,
+    nodes::Nodes,
+    pchannel::{PChannel, State},
+    policy::ChannelView,
+    runtime_policy::RuntimePolicy,
+    settings::Balance,
+};
+
+/// A channel and what is being done about it.
+pub(super) struct Channel {
+    pchannel: PChannel,
+    /// Lent to the job while one runs.
+    record: Option<Record>,
+    /// The node that the running job brings the channel to.
+    target: Option<i64>,
+    retry_at: Option<Instant>,
+    retries: ExponentialBuilder,
+    delays: ExponentialBackoff,
+    failures: u32,
+    last_error: Option<String>,
+    avoid: Option<i64>,
+}
+
+impl Channel {
+    pub(super) fn new(pchannel: PChannel, record: Record, context: &Context) -> Self {
+        let retries = ExponentialBuilder::default()
+            .with_min_delay(context.settings.nodes.retry_initial)
+            .with_max_delay(context.settings.nodes.retry_max)
+            .with_jitter()
+            .with_jitter_seed(context.random.u64())
+            .without_max_times();
+        Self {
+            pchannel,
+            record: Some(record),
+            target: None,
+            retry_at: None,
+            retries,
+            delays: retries.build(),
+            failures: 0,
+            last_error: None,
+            avoid: None,
+        }
+    }
+
+    pub(super) fn pchannel(&self) -> &PChannel {
+        &self.pchannel
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    fn is_busy(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// Lends the record to a new job; `None` if one is running.
+    pub(super) fn start(&mut self, target: Option<i64>) -> Option<Record> {
+        let record = self.record.take()?;
+        self.target = target;
+        self.retry_at = None;
+        Some(record)
+    }
+
+    pub(super) fn stored(&mut self, pchannel: PChannel) {
+        show(&self.pchannel, &pchannel);
+        self.pchannel = pchannel;
+    }
+
+    /// The job is over; a failed one is followed by another after a while.
+    pub(super) fn finished(
+        &mut self,
+        pchannel: PChannel,
+        record: Record,
+        outcome: Result<(), AttemptError>,
+        now: Instant,
+    ) {
+        self.stored(pchannel);
+        self.record = Some(record);
+        let target = self.target.take();
+        match outcome {
+            Ok(()) => {
+                self.delays = self.retries.build();
+                self.failures = 0;
+                self.last_error = None;
+                self.avoid = None;
+            }
+            Err(error) => {
+                let delay = self.delays.next().unwrap_or(Duration::from_secs(5));
+                tracing::warn!(channel = self.pchannel.name(), term = self.pchannel.term(), %error, ?delay, "not assigned");
+                self.failures = self.failures.saturating_add(1);
+                // A node is to blame only for what it did itself, not for an earlier owner that cannot be reached.
+                self.avoid = target.filter(|_| matches!(error, AttemptError::Assign { .. }));
+                self.last_error = Some(error.to_string());
+                self.retry_at = Some(now + delay);
+            }
+        }
+    }
+
+    /// What the policy should know; `None` while it is too early for the next try.
+    pub(super) fn view(
+        &self,
+        nodes: &Nodes,
+        policy: &RuntimePolicy,
+        settings: &Balance,
+        (now, now_s): Now,
+    ) -> Option<ChannelView> {
+        let name = self.pchannel.name().to_owned();
+        let usable = |id: i64| nodes.retains(id) && !policy.frozen.contains(&id);
+        if self.is_busy() {
+            // Counted where it is going; a job that only stores something goes nowhere.
+            let owner = self.target?;
+            return Some(ChannelView { name, owner: Some(owner), movable: false, avoid: None });
+        }
+        let owner = self.pchannel.owner().map(|node| node.server_id).filter(|id| usable(*id));
+        if let Some(owner) = owner {
+            let movable = self.is_movable(nodes, owner, settings, now_s);
+            return Some(ChannelView { name, owner: Some(owner), movable, avoid: None });
+        }
+        let due = self.retry_at.is_none_or(|at| at <= now);
+        due.then_some(ChannelView { name, owner: None, movable: false, avoid: self.avoid })
+    }
+
+    /// Moved for balance only if that disturbs little: not again soon, and not while there is much to recover. What the
+    /// node has not told about this term is not known to be little.
+    fn is_movable(&self, nodes: &Nodes, owner: i64, settings: &Balance, now_s: u64) -> bool {
+        let rested = now_s.saturating_sub(self.pchannel.assigned_at_s()) >= settings.min_rebalance_interval.as_secs();
+        let wal = nodes.get(owner).and_then(|status| status.wals.get(self.pchannel.name()));
+        let caught_up = wal.is_some_and(|wal| {
+            wal.term == self.pchannel.term() && Duration::from_millis(wal.lag_ms) <= settings.max_recovery_lag
+        });
+        rested && caught_up
+    }
+
+    pub(super) fn status(&self) -> ChannelStatus {
+        ChannelStatus {
+            name: self.pchannel.name().to_owned(),
+            term: self.pchannel.term(),
+            state: self.pchannel.state().into(),
+            node: self.pchannel.node().map(|node| node.server_id),
+            busy: self.is_busy(),
+            failures: self.failures,
+            last_error: self.last_error.clone(),
+        }
+    }
+
+    /// Whether the channel has never been assigned.
+    #[cfg(test)]
+    pub(super) fn is_fresh(&self) -> bool {
+        self.pchannel.state() == State::Uninitialized
+    }
+}
