@@ -41,9 +41,9 @@ pub(crate) trait Sequence: Send + 'static {
     fn raise(&mut self, ceiling: u64);
 }
 
-/// Nothing is left below the durable ceiling, and it cannot be raised for now.
+/// Nothing is left below the durable ceiling, and it cannot be raised for now, or ever if another coordinator leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the metadata store cannot be reached and what was reserved before is used up")]
+#[error("the reservation in the metadata store is used up and cannot be renewed")]
 pub(crate) struct Exhausted;
 
 /// Gives out numbers; a task of its own keeps the ceiling ahead.
@@ -56,8 +56,17 @@ struct Inner<S> {
     clock: Clock,
     /// A call has seen that a higher ceiling is wanted.
     wanted: Notify,
-    /// The last outcome of raising the ceiling: whether it failed.
-    stalled: watch::Sender<bool>,
+    outlook: watch::Sender<Outlook>,
+}
+
+/// How the last try at raising the ceiling went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlook {
+    Rising,
+    /// It failed, and is tried again.
+    Stalled,
+    /// It never will again: another coordinator leads.
+    Closed,
 }
 
 impl<S> fmt::Debug for Allocator<S> {
@@ -69,8 +78,8 @@ impl<S> fmt::Debug for Allocator<S> {
 impl<S: Sequence> Allocator<S> {
     /// Starts the task that keeps the ceiling in `record` ahead of `sequence`.
     pub(crate) fn start(sequence: S, record: Record, catalog: Catalog, clock: Clock, tasks: &Tasks) -> Self {
-        let stalled = watch::Sender::new(false);
-        let inner = Arc::new(Inner { sequence: Mutex::new(sequence), clock, wanted: Notify::new(), stalled });
+        let outlook = watch::Sender::new(Outlook::Rising);
+        let inner = Arc::new(Inner { sequence: Mutex::new(sequence), clock, wanted: Notify::new(), outlook });
         tasks.spawn_until_stopped(inner.clone().keep_ahead(record, catalog));
         Self { inner }
     }
@@ -79,16 +88,18 @@ impl<S: Sequence> Allocator<S> {
     pub(crate) async fn take(&self, count: u32) -> Result<u64, Exhausted> {
         let inner = &self.inner;
         let deadline = inner.clock.now() + PATIENCE;
-        let mut stalled = inner.stalled.subscribe();
+        let mut outlook = inner.outlook.subscribe();
         loop {
-            let is_stalled = *stalled.borrow_and_update();
-            if let Some(first) = inner.take(count, is_stalled) {
+            let now = *outlook.borrow_and_update();
+            if now == Outlook::Closed {
+                return Err(Exhausted);
+            }
+            if let Some(first) = inner.take(count, now == Outlook::Stalled) {
                 return Ok(first);
             }
             let left = deadline.saturating_duration_since(inner.clock.now());
-            match inner.clock.timeout(left, stalled.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return inner.take(count, true).ok_or(Exhausted),
+            if inner.clock.timeout(left, outlook.changed()).await.is_err() {
+                return inner.take(count, true).ok_or(Exhausted);
             }
         }
     }
@@ -116,12 +127,15 @@ impl<S: Sequence> Inner<S> {
             match catalog.store_number(&mut record, ceiling).await {
                 Ok(()) => {
                     self.sequence().raise(ceiling);
-                    self.stalled.send_replace(false);
+                    self.outlook.send_replace(Outlook::Rising);
                 }
-                Err(CatalogError::Deposed) => return,
+                Err(CatalogError::Deposed) => {
+                    self.outlook.send_replace(Outlook::Closed);
+                    return;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the reservation of timestamps or ids cannot be renewed for now");
-                    self.stalled.send_replace(true);
+                    self.outlook.send_replace(Outlook::Stalled);
                     self.clock.sleep(RETRY).await;
                     self.wanted.notify_one();
                 }

@@ -1,5 +1,6 @@
 //! Under construction.
 #![allow(dead_code)]
+mod active;
 mod allocator;
 mod assignment;
 mod balancer;
@@ -8,4 +9,6 @@ mod nodes;
 mod pchannel;
 mod policy;
 mod runtime_policy;
+mod services;
 mod settings;
+mod shared;

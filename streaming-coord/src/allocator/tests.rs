@@ -107,6 +107,7 @@ async fn a_deposed_leader_cannot_reserve_more() {
     let first_of_new = new.take(1).await.unwrap();
     world.wall_ms.fetch_add(60_000, Ordering::Relaxed);
     while let Ok(first) = old.take(MAX_COUNT).await {
-        assert!(first + u64::from(MAX_COUNT) < first_of_new);
+        assert!(first + u64::from(MAX_COUNT) <= first_of_new);
     }
+    assert_eq!(old.take(1).await, Err(Exhausted));
 }

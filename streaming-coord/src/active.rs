@@ -1,0 +1,104 @@
+//! What exists only while this coordinator leads.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use woodpecker_base::{metadata::MetadataStore, net::Connector, random::Random, tasks::Tasks};
+
+use crate::{
+    allocator::{Allocator, Ids, Timestamps},
+    assignment::Publisher,
+    balancer::{Balancer, Context, Report},
+    catalog::{Catalog, CatalogError, Reign},
+    nodes::{Sessions, Watcher},
+    runtime_policy::PolicyControl,
+    shared::Shared,
+};
+
+/// How many reports may wait for the balancer.
+const REPORTS: usize = 256;
+
+/// Where the outside world is.
+#[derive(Debug, Clone)]
+pub struct Edges {
+    /// Connects to streaming nodes.
+    pub connector: Connector,
+    pub metadata: Arc<dyn MetadataStore>,
+    pub clock: woodpecker_base::clock::Clock,
+    pub random: Random,
+}
+
+/// The active coordinator of one reign.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) timestamps: Allocator<Timestamps>,
+    pub(crate) ids: Allocator<Ids>,
+    pub(crate) policy: PolicyControl,
+    pub(crate) reports: mpsc::Sender<Report>,
+}
+
+/// Why a reign could not begin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BeginError {
+    /// An earlier leader had a larger server id, so clients would ignore what this one publishes.
+    #[error("server id {ours} is not larger than an earlier leader's, {earlier}")]
+    Outranked { ours: i64, earlier: u64 },
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+impl Active {
+    /// Recovers what was stored and starts to balance; everything runs until `tasks` is stopped.
+    pub(crate) async fn begin(
+        shared: &Shared,
+        edges: &Edges,
+        (reign, server_id): (Reign, i64),
+        tasks: &Tasks,
+    ) -> Result<Self, BeginError> {
+        let settings = &shared.settings;
+        let catalog = Catalog::new(
+            edges.metadata.clone(),
+            &settings.metadata_root,
+            reign,
+            (edges.clock.clone(), edges.random.clone()),
+            settings.metadata_timeout,
+        );
+        claim_rank(&catalog, server_id).await?;
+        let stored = catalog.load(&settings.channel_names()).await?;
+        let policy = PolicyControl::load(catalog.clone(), settings.balance.allow_rebalance).await?;
+        let (timestamps, ceiling) = catalog.number("timestamp-ceiling").await?;
+        let window = Timestamps::recover(ceiling, settings.timestamp_window);
+        let timestamps = Allocator::start(window, timestamps, catalog.clone(), edges.clock.clone(), tasks);
+        let (ids, ceiling) = catalog.number("id-ceiling").await?;
+        let ids = Allocator::start(Ids::recover(ceiling), ids, catalog.clone(), edges.clock.clone(), tasks);
+
+        let (watcher, nodes) = Watcher::new(settings.clone(), edges.connector.clone(), edges.clock.clone());
+        let sessions = Sessions::new(edges.metadata.clone(), &settings.metadata_root, edges.clock.clone());
+        tasks.spawn_until_stopped(watcher.run(sessions));
+        let (reports, receiver) = mpsc::channel(REPORTS);
+        let publisher = Publisher::new(server_id, stored.control_channel.clone(), shared.assignment.clone());
+        let context = Context {
+            settings: settings.clone(),
+            catalog,
+            nodes,
+            policy: policy.subscribe(),
+            publisher,
+            status: shared.status.clone(),
+            clock: edges.clock.clone(),
+            random: edges.random.clone(),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn_until_stopped(Balancer::new(context, stored).run(receiver));
+        Ok(Self { timestamps, ids, policy, reports })
+    }
+}
+
+/// Clients order assignments by the leader's server id first, so each leader's must be larger than all before it.
+async fn claim_rank(catalog: &Catalog, server_id: i64) -> Result<(), BeginError> {
+    let (mut record, earlier) = catalog.number("leader-rank").await?;
+    let ours = u64::try_from(server_id).unwrap_or_default();
+    if ours <= earlier {
+        return Err(BeginError::Outranked { ours: server_id, earlier });
+    }
+    Ok(catalog.store_number(&mut record, ours).await?)
+}

@@ -1,0 +1,36 @@
+//! Broadcast across channels. There is none in this release; what nodes ask about it is answered truthfully.
+
+use std::sync::Arc;
+
+use streaming_proto::streaming::{
+    BroadcastAckRequest, BroadcastAckResponse, BroadcastRequest, BroadcastResponse,
+    streaming_coord_broadcast_service_server::StreamingCoordBroadcastService,
+};
+use streaming_types::StreamingError;
+use tonic::{Request, Response, Status};
+
+use crate::shared::Shared;
+
+#[derive(Debug)]
+pub(super) struct BroadcastService {
+    shared: Arc<Shared>,
+}
+
+impl BroadcastService {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[tonic::async_trait]
+impl StreamingCoordBroadcastService for BroadcastService {
+    async fn broadcast(&self, _request: Request<BroadcastRequest>) -> Result<Response<BroadcastResponse>, Status> {
+        Err(StreamingError::unrecoverable("broadcast is not supported by this release").into())
+    }
+
+    /// No broadcast is waiting for this ack, and an ack of an unknown broadcast succeeds: nodes repeat one until it does.
+    async fn ack(&self, _request: Request<BroadcastAckRequest>) -> Result<Response<BroadcastAckResponse>, Status> {
+        self.shared.active().await?;
+        Ok(Response::new(BroadcastAckResponse {}))
+    }
+}

@@ -1,0 +1,75 @@
+//! What the services see of the coordinator: its role, and what it has published.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
+use streaming_types::{StreamingError, metadata::check_destination};
+use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
+use woodpecker_base::clock::Clock;
+
+use crate::{active::Active, assignment::Published, balancer::ChannelStatus, settings::Settings};
+
+/// What the coordinator is at the moment.
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// Not yet known: registering, or taking over.
+    Initializing,
+    /// Another coordinator leads.
+    StandBy,
+    Active(Arc<Active>),
+    Stopping,
+}
+
+/// The coordinator as its services see it.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) clock: Clock,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) assignment: Arc<watch::Sender<Published>>,
+    pub(crate) status: Arc<watch::Sender<Arc<Vec<ChannelStatus>>>>,
+    /// Our session's server id; 0 before there is one.
+    server_id: AtomicI64,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: Settings, clock: Clock) -> Self {
+        Self {
+            settings,
+            clock,
+            phase: watch::Sender::new(Phase::Initializing),
+            assignment: Arc::new(watch::Sender::new(None)),
+            status: Arc::new(watch::Sender::new(Arc::default())),
+            server_id: AtomicI64::new(0),
+        }
+    }
+
+    pub(crate) fn server_id(&self) -> i64 {
+        self.server_id.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_server_id(&self, server_id: i64) {
+        self.server_id.store(server_id, Ordering::Relaxed);
+    }
+
+    /// The active coordinator; waits a while to become it.
+    pub(crate) async fn active(&self) -> Result<Arc<Active>, StreamingError> {
+        let mut phase = self.phase.subscribe();
+        let decided = phase.wait_for(|phase| matches!(phase, Phase::Active(_) | Phase::Stopping));
+        let decided = self.clock.timeout(self.settings.ready_timeout, decided).await;
+        match decided.as_ref().map(|phase| phase.as_deref()) {
+            Ok(Ok(Phase::Active(active))) => Ok(active.clone()),
+            Ok(_) => Err(StreamingError::on_shutdown("this coordinator is stopping")),
+            Err(_) => Err(StreamingError::inner("this coordinator is not active")),
+        }
+    }
+
+    /// Refuses a call that is meant for another cluster or another process.
+    pub(crate) fn check(&self, metadata: &MetadataMap) -> Result<(), StreamingError> {
+        // Nobody can know an id that is not registered yet: a call for any server is then for someone else.
+        check_destination(metadata, &self.settings.cluster, self.server_id())
+    }
+}
