@@ -1,16 +1,24 @@
 //! What exists only while this coordinator leads.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::mpsc;
-use woodpecker_base::{metadata::MetadataStore, net::Connector, random::Random, tasks::Tasks};
+use woodpecker_base::{
+    clock::Clock,
+    election::Leadership,
+    metadata::MetadataStore,
+    net::Connector,
+    random::Random,
+    session::{Session, SessionKeys, watch_sessions},
+    tasks::Tasks,
+};
 
 use crate::{
     allocator::{Allocator, Ids, Timestamps},
     assignment::Publisher,
     balancer::{Balancer, Context, Report},
-    catalog::{Catalog, CatalogError, Reign},
-    nodes::{Sessions, Watcher},
+    catalog::{Catalog, CatalogError},
+    nodes::Watcher,
     runtime_policy::PolicyControl,
     shared::Shared,
 };
@@ -24,7 +32,7 @@ pub struct Edges {
     /// Connects to streaming nodes.
     pub connector: Connector,
     pub metadata: Arc<dyn MetadataStore>,
-    pub clock: woodpecker_base::clock::Clock,
+    pub clock: Clock,
     pub random: Random,
 }
 
@@ -35,6 +43,8 @@ pub(crate) struct Active {
     pub(crate) ids: Allocator<Ids>,
     pub(crate) policy: PolicyControl,
     pub(crate) reports: mpsc::Sender<Report>,
+    session: Weak<Session>,
+    clock: Clock,
 }
 
 /// Why a reign could not begin.
@@ -52,14 +62,15 @@ impl Active {
     pub(crate) async fn begin(
         shared: &Shared,
         edges: &Edges,
-        (reign, server_id): (Reign, i64),
+        (session, leadership): (&Arc<Session>, &Leadership),
         tasks: &Tasks,
     ) -> Result<Self, BeginError> {
         let settings = &shared.settings;
+        let server_id = session.record().server_id;
         let catalog = Catalog::new(
             edges.metadata.clone(),
             &settings.metadata_root,
-            reign,
+            leadership.guard(),
             (edges.clock.clone(), edges.random.clone()),
             settings.metadata_timeout,
         );
@@ -73,7 +84,13 @@ impl Active {
         let ids = Allocator::start(Ids::recover(ceiling), ids, catalog.clone(), edges.clock.clone(), tasks);
 
         let (watcher, nodes) = Watcher::new(settings.clone(), edges.connector.clone(), edges.clock.clone());
-        let sessions = Sessions::new(edges.metadata.clone(), &settings.metadata_root, edges.clock.clone());
+        let sessions = watch_sessions(
+            edges.metadata.clone(),
+            &settings.metadata_root,
+            SessionKeys::Shared("streamingnode"),
+            edges.clock.clone(),
+            &edges.random,
+        );
         tasks.spawn_until_stopped(watcher.run(sessions));
         let (reports, receiver) = mpsc::channel(REPORTS);
         let publisher = Publisher::new(server_id, stored.control_channel.clone(), shared.assignment.clone());
@@ -89,7 +106,14 @@ impl Active {
             tasks: tasks.clone(),
         };
         tasks.spawn_until_stopped(Balancer::new(context, stored).run(receiver));
-        Ok(Self { timestamps, ids, policy, reports })
+        let (session, clock) = (Arc::downgrade(session), edges.clock.clone());
+        Ok(Self { timestamps, ids, policy, reports, session, clock })
+    }
+
+    /// Whether, on our own clock, nobody else can lead yet. Without that a timestamp could be smaller than one that a
+    /// successor has already given out.
+    pub(crate) fn is_sure_to_lead(&self) -> bool {
+        self.session.upgrade().is_some_and(|session| self.clock.now() < session.valid_until())
     }
 }
 

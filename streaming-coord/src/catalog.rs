@@ -6,24 +6,17 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use backon::BackoffBuilder;
 use bytes::Bytes;
 use prost::Message;
 use streaming_proto::streaming::{CChannelMeta, PChannelMeta, StreamingVersion};
 use woodpecker_base::{
+    backoff::Backoff,
     clock::Clock,
     metadata::{Compare, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome},
     random::Random,
 };
 
 use crate::pchannel::{Damaged, PChannel};
-
-/// The leader's key and the revision that created it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reign {
-    pub(crate) key: String,
-    pub(crate) create_revision: Revision,
-}
 
 /// Why the catalogue could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +59,7 @@ pub(crate) struct Stored {
 pub(crate) struct Catalog {
     store: Arc<dyn MetadataStore>,
     root: String,
-    reign: Reign,
+    guard: Compare,
     clock: Clock,
     random: Random,
     timeout: Duration,
@@ -76,11 +69,11 @@ impl Catalog {
     pub(crate) fn new(
         store: Arc<dyn MetadataStore>,
         metadata_root: &str,
-        reign: Reign,
+        guard: Compare,
         (clock, random): (Clock, Random),
         timeout: Duration,
     ) -> Self {
-        Self { store, root: format!("{metadata_root}/streamingcoord-meta"), reign, clock, random, timeout }
+        Self { store, root: format!("{metadata_root}/streamingcoord-meta"), guard, clock, random, timeout }
     }
 
     fn key(&self, name: &str) -> String {
@@ -173,18 +166,13 @@ impl Catalog {
     }
 
     async fn write_until_stored(&self, record: &mut Record, value: Bytes) -> Result<(), CatalogError> {
-        let mut delays = backon::ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(50))
-            .with_max_delay(Duration::from_secs(2))
-            .with_jitter()
-            .with_jitter_seed(self.random.u64())
-            .without_max_times()
-            .build();
+        let (first, limit) = (Duration::from_millis(50), Duration::from_secs(2));
+        let mut backoff = Backoff::new(self.clock.clone(), &self.random, first, limit);
         loop {
             match self.write(record, value.clone()).await {
                 Err(error) if error.is_retryable() => {
                     tracing::warn!(key = record.key, %error, "metadata write failed, trying again");
-                    self.clock.sleep(delays.next().unwrap_or(Duration::from_secs(2))).await;
+                    backoff.wait().await;
                 }
                 done => return done,
             }
@@ -192,20 +180,19 @@ impl Catalog {
     }
 
     async fn write(&self, record: &mut Record, value: Bytes) -> Result<(), CatalogError> {
-        let reign = Compare::CreateRevision(self.reign.key.clone(), self.reign.create_revision);
         loop {
             let known = match record.revision {
                 Some(revision) => Compare::ModRevision(record.key.clone(), revision),
                 None => Compare::Absent(record.key.clone()),
             };
-            let txn = Txn::new().when(reign.clone()).when(known).put(&record.key, value.clone());
+            let txn = Txn::new().when(self.guard.clone()).when(known).put(&record.key, value.clone());
             if let TxnOutcome::Committed(revision) = self.within(self.store.commit(txn)).await? {
                 record.revision = Some(revision);
                 return Ok(());
             }
             // Only this reign writes here: what stands there is a write of ours whose outcome we never learned.
-            let leader = self.within(self.store.get(&self.reign.key)).await?;
-            if leader.is_none_or(|leader| leader.create_revision != self.reign.create_revision) {
+            let leads = Txn::new().when(self.guard.clone());
+            if self.within(self.store.commit(leads)).await? == TxnOutcome::Conflict {
                 return Err(CatalogError::Deposed);
             }
             let current = self.within(self.store.get(&record.key)).await?;
@@ -245,17 +232,17 @@ pub(crate) mod tests {
     use super::*;
 
     /// Takes the leadership from whoever has it.
-    pub(crate) async fn reign(store: &MemoryStore) -> Reign {
+    pub(crate) async fn reign(store: &MemoryStore) -> Compare {
         store.commit(Txn::new().delete("leader")).await.unwrap();
         let TxnOutcome::Committed(create_revision) = store.commit(Txn::new().put("leader", "me")).await.unwrap() else {
             panic!("no compare, no conflict");
         };
-        Reign { key: "leader".into(), create_revision }
+        Compare::CreateRevision("leader".into(), create_revision)
     }
 
-    pub(crate) fn catalog(store: &MemoryStore, reign: Reign) -> Catalog {
+    pub(crate) fn catalog(store: &MemoryStore, guard: Compare) -> Catalog {
         let edges = (Clock::system(), Random::seeded(1));
-        Catalog::new(Arc::new(store.clone()), "r", reign, edges, Duration::from_secs(1))
+        Catalog::new(Arc::new(store.clone()), "r", guard, edges, Duration::from_secs(1))
     }
 
     #[tokio::test]

@@ -2,7 +2,6 @@
 
 mod client;
 mod health;
-mod sessions;
 mod watcher;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -12,7 +11,6 @@ use tokio::sync::watch;
 pub(crate) use self::{
     client::{ManagerClient, NodeError},
     health::{Condition, Limits},
-    sessions::Sessions,
     watcher::Watcher,
 };
 use crate::pchannel::Node;

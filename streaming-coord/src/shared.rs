@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use woodpecker_base::clock::Clock;
 
-use crate::{active::Active, assignment::Published, balancer::ChannelStatus, settings::Settings};
+use crate::{
+    active::Active, assignment::Published, balancer::ChannelStatus, coordinator::RoleState, settings::Settings,
+};
 
 /// What the coordinator is at the moment.
 #[derive(Debug, Clone)]
@@ -21,6 +23,17 @@ pub(crate) enum Phase {
     StandBy,
     Active(Arc<Active>),
     Stopping,
+}
+
+impl Phase {
+    pub(crate) fn state(&self) -> RoleState {
+        match self {
+            Self::Initializing => RoleState::Initializing,
+            Self::StandBy => RoleState::StandBy,
+            Self::Active(_) => RoleState::Healthy,
+            Self::Stopping => RoleState::Stopping,
+        }
+    }
 }
 
 /// The coordinator as its services see it.

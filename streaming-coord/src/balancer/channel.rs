@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use woodpecker_base::clock::Instant;
+use woodpecker_base::{backoff::Backoff, clock::Instant};
 
 use super::{
     Context, Now,
@@ -11,11 +10,7 @@ use super::{
     status::{ChannelStatus, show},
 };
 use crate::{
-    catalog::Record,
-    nodes::Nodes,
-    pchannel::{PChannel, State},
-    policy::ChannelView,
-    runtime_policy::RuntimePolicy,
+    catalog::Record, nodes::Nodes, pchannel::PChannel, policy::ChannelView, runtime_policy::RuntimePolicy,
     settings::Balance,
 };
 
@@ -27,8 +22,7 @@ pub(super) struct Channel {
     /// The node that the running job brings the channel to.
     target: Option<i64>,
     retry_at: Option<Instant>,
-    retries: ExponentialBuilder,
-    delays: ExponentialBackoff,
+    backoff: Backoff,
     failures: u32,
     last_error: Option<String>,
     avoid: Option<i64>,
@@ -36,19 +30,15 @@ pub(super) struct Channel {
 
 impl Channel {
     pub(super) fn new(pchannel: PChannel, record: Record, context: &Context) -> Self {
-        let retries = ExponentialBuilder::default()
-            .with_min_delay(context.settings.nodes.retry_initial)
-            .with_max_delay(context.settings.nodes.retry_max)
-            .with_jitter()
-            .with_jitter_seed(context.random.u64())
-            .without_max_times();
+        let settings = &context.settings.nodes;
+        let (first, limit) = (settings.retry_initial, settings.retry_max);
+        let backoff = Backoff::new(context.clock.clone(), &context.random, first, limit);
         Self {
             pchannel,
             record: Some(record),
             target: None,
             retry_at: None,
-            retries,
-            delays: retries.build(),
+            backoff,
             failures: 0,
             last_error: None,
             avoid: None,
@@ -93,13 +83,13 @@ impl Channel {
         let target = self.target.take();
         match outcome {
             Ok(()) => {
-                self.delays = self.retries.build();
+                self.backoff.reset();
                 self.failures = 0;
                 self.last_error = None;
                 self.avoid = None;
             }
             Err(error) => {
-                let delay = self.delays.next().unwrap_or(Duration::from_secs(5));
+                let delay = self.backoff.delay();
                 tracing::warn!(channel = self.pchannel.name(), term = self.pchannel.term(), %error, ?delay, "not assigned");
                 self.failures = self.failures.saturating_add(1);
                 // A node is to blame only for what it did itself, not for an earlier owner that cannot be reached.
@@ -155,11 +145,5 @@ impl Channel {
             failures: self.failures,
             last_error: self.last_error.clone(),
         }
-    }
-
-    /// Whether the channel has never been assigned.
-    #[cfg(test)]
-    pub(super) fn is_fresh(&self) -> bool {
-        self.pchannel.state() == State::Uninitialized
     }
 }

@@ -3,19 +3,20 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{
-    StreamExt,
+    Stream, StreamExt,
     stream::{self, BoxStream, SelectAll},
 };
 use streaming_proto::streaming::{StreamingNodeMetrics, streaming_node_wal_metrics::Metrics};
 use tokio::sync::watch;
-use woodpecker_base::{clock::Clock, net::Connector};
-
-use super::{
-    Limits, ManagerClient, NodeError, NodeStatus, NodeView, Nodes, WalStatus,
-    health::Health,
-    sessions::{NodeSession, Sessions},
+use woodpecker_base::{
+    clock::Clock,
+    metadata::MetadataError,
+    net::Connector,
+    session::{SessionRecord, SessionView, first_streaming_version},
 };
-use crate::{allocator::physical_ms, settings::Settings};
+
+use super::{Limits, ManagerClient, NodeError, NodeStatus, NodeView, Nodes, WalStatus, health::Health};
+use crate::{allocator::physical_ms, pchannel::Node, settings::Settings};
 
 /// How many nodes are asked at the same time.
 const PARALLEL_PROBES: usize = 16;
@@ -24,7 +25,8 @@ type Answer = Result<StreamingNodeMetrics, NodeError>;
 
 /// What is known of one node.
 struct Known {
-    session: NodeSession,
+    node: Node,
+    stopping: bool,
     client: ManagerClient,
     health: Health,
     wals: BTreeMap<String, WalStatus>,
@@ -46,15 +48,21 @@ impl Watcher {
     }
 
     /// Watches until it is dropped.
-    pub(crate) async fn run(mut self, mut sessions: Sessions) {
+    pub(crate) async fn run(
+        mut self,
+        mut sessions: impl Stream<Item = Result<SessionView, MetadataError>> + Send + Unpin,
+    ) {
         let mut ticker = self.clock.ticker(self.settings.nodes.status_interval);
         let mut answers = SelectAll::new();
         loop {
             tokio::select! {
-                current = sessions.changed() => {
-                    let appeared = self.update(current);
-                    answers.push(self.probe(appeared));
-                }
+                Some(view) = sessions.next() => match view {
+                    Ok(view) => {
+                        let appeared = self.update(view.at_least(&first_streaming_version()).sessions);
+                        answers.push(self.probe(appeared));
+                    }
+                    Err(error) => tracing::warn!(%error, "the node sessions cannot be read for now"),
+                },
                 _ = ticker.tick(), if answers.is_empty() => {
                     let everyone = self.known.keys().copied().collect();
                     answers.push(self.probe(everyone));
@@ -70,20 +78,20 @@ impl Watcher {
     }
 
     /// Takes the sessions over; returns the nodes that are new.
-    fn update(&mut self, current: BTreeMap<i64, NodeSession>) -> Vec<i64> {
-        self.known.retain(|id, known| current.get(id).is_some_and(|session| session.node == known.session.node));
+    fn update(&mut self, sessions: BTreeMap<i64, SessionRecord>) -> Vec<i64> {
+        self.known.retain(|id, known| sessions.get(id).is_some_and(|session| session.address == known.node.address));
         let mut appeared = Vec::new();
-        for (id, session) in current {
+        for (id, session) in sessions {
             if let Some(known) = self.known.get_mut(&id) {
-                known.session = session;
+                known.stopping = session.stopping;
                 continue;
             }
-            let clock = self.clock.clone();
-            match ManagerClient::new(&session.node, &self.settings.cluster, self.connector.clone(), clock) {
+            let node = Node { server_id: id, address: session.address };
+            match ManagerClient::new(&node, &self.settings.cluster, self.connector.clone(), self.clock.clone()) {
                 Ok(client) => {
-                    tracing::info!(node = id, address = session.node.address, "streaming node appeared");
-                    let known = Known { session, client, health: Health::default(), wals: BTreeMap::new() };
-                    self.known.insert(id, known);
+                    tracing::info!(node = id, address = node.address, "streaming node appeared");
+                    let (health, wals) = (Health::default(), BTreeMap::new());
+                    self.known.insert(id, Known { node, stopping: session.stopping, client, health, wals });
                     appeared.push(id);
                 }
                 Err(error) => tracing::warn!(node = id, %error, "a session has an address that cannot be dialled"),
@@ -111,9 +119,9 @@ impl Watcher {
             .known
             .iter()
             .map(|(id, known)| {
-                let condition = known.health.condition(known.session.stopping, now, limits);
-                let Known { session, client, wals, .. } = known;
-                (*id, NodeStatus { node: session.node.clone(), condition, client: client.clone(), wals: wals.clone() })
+                let condition = known.health.condition(known.stopping, now, limits);
+                let Known { node, client, wals, .. } = known;
+                (*id, NodeStatus { node: node.clone(), condition, client: client.clone(), wals: wals.clone() })
             })
             .collect();
         self.view.send_if_modified(|view| {

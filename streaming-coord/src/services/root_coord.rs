@@ -19,7 +19,8 @@ use tonic::{Request, Response, Status};
 use crate::{
     active::Active,
     allocator::{MAX_COUNT, physical_ms},
-    shared::{Phase, Shared},
+    coordinator::RoleState,
+    shared::Shared,
 };
 
 const ROLE: &str = "mixcoord";
@@ -53,6 +54,9 @@ impl RootCoordService {
         self.wait_past(block).await?;
         let first = active.timestamps.take(count).await;
         let first = first.map_err(|error| refusal(INTERNAL, &error.to_string(), true))?;
+        if !active.is_sure_to_lead() {
+            return Err(refusal(NOT_READY, "the leadership cannot be confirmed at present", true));
+        }
         // The clock has passed it, but timestamps may stand still for a while.
         if first <= block { Err(refusal(INTERNAL, "timestamps are behind blockTimestamp", true)) } else { Ok(first) }
     }
@@ -86,11 +90,11 @@ impl RootCoord for RootCoordService {
         &self,
         _request: Request<GetComponentStatesRequest>,
     ) -> Result<Response<ComponentStates>, Status> {
-        let state_code = match &*self.shared.phase.borrow() {
-            Phase::Initializing => StateCode::Initializing,
-            Phase::StandBy => StateCode::StandBy,
-            Phase::Active(_) => StateCode::Healthy,
-            Phase::Stopping => StateCode::Stopping,
+        let state_code = match self.shared.phase.borrow().state() {
+            RoleState::Initializing => StateCode::Initializing,
+            RoleState::StandBy => StateCode::StandBy,
+            RoleState::Healthy => StateCode::Healthy,
+            RoleState::Stopping => StateCode::Stopping,
         };
         let info = ComponentInfo {
             node_id: self.shared.server_id(),
