@@ -1,1 +1,7 @@
+//! A coordinator on real gRPC over loopback, with scripted nodes and a metadata store in memory.
 
+mod cluster;
+mod discovery;
+mod failover;
+mod placement;
+mod root_coord;

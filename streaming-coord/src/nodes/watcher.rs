@@ -54,20 +54,23 @@ impl Watcher {
     ) {
         let mut ticker = self.clock.ticker(self.settings.nodes.status_interval);
         let mut answers = SelectAll::new();
+        let mut asked = 0;
         loop {
             tokio::select! {
                 Some(view) = sessions.next() => match view {
                     Ok(view) => {
                         let appeared = self.update(view.at_least(&first_streaming_version()).sessions);
+                        asked += appeared.len();
                         answers.push(self.probe(appeared));
                     }
                     Err(error) => tracing::warn!(%error, "the node sessions cannot be read for now"),
                 },
-                _ = ticker.tick(), if answers.is_empty() => {
-                    let everyone = self.known.keys().copied().collect();
-                    answers.push(self.probe(everyone));
+                _ = ticker.tick(), if asked == 0 => {
+                    asked += self.known.len();
+                    answers.push(self.probe(self.known.keys().copied().collect()));
                 }
                 Some((id, answer)) = answers.next() => {
+                    asked -= 1;
                     if let Some(known) = self.known.get_mut(&id) {
                         known.note(id, answer, &self.clock);
                     }

@@ -1,0 +1,230 @@
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use prost::Message;
+use streaming_proto::streaming::PChannelMeta;
+use test_peers::Etcd;
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{
+        EtcdSettings, EtcdStore, KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn,
+        TxnOutcome, Watch, Write,
+    },
+    random::Random,
+};
+
+use super::cluster::{Cluster, ROOT, Told, eventually, layout, settings};
+use crate::{CoordinatorError, OnLeadershipLoss, RoleState};
+
+const CHANNEL: &str = "by-dev-rootcoord-dml_0";
+
+/// A store that stops working for its client after so many writes of channels, before or after the last takes effect.
+#[derive(Debug)]
+struct Dying {
+    inner: Arc<dyn MetadataStore>,
+    writes_left: AtomicI64,
+    last_counts: bool,
+}
+
+impl Dying {
+    fn alive(&self) -> Result<(), MetadataError> {
+        let dead = self.writes_left.load(Ordering::Relaxed) < 0;
+        if dead { Err(MetadataError::Unavailable("the process is dead".into())) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Dying {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
+        self.alive()?;
+        self.inner.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
+        self.alive()?;
+        self.inner.list(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        self.alive()?;
+        let of_channel =
+            txn.writes.iter().any(|write| matches!(write, Write::Put { key, .. } if key.contains("/pchannel/")));
+        if of_channel && self.writes_left.fetch_sub(1, Ordering::Relaxed) == 0 {
+            if self.last_counts {
+                self.inner.commit(txn).await?;
+            }
+            return Err(MetadataError::Unavailable("the process died".into()));
+        }
+        self.inner.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
+        self.alive()?;
+        self.inner.watch(prefix, from).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
+        self.alive()?;
+        self.inner.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
+        self.alive()?;
+        self.inner.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
+        self.alive()?;
+        self.inner.revoke_lease(lease).await
+    }
+}
+
+async fn stored(store: &Arc<dyn MetadataStore>) -> PChannelMeta {
+    let key = format!("{ROOT}/streamingcoord-meta/pchannel/{CHANNEL}");
+    let item = store.get(&key).await.unwrap().expect("the channel is stored");
+    PChannelMeta::decode(item.value).unwrap()
+}
+
+/// Terms of the Assigns that any node was told, in no particular order.
+fn assigned_terms<'a>(told: impl Iterator<Item = &'a Told>) -> Vec<i64> {
+    told.filter_map(|told| if let Told::Assign(term) = told { Some(*term) } else { None }).collect()
+}
+
+#[tokio::test]
+async fn a_crash_at_any_write_converges_under_a_larger_term() {
+    for last_counts in [false, true] {
+        for writes in 0..2 {
+            let cluster = Cluster::new();
+            let node = cluster.node().await;
+            let dying = Dying { inner: cluster.store.clone(), writes_left: writes.into(), last_counts };
+            let (doomed, doomed_tasks) = Cluster::on(Arc::new(dying)).bare(settings(1));
+            let (successor, tasks) = cluster.bare(settings(1));
+            // The dead one still has its session until the lease ends, and nothing it does counts any more.
+            eventually("assigned by the successor", || layout(&successor.channels()).len() == 1).await;
+            let meta = stored(&cluster.store).await;
+            let terms = assigned_terms(node.told(CHANNEL).iter());
+            let case = format!("{writes} writes, the next counts: {last_counts}, told {terms:?}");
+            assert!(terms.is_sorted_by(|a, b| a < b), "{case}");
+            assert_eq!(node.open().get(CHANNEL), terms.last(), "{case}");
+            assert_eq!(meta.channel.unwrap().term, *terms.last().unwrap(), "{case}");
+            assert_eq!(meta.histories, [], "{case}");
+            let _ = doomed;
+            doomed_tasks.stop();
+            tasks.stop();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_successor_keeps_what_is_assigned() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let (first, first_tasks) = cluster.bare(settings(4));
+    eventually("assigned", || layout(&first.channels()).get(&node.id) == Some(&4)).await;
+    let (second, tasks) = cluster.bare(settings(4));
+    eventually("standing by", || second.state() == RoleState::StandBy).await;
+    first_tasks.stop();
+    eventually("taken over", || layout(&second.channels()).get(&node.id) == Some(&4)).await;
+    cluster.clock.sleep(Duration::from_millis(200)).await;
+    assert_eq!(node.told(CHANNEL), [Told::Assign(2)]);
+    assert!(second.server_id() > first.server_id());
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn every_leader_has_a_larger_id_than_the_one_before() {
+    let cluster = Cluster::new();
+    let (a, a_tasks) = cluster.bare(settings(1));
+    assert!(a.until_active().await);
+    let (b, b_tasks) = cluster.bare(settings(1));
+    eventually("b stands by", || b.state() == RoleState::StandBy).await;
+    let (c, c_tasks) = cluster.bare(settings(1));
+    eventually("c stands by", || c.state() == RoleState::StandBy).await;
+    // Whoever wins first, the other follows, and must not lead with an id that is smaller.
+    a_tasks.stop();
+    eventually("one leads", || [&b, &c].iter().any(|x| x.state() == RoleState::Healthy)).await;
+    let b_first = b.state() == RoleState::Healthy;
+    let ((winner, winner_tasks), other) = if b_first { ((&b, &b_tasks), &c) } else { ((&c, &c_tasks), &b) };
+    let rank = winner.server_id();
+    winner_tasks.stop();
+    eventually("the other leads", || other.state() == RoleState::Healthy).await;
+    assert!(other.server_id() > rank);
+    for tasks in [b_tasks, c_tasks] {
+        tasks.stop();
+    }
+}
+
+#[tokio::test]
+async fn a_deposed_leader_stands_again_under_a_new_id() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let (coordinator, tasks) = cluster.bare(settings(2));
+    eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
+    let before = coordinator.server_id();
+    cluster.store.commit(Txn::new().delete(format!("{ROOT}/session/mixcoord"))).await.unwrap();
+    eventually("leads again", || coordinator.server_id() > before && coordinator.state() == RoleState::Healthy).await;
+    eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
+    assert_eq!(node.told(CHANNEL), [Told::Assign(2)]);
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn a_deposed_leader_ends_if_it_is_told_to() {
+    let cluster = Cluster::new();
+    let exit = crate::Settings { on_leadership_loss: OnLeadershipLoss::Exit, ..settings(1) };
+    let (mut coordinator, _tasks) = cluster.bare(exit);
+    assert!(coordinator.until_active().await);
+    cluster.store.commit(Txn::new().delete(format!("{ROOT}/session/mixcoord"))).await.unwrap();
+    assert!(matches!(coordinator.ended().await, Err(CoordinatorError::LeadershipLost)));
+    assert_eq!(coordinator.state(), RoleState::Stopping);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_metadata_store_moves_nothing() {
+    let memory = MemoryStore::new(Clock::system());
+    let cluster = Cluster::on(Arc::new(memory.clone()));
+    let node = cluster.node().await;
+    let cut_off = memory.connect();
+    let own = Cluster::on(Arc::new(cut_off.clone()));
+    let (coordinator, tasks) = own.bare(settings(2));
+    eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
+    cut_off.set_reachable(false);
+    cluster.clock.sleep(Duration::from_millis(300)).await;
+    assert_eq!(layout(&coordinator.channels()), BTreeMap::from([(node.id, 2)]));
+    cut_off.set_reachable(true);
+    let heir = cluster.node().await;
+    drop(node);
+    eventually("assignment goes on", || layout(&coordinator.channels()).get(&heir.id) == Some(&2)).await;
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn works_on_etcd() {
+    let etcd = Etcd::start().await;
+    let connect = || async {
+        let settings = EtcdSettings::new(vec![etcd.endpoint()]);
+        Arc::new(EtcdStore::connect(settings, Clock::system(), Random::seeded(3)).await.unwrap())
+            as Arc<dyn MetadataStore>
+    };
+    let cluster = Cluster::on(connect().await);
+    let mut nodes = [cluster.node().await, cluster.node().await];
+    let other = Cluster::on(connect().await);
+    let (first, first_tasks) = cluster.bare(settings(8));
+    eventually("spread", || layout(&first.channels()).values().eq([&4, &4])).await;
+    let (second, tasks) = other.bare(settings(8));
+    eventually("standing by", || second.state() == RoleState::StandBy).await;
+    first_tasks.stop();
+    eventually("taken over", || layout(&second.channels()).values().eq([&4, &4])).await;
+    nodes[0].kill();
+    eventually("moved", || layout(&second.channels()).get(&nodes[1].id) == Some(&8)).await;
+    let meta = stored(&cluster.store).await;
+    assert_eq!(meta.node.unwrap().server_id, nodes[1].id);
+    tasks.stop();
+}
