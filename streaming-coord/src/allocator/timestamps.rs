@@ -63,7 +63,7 @@ impl Sequence for Timestamps {
 
 /// The first timestamp of a millisecond.
 fn timestamp(ms: u64) -> u64 {
-    ms.checked_mul(1 << LOGICAL_BITS).unwrap_or(u64::MAX)
+    ms.saturating_mul(1 << LOGICAL_BITS)
 }
 
 /// The millisecond of a timestamp.

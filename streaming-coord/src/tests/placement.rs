@@ -96,7 +96,9 @@ async fn a_node_that_fails_for_long_is_emptied() {
 async fn every_try_takes_a_new_term() {
     let cluster = Cluster::new();
     let node = cluster.node().await;
-    node.script(|script| drop(script.refuse.insert(CHANNEL.into(), 3)));
+    node.script(|script| {
+        script.refuse.insert(CHANNEL.into(), 3);
+    });
     let (coordinator, tasks) = cluster.bare(settings(1));
     eventually("assigned", || layout(&coordinator.channels()).len() == 1).await;
     let told = node.told(CHANNEL);
@@ -112,7 +114,9 @@ async fn a_node_that_cannot_open_a_channel_is_not_insisted_on() {
     let cluster = Cluster::new();
     let bad = cluster.node().await;
     let good = cluster.node().await;
-    bad.script(|script| drop(script.refuse.insert(CHANNEL.into(), usize::MAX)));
+    bad.script(|script| {
+        script.refuse.insert(CHANNEL.into(), usize::MAX);
+    });
     let (coordinator, tasks) = cluster.bare(settings(1));
     eventually("assigned", || layout(&coordinator.channels()).get(&good.id) == Some(&1)).await;
     assert_eq!(coordinator.channels()[0].failures, 0);
@@ -123,7 +127,9 @@ async fn a_node_that_cannot_open_a_channel_is_not_insisted_on() {
 async fn a_long_recovery_holds_up_nobody_and_is_waited_for() {
     let cluster = Cluster::new();
     let mut node = cluster.node().await;
-    node.script(|script| drop(script.slow.insert(CHANNEL.into(), Duration::from_secs(2))));
+    node.script(|script| {
+        script.slow.insert(CHANNEL.into(), Duration::from_secs(2));
+    });
     let (coordinator, tasks) = cluster.bare(settings(4));
     eventually("the others", || layout(&coordinator.channels()).get(&node.id) == Some(&3)).await;
     let slow = coordinator.channels()[0].clone();
@@ -141,7 +147,9 @@ async fn a_long_recovery_holds_up_nobody_and_is_waited_for() {
 async fn an_open_in_progress_ends_with_its_node() {
     let cluster = Cluster::new();
     let mut node = cluster.node().await;
-    node.script(|script| drop(script.slow.insert(CHANNEL.into(), Duration::from_secs(60))));
+    node.script(|script| {
+        script.slow.insert(CHANNEL.into(), Duration::from_secs(60));
+    });
     let (coordinator, tasks) = cluster.bare(settings(1));
     eventually("on its way", || node.told(CHANNEL) == [Told::Assign(2)]).await;
     let heir = cluster.node().await;
