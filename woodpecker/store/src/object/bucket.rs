@@ -177,7 +177,16 @@ impl Bucket {
 
     async fn range(&self, volume: VolumeId, seq: u64, start: u64, end: u64) -> Result<Bytes, StoreError> {
         let path = path(volume, seq);
-        self.retry(path.as_ref(), end - start, || self.store.get_range(&path, start..end)).await
+        let read = self.retry(path.as_ref(), end - start, || self.store.get_range(&path, start..end)).await;
+        // Of an empty object no range can be read, and stores do not say so in one way.
+        if let Err(StoreError::Unavailable(_)) = read
+            && let Ok(Ok(meta)) = self.clock.timeout(self.time_for(0), self.store.head(&path)).await
+            && meta.size <= start
+        {
+            let detail = format!("it ends before byte {start}");
+            return Err(StoreError::Corrupt { what: path.to_string(), detail });
+        }
+        read
     }
 
     /// Removes objects; what is gone already is no error.

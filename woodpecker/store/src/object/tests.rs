@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use bytes::Bytes;
 use tempfile::TempDir;
 use test_peers::{
     S3,
@@ -10,7 +11,16 @@ use super::{
     store::{ObjectStoreSettings, Provider, Secret},
     *,
 };
-use crate::conformance::Medium;
+use woodpecker_core::ids::LogId;
+
+use crate::{
+    backend::SegmentEnd,
+    conformance::{Medium, Owner},
+};
+
+mod costs;
+mod fencing;
+mod reading;
 
 /// A store, and the processes that use it.
 #[derive(Debug)]
@@ -18,7 +28,7 @@ pub struct Shared {
     store: Arc<dyn ObjectStore>,
     settings: ObjectSettings,
     processes: Mutex<Vec<(Arc<dyn Backend>, Tasks)>>,
-    _peer: Option<S3>,
+    peer: Option<S3>,
     _directory: Option<TempDir>,
 }
 
@@ -28,7 +38,7 @@ impl Shared {
             store: settings.open().unwrap(),
             settings: ObjectSettings::default(),
             processes: Mutex::default(),
-            _peer: peer,
+            peer,
             _directory: directory,
         }
     }
@@ -48,6 +58,15 @@ impl Shared {
         let s3 = S3::start("bucket").await.unwrap();
         faults(&s3);
         Self::on(&s3_settings(&s3), Some(s3), None)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut ObjectSettings)) -> Self {
+        change(&mut self.settings);
+        self
+    }
+
+    fn peer(&self) -> &S3 {
+        self.peer.as_ref().unwrap()
     }
 
     fn backend(&self) -> (Arc<ObjectBackend>, Tasks) {
@@ -83,6 +102,52 @@ impl Medium for Shared {
         let processes = self.processes.lock().unwrap();
         let (_, tasks) = processes.iter().find(|(known, _)| Arc::ptr_eq(known, &process)).unwrap();
         tasks.stop();
+    }
+}
+
+/// A segment being written, with its owner.
+struct Log {
+    key: SegmentKey,
+    owner: Owner,
+    writer: Arc<dyn SegmentWriter>,
+}
+
+impl Log {
+    async fn create(backend: &Arc<ObjectBackend>, log: u64) -> Self {
+        let key = SegmentKey { log: LogId(log), segment: 1 };
+        let owner = Owner::default();
+        let writer = backend.create(key, Arc::new(owner.clone())).await.unwrap();
+        Self { key, owner, writer }
+    }
+
+    fn placement(&self) -> &Placement {
+        self.writer.placement()
+    }
+
+    fn append(&self, entry: impl Into<Bytes>) -> u64 {
+        self.writer.append(vec![entry.into()]).unwrap()
+    }
+
+    /// Appends one entry and waits until it is acked.
+    async fn write(&self, entry: impl Into<Bytes>) {
+        let number = self.append(entry);
+        self.owner.wait_acked(number + 1).await;
+    }
+
+    async fn reader(&self, backend: &Arc<ObjectBackend>, end: Option<u64>) -> Arc<dyn SegmentReader> {
+        backend.open(self.key, self.placement(), end).await.unwrap()
+    }
+}
+
+/// Everything from `from` on, in reads of so many bytes.
+async fn read_from(reader: &Arc<dyn SegmentReader>, from: u64, max_bytes: usize) -> Vec<Bytes> {
+    let mut all: Vec<Bytes> = Vec::new();
+    loop {
+        let entries = reader.read(from + all.len() as u64, max_bytes).await.unwrap();
+        if entries.is_empty() {
+            return all;
+        }
+        all.extend(entries);
     }
 }
 

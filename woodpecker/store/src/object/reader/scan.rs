@@ -29,6 +29,11 @@ impl Found {
     fn next(&self) -> u64 {
         self.block.first + u64::from(self.block.count)
     }
+
+    /// Bytes of the entries alone, without their lengths.
+    fn payload(&self) -> usize {
+        (self.block.length as usize).saturating_sub(self.block.count as usize * 4)
+    }
 }
 
 #[derive(Debug)]
@@ -72,21 +77,27 @@ impl Scan {
         }
     }
 
-    /// Whether entry `from` was found, and so many bytes from its block on, or as many blocks as it remembers.
+    /// Whether entry `from` was found, and so many bytes after its block, or as many blocks as it remembers.
     pub fn covers(&self, from: u64, bytes: usize) -> bool {
-        let found = self.found.iter().map(|found| found.block.length as usize).sum::<usize>();
-        self.next > from && (found >= bytes || self.found.len() >= MOST_FOUND)
+        // The first block may start before `from`: it counts for nothing.
+        let ahead = self.found.iter().skip(1).map(Found::payload).sum::<usize>();
+        self.next > from && (ahead >= bytes || self.found.len() >= MOST_FOUND)
     }
 
-    /// The blocks from entry `from` on, until they hold more than `bytes`.
+    /// The block of entry `from`, and those after it until they hold `bytes`.
     pub fn found(&self, from: u64, bytes: usize) -> Vec<Found> {
-        let mut held = 0;
-        let wanted = self.found.iter().filter(|found| found.next() > from).take_while(|found| {
-            let more = held <= bytes;
-            held += found.block.length as usize;
-            more
-        });
-        wanted.copied().collect()
+        let mut wanted: Vec<Found> = Vec::new();
+        let mut ahead = 0;
+        for found in self.found.iter().filter(|found| found.next() > from) {
+            if !wanted.is_empty() {
+                if ahead >= bytes {
+                    break;
+                }
+                ahead += found.payload();
+            }
+            wanted.push(*found);
+        }
+        wanted
     }
 
     /// Looks into the next objects below `limit`.
