@@ -6,7 +6,7 @@
 //! writer can never ack, whatever it believes, and the number of PUTs follows time and bytes, never the number of logs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -24,6 +24,7 @@ mod backoff;
 mod bucket;
 mod fence;
 mod reader;
+mod remains;
 mod sections;
 mod segment;
 pub mod store;
@@ -84,6 +85,8 @@ struct State {
     own: BTreeMap<VolumeId, Arc<Volume>>,
     /// What is known of other processes' volumes, shared by all who read them.
     views: BTreeMap<VolumeId, Weak<View>>,
+    /// Segments in other processes' volumes that this process was told to delete.
+    deleted: BTreeMap<VolumeId, BTreeSet<SegmentKey>>,
 }
 
 impl ObjectBackend {
@@ -172,9 +175,17 @@ impl Backend for ObjectBackend {
     }
 
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
-        let Some(volume) = self.own(placement.volume) else { return Ok(()) };
-        let unneeded = volume.delete(key);
-        if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(placement.volume, unneeded).await }
+        if let Some(volume) = self.own(placement.volume) {
+            let unneeded = volume.delete(key);
+            return if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(placement.volume, unneeded).await };
+        }
+        let deleted = {
+            let mut state = self.state();
+            let deleted = state.deleted.entry(placement.volume).or_default();
+            deleted.insert(key);
+            deleted.clone()
+        };
+        remains::collect(&self.view(placement.volume), key, placement.from_batch, &deleted).await
     }
 
     async fn close(&self) {

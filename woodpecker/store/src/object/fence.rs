@@ -1,8 +1,9 @@
 //! Taking a segment over: stop its writer for good, and find out how many entries it holds.
 
+use std::{sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use futures::future::join_all;
-use std::{sync::Arc, time::Duration};
 use woodpecker_core::ids::{Epoch, SegmentKey};
 
 use super::{
@@ -29,7 +30,15 @@ pub async fn fence(view: &Arc<View>, key: SegmentKey, from_batch: u64, epoch: Ep
         let known = view.look_for_fence().await?;
         let at = match known.fence.filter(|fence| *fence <= known.end) {
             Some(fence) => Some(fence),
-            None => set(view, known.end.max(from_batch), width, FenceMark { key, epoch }).await?,
+            None => {
+                let first = known.end.max(from_batch);
+                let set = set(view, first, width, FenceMark { key, epoch }).await?;
+                if set.is_none() && first == known.end {
+                    // Not only a listing says what is there: one of a shared file system may be old.
+                    view.advance(first + width);
+                }
+                set
+            }
         };
         if let Some(at) = at {
             view.fenced(at);

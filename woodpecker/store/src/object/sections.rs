@@ -105,7 +105,7 @@ mod tests {
         assert_eq!(FenceMark::of(&head(&[mark.section()])), Some(mark));
         assert_eq!(FenceMark::of(&head(&[])), None);
         let short = Section { tag: FENCE, data: Bytes::from_static(b"short") };
-        assert_eq!(FenceMark::of(&head(&[short.clone()])), None);
+        assert_eq!(FenceMark::of(&head(std::slice::from_ref(&short))), None);
         assert_eq!(Summary::entries_of(&head(&[Section { tag: SUMMARY, ..short }]), key(1)), None);
     }
 }

@@ -24,15 +24,18 @@ pub const FENCES_AT_ONCE: u64 = 16;
 /// Distance from the newest object below which a volume is settled: what a writer may have in flight, and the fences
 /// that takers may have set beyond the first missing object, with room to spare. Part of the protocol.
 pub const WINDOW: u64 = 64;
+/// The newest objects that are never removed, for a taker tells the end of the volume by them: its window must be whole,
+/// whichever object it takes for the newest.
+pub const KEPT: u64 = 2 * WINDOW;
 /// Heads read in parallel.
-const PARALLEL: usize = 64;
+pub const PARALLEL: usize = 64;
 
 /// What is known of a volume; it only grows, but for the fence, which may move down to an earlier one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Known {
     /// Every object below is durable, or was collected.
     pub end: u64,
-    /// Every object below is surely data.
+    /// Every object below is surely data, or was collected.
     pub settled: u64,
     /// Nothing from here on exists.
     pub fence: Option<u64>,

@@ -15,7 +15,7 @@ use super::{
     bucket::Bucket,
     sections::{SUMMARY_EVERY, Summary},
     segment::{Segment, Writer},
-    view::{View, WINDOW},
+    view::{KEPT, View},
 };
 use crate::{
     backend::{Placement, SegmentEnd, SegmentOwner, SegmentWriter, StoreError},
@@ -181,7 +181,7 @@ impl Volume {
 
     /// Forgets a segment and says which objects nobody needs now. The newest ones stay: by them a taker knows the end.
     pub fn delete(&self, key: SegmentKey) -> Vec<u64> {
-        let limit = self.view.known().limit().saturating_sub(WINDOW) / SUMMARY_EVERY * SUMMARY_EVERY;
+        let limit = self.view.known().limit().saturating_sub(KEPT) / SUMMARY_EVERY * SUMMARY_EVERY;
         let mut state = self.state();
         let Some(record) = state.records.remove(&key) else { return Vec::new() };
         let needed: Vec<_> = state.records.values().filter_map(|record| record.span).collect();

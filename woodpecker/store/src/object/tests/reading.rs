@@ -90,8 +90,55 @@ async fn objects_go_when_no_segment_needs_them_and_the_end_stays_known() {
 
     backend.delete(long.key, long.placement()).await.unwrap();
     let left = objects(&shared.store).await;
-    assert!((1..=100).contains(&left.len()), "{}", left.len());
+    assert!((1..=160).contains(&left.len()), "{}", left.len());
     assert!(left.last().unwrap().as_ref().ends_with("300"), "the fence stays: {left:?}");
+}
+
+#[tokio::test]
+async fn a_fence_lands_before_the_writer_wherever_collecting_stopped() {
+    let shared = Shared::memory().with(|settings| settings.puts_per_second = 100_000);
+    for objects in 190..=225 {
+        let (old, _tasks) = shared.backend();
+        let (short, long) = (Log::create(&old, 1).await, Log::create(&old, 2).await);
+        for _ in 1..objects {
+            short.write("x").await;
+        }
+        long.write("y").await;
+        old.delete(short.key, short.placement()).await.unwrap();
+        let (new, _tasks) = shared.backend();
+        assert_eq!(new.fence(long.key, long.placement(), Epoch(2)).await.unwrap(), 1);
+        long.append("after the fence");
+        let end = long.owner.wait_ended().await;
+        assert!(matches!(end, SegmentEnd::Fenced), "{objects} objects: {end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_dead_process_s_objects_go_when_their_segments_are_deleted() {
+    let shared = Shared::memory().with(|settings| settings.puts_per_second = 100_000);
+    let (dead, tasks) = shared.backend();
+    let (one, two) = (Log::create(&dead, 1).await, Log::create(&dead, 2).await);
+    for number in 0..250 {
+        one.append(format!("one {number}"));
+        two.write(format!("two {number}")).await;
+    }
+    tasks.stop();
+    let before = objects(&shared.store).await.len();
+    let (heir, _tasks) = shared.backend();
+    let tails = [
+        heir.fence(one.key, one.placement(), Epoch(2)).await.unwrap(),
+        heir.fence(two.key, two.placement(), Epoch(2)).await.unwrap(),
+    ];
+    assert_eq!(tails, [250, 250]);
+    heir.delete(one.key, one.placement()).await.unwrap();
+    let kept = read_from(&two.reader(&heir, Some(250)).await, 0, 500).await;
+    let expected: Vec<Bytes> = (0..250).map(|number| format!("two {number}").into()).collect();
+    assert_eq!(kept, expected);
+    heir.delete(two.key, two.placement()).await.unwrap();
+    heir.delete(two.key, two.placement()).await.unwrap();
+    let left = objects(&shared.store).await.len();
+    assert!(left <= 160 && left < before, "{left} of {before} are left");
+    assert_eq!(heir.fence(two.key, two.placement(), Epoch(3)).await.unwrap(), 250, "the end stays known");
 }
 
 #[tokio::test]
