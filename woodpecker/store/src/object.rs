@@ -13,7 +13,6 @@ use std::{
 
 use async_trait::async_trait;
 use object_store::ObjectStore;
-use serde::{Deserialize, Serialize};
 use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
@@ -32,8 +31,7 @@ mod view;
 mod volume;
 
 /// How objects are cut, paced and retried.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectSettings {
     /// While a PUT is in flight, another one is started only when this many bytes are gathered.
     pub flush_bytes: usize,
