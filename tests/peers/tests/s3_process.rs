@@ -1,5 +1,5 @@
 //! The S3 peer as a process of its own.
-#![expect(clippy::disallowed_methods, reason = "a peer lives in real time")]
+#![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test of a peer, in real time")]
 
 use std::{process::Stdio, time::Duration};
 

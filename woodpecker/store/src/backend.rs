@@ -1,7 +1,7 @@
 //! The one seam between the engine and a medium.
 //!
 //! A backend keeps segments: append → durable ack in order, read a range, follow the tail, fence, delete. Every
-//! implementation runs the same conformance suite ([`crate::conformance`]).
+//! implementation runs the same conformance suite (module `conformance`).
 
 use std::{fmt, sync::Arc};
 
