@@ -194,7 +194,11 @@ impl Shared {
             self.room.notify_waiters();
         }
         if let Some(reason) = after.ended {
-            tracing::info!(log = self.view.name, epoch = %self.epoch, %reason, "writer ended");
+            if matches!(reason, AppendError::Closed) {
+                tracing::debug!(log = self.view.name, epoch = %self.epoch, "writer closed");
+            } else {
+                tracing::warn!(log = self.view.name, epoch = %self.epoch, %reason, "writer ended");
+            }
             self.view.detach_writer();
             self.client.remove_writer(self.view.id, self.epoch);
             self.ended.send_replace(Some(reason));

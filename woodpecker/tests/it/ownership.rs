@@ -14,6 +14,7 @@ on_every_medium!(
     openers_that_race_leave_one_writer,
     a_killed_owner_leaves_every_acked_entry,
     an_owner_with_much_in_flight_is_cut_off_cleanly,
+    a_dropped_writer_still_answers,
     a_clean_close_leaves_nothing_open,
     a_neighbour_of_a_fenced_log_goes_on,
 );
@@ -111,6 +112,23 @@ async fn an_owner_with_much_in_flight_is_cut_off_cleanly(world: World) {
     assert_eq!(ids[..acked.len()], acked);
     let numbers: Vec<String> = (0..read.len()).map(|number| number.to_string()).collect();
     assert_eq!(read.into_iter().map(|(_, text)| text).collect::<Vec<_>>(), numbers, "a prefix of what was appended");
+}
+
+async fn a_dropped_writer_still_answers(mut world: World) {
+    world.segment_bytes = 500;
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let mut written = Vec::new();
+    for life in 0..3 {
+        let writer = log.open_writer().await.unwrap();
+        let texts: Vec<String> = (0..300).map(|number| format!("{life}-{number}")).collect();
+        let appends: Vec<_> = texts.iter().map(|text| writer.append(vec![payload(text)])).collect();
+        drop(writer);
+        for (append, text) in appends.into_iter().zip(texts) {
+            written.push((soon("append", append).await.unwrap().first, text));
+        }
+    }
+    assert_eq!(read_all(&log).await, written);
 }
 
 async fn a_clean_close_leaves_nothing_open(world: World) {
