@@ -1,0 +1,11 @@
+//! The roles a process can play, and the only place that links them all.
+
+mod banner;
+mod cluster;
+mod standalone;
+mod storage;
+
+pub(crate) use self::{
+    cluster::{coord, node},
+    standalone::{Standalone, standalone},
+};
