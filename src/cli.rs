@@ -161,6 +161,9 @@ pub(crate) struct BenchArgs {
     /// Operations in each latency measurement.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) operations: usize,
+    /// Logs written at once when the cost of many is compared with that of one.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) logs: usize,
     /// Prints JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,

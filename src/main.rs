@@ -1,5 +1,42 @@
 //! `streaming`: every role and every operator verb in one binary.
 
+mod admin;
+mod bench;
+mod cli;
 mod config;
+mod roles;
+mod shutdown;
+mod telemetry;
+mod verbs;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Standalone(arguments) => roles::standalone(arguments).await,
+        Command::Coord(arguments) => roles::coord(arguments).await,
+        Command::Node(arguments) => roles::node(arguments).await,
+        Command::Produce(arguments) => verbs::produce(arguments).await,
+        Command::Consume(arguments) => verbs::consume(arguments).await,
+        Command::Channels(arguments) => verbs::channels(arguments).await,
+        Command::Nodes(arguments) => verbs::nodes(arguments).await,
+        Command::Describe(arguments) => verbs::describe(arguments).await,
+        Command::Bench(arguments) => bench::bench(arguments).await,
+    }
+}

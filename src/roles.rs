@@ -2,10 +2,13 @@
 
 mod banner;
 mod cluster;
+mod process;
+mod settings;
 mod standalone;
 mod storage;
 
 pub(crate) use self::{
     cluster::{coord, node},
     standalone::{Standalone, standalone},
+    storage::{Machine, object_store},
 };

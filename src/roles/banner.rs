@@ -1,7 +1,7 @@
 //! What a role prints when it is up: for the person who started it, and for the script that waits for it.
 
 /// Names and addresses, two commands to paste if there is something to try, and `ready` on a line of its own.
-pub(crate) fn print(role: &str, addresses: &[(&str, &str)], coordinator: Option<&str>) {
+pub(super) fn print(role: &str, addresses: &[(&'static str, String)], coordinator: Option<&str>) {
     println!("streaming {} {role}", env!("CARGO_PKG_VERSION"));
     for (name, address) in addresses {
         println!("  {name:<12} {address}");

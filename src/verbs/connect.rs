@@ -30,7 +30,7 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
     let discovery = if arguments.etcd.is_empty() {
         Discovery::Address(arguments.coordinator.clone())
     } else {
-        let settings = EtcdSettings { endpoints: arguments.etcd.clone(), ..EtcdSettings::default() };
+        let settings = EtcdSettings::new(arguments.etcd.clone());
         let store = EtcdStore::connect(settings, clock.clone(), random.clone())
             .await
             .with_context(|| format!("cannot reach etcd at {}", arguments.etcd.join(",")))?;

@@ -1,0 +1,100 @@
+//! What every role's process does: configuration, logs, signals, the admin port, and an end in time.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use anyhow::{Context, ensure};
+use woodpecker_base::tasks::Tasks;
+
+use super::storage::Machine;
+use crate::{
+    admin::{self, RoleHealth},
+    cli::ServerArgs,
+    config::{Config, MetastoreType},
+    shutdown, telemetry,
+};
+
+/// A role's process before the role runs.
+#[derive(Debug)]
+pub(super) struct Process {
+    pub(super) config: Config,
+    pub(super) machine: Machine,
+    /// Stopped by the first signal.
+    pub(super) tasks: Tasks,
+    stopping: Arc<AtomicBool>,
+    admin: Option<SocketAddr>,
+    data: String,
+}
+
+impl Process {
+    /// Reads the configuration, sets up logs, metrics, signals and the admin port. `None` when only the configuration
+    /// was asked for.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or a port is taken.
+    pub(super) async fn start(arguments: &ServerArgs, role: &'static str) -> anyhow::Result<Option<Self>> {
+        let config = arguments.load()?;
+        if arguments.dump_config {
+            print!("{}", config.dump()?);
+            return Ok(None);
+        }
+        ensure!(
+            role == "standalone" || config.metastore.kind == MetastoreType::Etcd,
+            "metastore.type: a {role} shares its metadata with other processes, which the embedded store cannot do; \
+             set metastore.type=etcd and etcd.endpoints, or run `streaming standalone`"
+        );
+        telemetry::init_logs(&config.log)?;
+        let metrics = telemetry::init_metrics()?;
+        let tasks = Tasks::new();
+        shutdown::on_signal(&tasks)?;
+        let machine = Machine::real();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut bound = None;
+        if config.admin.enabled {
+            let address = SocketAddr::new(config.admin.ip.parse().context("admin.ip")?, config.admin.port);
+            let flag = stopping.clone();
+            let health = Arc::new(move || {
+                let state = if flag.load(Ordering::Relaxed) { "Stopping" } else { "Healthy" };
+                vec![RoleHealth { role, state, detail: String::new() }]
+            });
+            // The admin port outlives the signal: probes see the drain.
+            let serving = admin::serve(address, health, metrics, machine.clock.clone(), &Tasks::new()).await;
+            bound = Some(serving.with_context(|| format!("admin.ip and admin.port: cannot listen on {address}"))?);
+        }
+        let data = config.woodpecker.storage.root_path.clone();
+        Ok(Some(Self { config, machine, tasks, stopping, admin: bound, data }))
+    }
+
+    /// What is printed at the start: the role's addresses, then the process' own.
+    pub(super) fn addresses(&self, of_role: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+        let role = of_role.iter().map(|(name, address)| (*name, (*address).to_owned()));
+        let admin = self.admin.map(|address| ("admin", format!("http://{address}")));
+        role.chain(admin).chain([("data", self.data.clone())]).collect()
+    }
+
+    /// Runs the role to its end; once a stop was asked for, no longer than the grace.
+    ///
+    /// # Errors
+    /// The role's own, or that it did not stop in time.
+    pub(super) async fn run<E>(&self, role: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
+    where
+        anyhow::Error: From<E>,
+    {
+        let grace = self.config.common.grace();
+        let late = async {
+            self.tasks.stopped().await;
+            self.stopping.store(true, Ordering::Relaxed);
+            self.machine.clock.sleep(grace).await;
+        };
+        tokio::select! {
+            biased;
+            ended = role => Ok(ended?),
+            () = late => anyhow::bail!("not stopped within common.gracefulStopTimeout ({grace:?})"),
+        }
+    }
+}

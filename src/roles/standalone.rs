@@ -1,0 +1,141 @@
+//! Everything in one process: coordinator, one node and the log engine, talking over loopback like any others.
+
+use anyhow::Context;
+use woodpecker::Client;
+use woodpecker_base::{net::tcp_connector, tasks::Tasks};
+
+use super::{banner, cluster::listen, process::Process, settings, storage, storage::Machine};
+use crate::{cli::ServerArgs, config::Config};
+
+/// A running cluster of one process.
+#[derive(Debug)]
+pub(crate) struct Standalone {
+    coordinator: String,
+    node: String,
+    logs: Client,
+    machine: Machine,
+    /// Stopped from the outermost role inwards: what serves first, what is stood on last.
+    node_role: Role,
+    coord_role: Role,
+    engine: Tasks,
+    grace: std::time::Duration,
+}
+
+#[derive(Debug)]
+struct Role {
+    tasks: Tasks,
+    ended: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Role {
+    fn spawn<E>(tasks: Tasks, role: impl Future<Output = Result<(), E>> + Send + 'static) -> Self
+    where
+        anyhow::Error: From<E>,
+        E: Send + 'static,
+    {
+        let ended = tasks.spawn(async move { Ok(role.await?) });
+        Self { tasks, ended }
+    }
+
+    async fn stop(self) -> anyhow::Result<()> {
+        self.tasks.stop();
+        self.ended.await.context("a role panicked")?
+    }
+}
+
+impl Standalone {
+    /// Starts everything that the configuration says, on the machine's own ports.
+    ///
+    /// # Errors
+    /// A port is taken, a medium or the metadata cannot be opened.
+    pub(crate) async fn start(config: &Config, machine: &Machine) -> anyhow::Result<Self> {
+        let metadata = storage::metadata(config, machine).await?;
+        let engine = Tasks::new();
+        let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
+        let at_coord = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
+        let at_node = listen("streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
+        let (coordinator, node) = (at_coord.address().to_owned(), at_node.address().to_owned());
+        let (coord_tasks, node_tasks) = (Tasks::new(), Tasks::new());
+        let coord_edges = streaming_coord::Edges {
+            listener: at_coord,
+            connector: tcp_connector(),
+            metadata: metadata.clone(),
+            clock: machine.clock.clone(),
+            random: machine.random.clone(),
+        };
+        let coord = streaming_coord::serve(settings::coord(config), coord_edges, coord_tasks.token().clone());
+        let node_edges = streaming_node::Edges {
+            listener: at_node,
+            connector: tcp_connector(),
+            metadata,
+            logs: logs.clone(),
+            clock: machine.clock.clone(),
+            random: machine.random.clone(),
+        };
+        let serving = streaming_node::serve(settings::node(config)?, node_edges, node_tasks.token().clone());
+        Ok(Self {
+            coordinator,
+            node,
+            logs,
+            machine: machine.clone(),
+            coord_role: Role::spawn(coord_tasks, coord),
+            node_role: Role::spawn(node_tasks, serving),
+            engine,
+            grace: config.common.grace(),
+        })
+    }
+
+    /// The coordinator's address, which is all a client needs.
+    pub(crate) fn address(&self) -> &str {
+        &self.coordinator
+    }
+
+    /// The log engine under the node.
+    pub(crate) fn logs(&self) -> &Client {
+        &self.logs
+    }
+
+    /// Ends when a role does, which none should.
+    async fn failed(&mut self) -> anyhow::Error {
+        let (role, ended) = tokio::select! {
+            ended = &mut self.coord_role.ended => ("coordinator", ended),
+            ended = &mut self.node_role.ended => ("node", ended),
+        };
+        match ended {
+            Ok(Err(error)) => error.context(format!("the {role} ended")),
+            _ => anyhow::anyhow!("the {role} ended"),
+        }
+    }
+
+    /// Drains the node, then the coordinator, then the engine.
+    ///
+    /// # Errors
+    /// What did not end as it should; the rest is stopped all the same.
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        let node = self.node_role.stop().await;
+        let coord = self.coord_role.stop().await;
+        self.logs.close().await;
+        self.engine.drain(&self.machine.clock, self.grace).await;
+        node.and(coord)
+    }
+}
+
+/// Runs everything until told to stop.
+///
+/// # Errors
+/// It cannot start, a role ended by itself, or the stop took too long.
+pub(crate) async fn standalone(arguments: ServerArgs) -> anyhow::Result<()> {
+    let Some(process) = Process::start(&arguments, "standalone").await? else { return Ok(()) };
+    let mut cluster = Standalone::start(&process.config, &process.machine).await?;
+    let addresses = process.addresses(&[("coordinator", cluster.address()), ("node", &cluster.node)]);
+    banner::print("standalone", &addresses, Some(cluster.address()));
+    process
+        .run(async {
+            tokio::select! {
+                biased;
+                () = process.tasks.stopped() => cluster.stop().await,
+                error = cluster.failed() => Err(error),
+            }
+        })
+        .await
+}
