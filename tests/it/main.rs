@@ -2,5 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive processes, in real time")]
 
+mod cluster;
+mod failover;
 mod first_stream;
 mod process;

@@ -1,0 +1,109 @@
+//! A cluster of processes: etcd, a coordinator, nodes, and the medium they share.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use streaming_client::{Client, Discovery, Edges, Settings};
+use tempfile::TempDir;
+use test_peers::{Etcd, S3};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{EtcdSettings, EtcdStore},
+    net::tcp_connector,
+    random::Random,
+};
+
+use crate::process::{Role, printed};
+
+/// Short, so that the death of a process is noticed in a test's time.
+const SESSION_TTL: &str = "3s";
+
+/// Where the logs are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    Local,
+    Object,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) etcd: Etcd,
+    _s3: Option<S3>,
+    arguments: Vec<String>,
+    pub(crate) coord: Role,
+    pub(crate) nodes: Vec<Role>,
+    pub(crate) directory: TempDir,
+}
+
+impl Cluster {
+    pub(crate) async fn start(backend: Backend, nodes: usize) -> anyhow::Result<Self> {
+        Self::start_with(backend, nodes, SESSION_TTL).await
+    }
+
+    pub(crate) async fn start_with(backend: Backend, nodes: usize, session_ttl: &str) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let etcd = Etcd::start().await;
+        let mut settings = vec![
+            "metastore.type=etcd".to_owned(),
+            format!("etcd.endpoints=[\"{}\"]", etcd.endpoint()),
+            format!("common.session.ttl={session_ttl}"),
+            format!("woodpecker.storage.rootPath={}", directory.path().join("data").display()),
+        ];
+        let s3 = match backend {
+            Backend::Local => None,
+            Backend::Object => {
+                let s3 = S3::start("logs").await?;
+                settings.extend([
+                    "woodpecker.storage.type=object".to_owned(),
+                    format!("minio.address={}", s3.endpoint()),
+                    "minio.bucketName=logs".to_owned(),
+                    format!("minio.accessKeyID={}", test_peers::s3::ACCESS_KEY),
+                    format!("minio.secretAccessKey={}", test_peers::s3::SECRET_KEY),
+                ]);
+                Some(s3)
+            }
+        };
+        let arguments: Vec<String> = settings.into_iter().flat_map(|value| ["--set".to_owned(), value]).collect();
+        let coord = Role::start("coord", directory.path(), &arguments)?;
+        let nodes = (0..nodes).map(|_| Role::start("node", directory.path(), &arguments)).collect::<Result<_, _>>()?;
+        Ok(Self { etcd, _s3: s3, arguments, coord, nodes, directory })
+    }
+
+    /// Starts another coordinator in place of one that was ended.
+    pub(crate) fn restart_coord(&mut self) -> anyhow::Result<()> {
+        self.coord = Role::start("coord", self.directory.path(), &self.arguments)?;
+        Ok(())
+    }
+
+    pub(crate) fn start_node(&mut self) -> anyhow::Result<()> {
+        self.nodes.push(Role::start("node", self.directory.path(), &self.arguments)?);
+        Ok(())
+    }
+
+    /// A client in the test's own process, which finds the coordinator through etcd.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        let (clock, random) = (Clock::system(), Random::system());
+        let settings = EtcdSettings::new([self.etcd.endpoint()]);
+        let store = EtcdStore::connect(settings, clock.clone(), random.clone()).await?;
+        let discovery = Discovery::Metadata { store: std::sync::Arc::new(store), meta_root: "by-dev/meta".into() };
+        let client = Client::connect(
+            Settings::new(discovery),
+            Edges { connector: tcp_connector(), clock, random },
+        )?;
+        client.wait_ready(Duration::from_secs(60)).await?;
+        Ok(client)
+    }
+
+    /// What a verb prints as JSON.
+    pub(crate) fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let endpoint = self.etcd.endpoint();
+        let all = arguments.iter().copied().chain(["--json", "--etcd", &endpoint]);
+        Ok(serde_json::from_slice(&printed(all)?)?)
+    }
+
+    /// Which of the nodes serves a channel.
+    pub(crate) fn owner_of(&self, channel: &str) -> anyhow::Result<usize> {
+        let address = self.json(&["describe", channel])?["address"].as_str().unwrap_or_default().to_owned();
+        let found = self.nodes.iter().position(|node| node.address("node") == address);
+        found.ok_or_else(|| anyhow::anyhow!("{channel} is served by {address}, which is none of ours"))
+    }
+}
