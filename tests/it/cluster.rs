@@ -56,8 +56,8 @@ impl Cluster {
                     "woodpecker.storage.type=object".to_owned(),
                     format!("minio.address={}", s3.endpoint()),
                     "minio.bucketName=logs".to_owned(),
-                    format!("minio.accessKeyID={}", test_peers::s3::ACCESS_KEY),
-                    format!("minio.secretAccessKey={}", test_peers::s3::SECRET_KEY),
+                    format!("minio.accessKeyID={}", S3::ACCESS_KEY),
+                    format!("minio.secretAccessKey={}", S3::SECRET_KEY),
                 ]);
                 Some(s3)
             }
