@@ -95,7 +95,7 @@ impl Report {
             found.backend, found.entry_bytes, found.parallel
         )?;
         let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(["WHAT", "UNIT", "OURS", "MEDIUM", "RATIO"]);
+        table.load_style(presets::NOTHING).set_header(["WHAT", "UNIT", "OURS", "MEDIUM", "RATIO"]);
         for figure in found.figures {
             let shown = |value: f64| if value.is_finite() { format!("{value:.3}") } else { "-".to_owned() };
             table.add_row([

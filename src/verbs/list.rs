@@ -102,6 +102,6 @@ pub(crate) async fn describe(arguments: DescribeArgs) -> anyhow::Result<()> {
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     table
 }
