@@ -57,6 +57,7 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let machine = Machine::real();
     let medium = Medium::open(&config, &machine)?;
     let cluster = Standalone::start(&config, &machine).await?;
+    cluster.until_served(config.channels().len()).await?;
     let outcome = async {
         let mut report = Report::new(medium.name(), size);
         let before = medium.measure(&machine, size).await?;
@@ -68,8 +69,9 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
         anyhow::Ok(report)
     };
     let report = outcome.await;
-    cluster.stop().await;
+    let stopped = cluster.stop().await;
     let report = report?;
+    stopped?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&report.figures()?)?);
     } else {

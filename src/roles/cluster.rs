@@ -22,13 +22,12 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
     let listener = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_coord::Edges {
-        listener,
         connector: tcp_connector(),
         metadata,
         clock: machine.clock.clone(),
         random: machine.random.clone(),
     };
-    let role = streaming_coord::serve(settings::coord(config), edges, tasks.token().clone());
+    let role = streaming_coord::serve(settings::coord(config), listener, edges, tasks);
     banner::print("coord", &process.addresses(&[("coordinator", &address)]), None);
     process.run(role).await
 }

@@ -1,11 +1,18 @@
 //! Everything in one process: coordinator, one node and the log engine, talking over loopback like any others.
 
+use std::time::Duration;
+
 use anyhow::Context;
+use streaming_client::{Discovery, Edges, Settings};
 use woodpecker::Client;
 use woodpecker_base::{net::tcp_connector, tasks::Tasks};
 
 use super::{banner, cluster::listen, process::Process, settings, storage, storage::Machine};
 use crate::{cli::ServerArgs, config::Config};
+
+/// Recovery of a long log is progress; only beyond this is it worth an error.
+const SERVED_LIMIT: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(20);
 
 /// A running cluster of one process.
 #[derive(Debug)]
@@ -18,7 +25,8 @@ pub(crate) struct Standalone {
     node_role: Role,
     coord_role: Role,
     engine: Tasks,
-    grace: std::time::Duration,
+    grace: Duration,
+    cluster: String,
 }
 
 #[derive(Debug)]
@@ -57,13 +65,13 @@ impl Standalone {
         let (coordinator, node) = (at_coord.address().to_owned(), at_node.address().to_owned());
         let (coord_tasks, node_tasks) = (Tasks::new(), Tasks::new());
         let coord_edges = streaming_coord::Edges {
-            listener: at_coord,
             connector: tcp_connector(),
             metadata: metadata.clone(),
             clock: machine.clock.clone(),
             random: machine.random.clone(),
         };
-        let coord = streaming_coord::serve(settings::coord(config), coord_edges, coord_tasks.token().clone());
+        let (coord_settings, stop) = (settings::coord(config), coord_tasks.clone());
+        let coord = async move { streaming_coord::serve(coord_settings, at_coord, coord_edges, &stop).await };
         let node_edges = streaming_node::Edges {
             listener: at_node,
             connector: tcp_connector(),
@@ -82,7 +90,27 @@ impl Standalone {
             node_role: Role::spawn(node_tasks, serving),
             engine,
             grace: config.common.grace(),
+            cluster: config.msg_channel.chan_name_prefix.cluster.clone(),
         })
+    }
+
+    /// Waits until every channel is served, so that who reads that it is ready finds it so.
+    ///
+    /// # Errors
+    /// It takes longer than the limit.
+    pub(crate) async fn until_served(&self, channels: usize) -> anyhow::Result<()> {
+        let settings = Settings { cluster: self.cluster.clone(), ..Settings::new(Discovery::Address(self.coordinator.clone())) };
+        let Machine { clock, random, .. } = &self.machine;
+        let edges = Edges { connector: tcp_connector(), clock: clock.clone(), random: random.clone() };
+        let client = streaming_client::Client::connect(settings, edges)?;
+        let served = async {
+            while client.channels().len() < channels {
+                clock.sleep(POLL).await;
+            }
+        };
+        let in_time = clock.timeout(SERVED_LIMIT, served).await;
+        client.close().await;
+        in_time.with_context(|| format!("not every channel is served after {SERVED_LIMIT:?}"))
     }
 
     /// The coordinator's address, which is all a client needs.
@@ -128,9 +156,15 @@ pub(crate) async fn standalone(arguments: ServerArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(&arguments, "standalone").await? else { return Ok(()) };
     let mut cluster = Standalone::start(&process.config, &process.machine).await?;
     let addresses = process.addresses(&[("coordinator", cluster.address()), ("node", &cluster.node)]);
-    banner::print("standalone", &addresses, Some(cluster.address()));
+    let channels = process.config.channels().len();
     process
         .run(async {
+            tokio::select! {
+                biased;
+                () = process.tasks.stopped() => return cluster.stop().await,
+                served = cluster.until_served(channels) => served?,
+            }
+            banner::print("standalone", &addresses, Some(cluster.address()));
             tokio::select! {
                 biased;
                 () = process.tasks.stopped() => cluster.stop().await,
