@@ -78,11 +78,7 @@ impl Medium {
                 let write = medium::disk_writes(disk, directory, clock, block, count).await?;
                 let read = medium::disk_reads(disk, directory, clock, block, count).await?;
                 let small = medium::disk_writes(disk, directory, clock, SMALL, size.operations).await?;
-                Ok(Limits {
-                    write_rate: write.rate(),
-                    read_rate: read.rate(),
-                    write: small.latencies.percentiles(),
-                })
+                Ok(Limits { write_rate: write.rate(), read_rate: read.rate(), write: small.latencies.percentiles() })
             }
             Self::Object(store) => {
                 let prefix = ObjectPath::from(format!("bench-{:032x}", random.u128()));

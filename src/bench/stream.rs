@@ -41,8 +41,7 @@ pub(super) struct Stream {
 pub(super) async fn measure(address: &str, machine: &Machine, size: Size) -> anyhow::Result<Stream> {
     eprintln!("measuring the stream");
     let settings = Settings::new(Discovery::Address(address.to_owned()));
-    let edges =
-        Edges { connector: tcp_connector(), clock: machine.clock.clone(), random: machine.random.clone() };
+    let edges = Edges { connector: tcp_connector(), clock: machine.clock.clone(), random: machine.random.clone() };
     let client = Client::connect(settings, edges)?;
     client.wait_ready(READY).await?;
     let names: Vec<String> = client.channels().iter().map(|channel| channel.pchannel.name().to_owned()).collect();
@@ -55,10 +54,8 @@ pub(super) async fn measure(address: &str, machine: &Machine, size: Size) -> any
     let read_rate = read_all(&client, &machine.clock, bulk, size).await?;
     let each = size.operations * 20;
     let started = machine.clock.now();
-    try_join_all(
-        (0..PRODUCERS).map(|_| append_all(&client, &machine.clock, small, SMALL, each, SMALL_IN_FLIGHT)),
-    )
-    .await?;
+    try_join_all((0..PRODUCERS).map(|_| append_all(&client, &machine.clock, small, SMALL, each, SMALL_IN_FLIGHT)))
+        .await?;
     let small_messages = rate(each * PRODUCERS, started.elapsed());
     let (ack, delivery) = latencies(&client, &machine.clock, latency, size.operations).await?;
     client.close().await;

@@ -66,5 +66,7 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
 /// The address is taken or not ours; the message names the keys.
 pub(super) async fn listen(section: &str, ip: &str, port: u16) -> anyhow::Result<Listener> {
     let address = SocketAddr::new(ip.parse().with_context(|| format!("{section}.ip: {ip:?}"))?, port);
-    Listener::bind(address).await.with_context(|| format!("{section}.ip and {section}.port: cannot listen on {address}"))
+    Listener::bind(address)
+        .await
+        .with_context(|| format!("{section}.ip and {section}.port: cannot listen on {address}"))
 }

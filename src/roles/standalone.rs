@@ -99,7 +99,8 @@ impl Standalone {
     /// # Errors
     /// It takes longer than the limit.
     pub(crate) async fn until_served(&self, channels: usize) -> anyhow::Result<()> {
-        let settings = Settings { cluster: self.cluster.clone(), ..Settings::new(Discovery::Address(self.coordinator.clone())) };
+        let settings =
+            Settings { cluster: self.cluster.clone(), ..Settings::new(Discovery::Address(self.coordinator.clone())) };
         let Machine { clock, random, .. } = &self.machine;
         let edges = Edges { connector: tcp_connector(), clock: clock.clone(), random: random.clone() };
         let client = streaming_client::Client::connect(settings, edges)?;

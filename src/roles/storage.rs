@@ -91,18 +91,16 @@ pub(crate) async fn logs(
     let kind = config.woodpecker.storage.kind;
     if kind == StorageType::Local {
         let root = config.data_path("woodpecker");
-        let local =
-            LocalBackend::open(&root, LocalSettings::default(), disk.clone(), clock.clone(), random.clone())
-                .await
-                .with_context(|| format!("woodpecker.storage.rootPath: {}", root.display()))?;
+        let local = LocalBackend::open(&root, LocalSettings::default(), disk.clone(), clock.clone(), random.clone())
+            .await
+            .with_context(|| format!("woodpecker.storage.rootPath: {}", root.display()))?;
         backends.insert(StorageType::Local.name().into(), Arc::new(local));
     }
     if kind == StorageType::Object {
         let settings = object_store(config);
         let store = settings.open().context("minio")?;
         probe(&*store, random).await.context("minio")?;
-        let object =
-            ObjectBackend::new(store, ObjectSettings::default(), clock.clone(), random.clone(), tasks.clone());
+        let object = ObjectBackend::new(store, ObjectSettings::default(), clock.clone(), random.clone(), tasks.clone());
         backends.insert(StorageType::Object.name().into(), Arc::new(object));
     }
     let rolling = &config.woodpecker.client.segment_rolling_policy;

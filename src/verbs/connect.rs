@@ -45,7 +45,9 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
         } else {
             format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
         };
-        bail!("{whom}: {not_ready}\nIs it running? Start one with `streaming standalone`, or name it with --coordinator.");
+        bail!(
+            "{whom}: {not_ready}\nIs it running? Start one with `streaming standalone`, or name it with --coordinator."
+        );
     }
     Ok(Cluster { client, clock })
 }

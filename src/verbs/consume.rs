@@ -29,9 +29,9 @@ pub(crate) async fn consume(arguments: ConsumeArgs) -> anyhow::Result<()> {
     let consumer = cluster.client.consume(options)?;
     let output: Box<dyn Write + Send> = match &arguments.output {
         None => Box::new(std::io::stdout()),
-        Some(path) => Box::new(
-            std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
-        ),
+        Some(path) => {
+            Box::new(std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+        }
     };
     let mut sink = Sink { output: BufWriter::with_capacity(256 << 10, output), json: arguments.json, messages: 0 };
     let outcome = copy(&cluster, consumer, &mut sink, &arguments).await;
@@ -119,9 +119,9 @@ fn position(text: &str) -> anyhow::Result<DeliverPolicy> {
         "latest" => return Ok(DeliverPolicy::Latest),
         _ => {}
     }
-    let id = text.split_once(':').and_then(|(segment, entry)| {
-        MessageId::from_u64(segment.parse().ok()?, entry.parse().ok()?)
-    });
+    let id = text
+        .split_once(':')
+        .and_then(|(segment, entry)| MessageId::from_u64(segment.parse().ok()?, entry.parse().ok()?));
     match id {
         Some(id) => Ok(DeliverPolicy::StartFrom(id)),
         None => bail!("--from {text}: expected earliest, latest, or an id as SEGMENT:ENTRY"),

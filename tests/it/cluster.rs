@@ -85,10 +85,7 @@ impl Cluster {
         let settings = EtcdSettings::new([self.etcd.endpoint()]);
         let store = EtcdStore::connect(settings, clock.clone(), random.clone()).await?;
         let discovery = Discovery::Metadata { store: std::sync::Arc::new(store), meta_root: "by-dev/meta".into() };
-        let client = Client::connect(
-            Settings::new(discovery),
-            Edges { connector: tcp_connector(), clock, random },
-        )?;
+        let client = Client::connect(Settings::new(discovery), Edges { connector: tcp_connector(), clock, random })?;
         client.wait_ready(Duration::from_secs(60)).await?;
         Ok(client)
     }
