@@ -12,11 +12,9 @@ build: protoc
 
 test: protoc etcd
 	cargo test --locked --workspace --no-fail-fast
-	cargo test --locked --manifest-path tests/sim/Cargo.toml --profile sim
 
 check: protoc
 	cargo fmt --all --check
-	cargo fmt --manifest-path tests/sim/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/dependency-direction
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps --document-private-items

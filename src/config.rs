@@ -139,9 +139,7 @@ pub(crate) struct Streaming {
     pub(crate) time_tick_interval: Duration,
     /// Largest message, payload and properties together.
     pub(crate) max_message_size: ByteSize,
-    /// Periodic look at the balance of channels over nodes.
-    #[serde(with = "humantime_serde")]
-    pub(crate) balance_interval: Duration,
+    pub(crate) wal_balancer: WalBalancer,
 }
 
 impl Default for Streaming {
@@ -150,8 +148,25 @@ impl Default for Streaming {
             wal_write_ahead_buffer: WriteAheadBuffer::default(),
             time_tick_interval: Duration::from_millis(200),
             max_message_size: ByteSize::mib(16),
-            balance_interval: Duration::from_secs(60),
+            wal_balancer: WalBalancer::default(),
         }
+    }
+}
+
+/// How channels are spread over nodes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WalBalancer {
+    /// How often the balance is looked at when nothing happens.
+    #[serde(with = "humantime_serde")]
+    pub(crate) trigger_interval: Duration,
+    /// A new cluster assigns nothing before this many nodes are there; 0 waits for none.
+    pub(crate) expected_initial_streaming_node_num: u32,
+}
+
+impl Default for WalBalancer {
+    fn default() -> Self {
+        Self { trigger_interval: Duration::from_secs(60), expected_initial_streaming_node_num: 0 }
     }
 }
 

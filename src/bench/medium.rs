@@ -1,10 +1,6 @@
 //! What the medium can do by itself, measured the way the engine uses it: same block size, same sync, same parallelism.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
@@ -51,7 +47,7 @@ pub(crate) async fn disk_writes(
         let file = create(&*disk_for_work, &path)?;
         file.preallocate((block * count) as u64)?;
         file.sync_data()?;
-        let data: Vec<u8> = (0..block).map(|i| (i % 251) as u8).collect();
+        let data: Vec<u8> = (0..=250).cycle().take(block).collect();
         let mut latencies = Latencies::new()?;
         let started = clock.now();
         for i in 0..count {
@@ -101,7 +97,7 @@ pub(crate) async fn disk_reads(
     .await
 }
 
-fn create(disk: &dyn Disk, path: &PathBuf) -> anyhow::Result<Arc<dyn DiskFile>> {
+fn create(disk: &dyn Disk, path: &Path) -> anyhow::Result<Arc<dyn DiskFile>> {
     disk.open(path, OpenMode::CreateNew).with_context(|| format!("cannot create {}", path.display()))
 }
 

@@ -73,7 +73,11 @@ impl Config {
         let at_least = [
             ("common.session.ttl", self.common.session.ttl, Duration::from_secs(1)),
             ("streaming.timeTickInterval", self.streaming.time_tick_interval, Duration::from_millis(1)),
-            ("streaming.balanceInterval", self.streaming.balance_interval, Duration::from_millis(100)),
+            (
+                "streaming.walBalancer.triggerInterval",
+                self.streaming.wal_balancer.trigger_interval,
+                Duration::from_millis(100),
+            ),
             ("woodpecker.client.segmentRollingPolicy.maxInterval", self.rolling().max_interval, Duration::from_secs(1)),
         ];
         for (key, value, least) in at_least {

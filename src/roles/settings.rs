@@ -11,7 +11,11 @@ pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
         channels: streaming_coord::Channels { names: config.channels(), ..defaults.channels },
         advertised_address: advertised(&config.root_coord.advertise),
         session_ttl: config.common.session.ttl,
-        balance: streaming_coord::Balance { interval: config.streaming.balance_interval, ..defaults.balance },
+        balance: streaming_coord::Balance {
+            interval: config.streaming.wal_balancer.trigger_interval,
+            initial_nodes: config.streaming.wal_balancer.expected_initial_streaming_node_num,
+            ..defaults.balance
+        },
         ..defaults
     }
 }

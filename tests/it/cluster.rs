@@ -46,6 +46,7 @@ impl Cluster {
             "metastore.type=etcd".to_owned(),
             format!("etcd.endpoints=[\"{}\"]", etcd.endpoint()),
             format!("common.session.ttl={session_ttl}"),
+            format!("streaming.walBalancer.expectedInitialStreamingNodeNum={nodes}"),
             format!("woodpecker.storage.rootPath={}", directory.path().join("data").display()),
         ];
         let s3 = match backend {

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use streaming_client::{Client, ConsumeOptions, Delivery};
 use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
 use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, channel::vchannel_name};
@@ -121,7 +122,7 @@ async fn killing_the_owner_loses_nothing(backend: Backend) -> anyhow::Result<()>
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
     let acked = load.finish().await?;
-    let last = acked.last().expect("something was acknowledged");
+    let last = acked.last().context("nothing was acknowledged")?;
     assert!(last.at.elapsed() < Duration::from_secs(5), "appends went on at the other node");
     check(&read_until(&client, last.id).await?, &acked);
     client.close().await;
