@@ -34,8 +34,8 @@ use super::{
 const BLOCK_BYTES: usize = 1 << 20;
 /// A batch below this size waits for the sync, not for the bandwidth: zeros written ahead pay.
 const SMALL_BATCH: u64 = 256 << 10;
-/// A write buffer that one huge batch made is not kept.
-const BUFFER_KEPT: usize = 16 << 20;
+/// Room in the write buffer besides the entries: index, lengths and padding of an ordinary batch.
+const BUFFER_SPARE: usize = 1 << 20;
 
 /// What the writer shares with the rest of the process.
 #[derive(Debug)]
@@ -207,6 +207,10 @@ impl VolumeWriter {
         };
         self.shared.next_batch.store(self.seq + 1, Ordering::Release);
         self.buffer.clear();
+        if self.buffer.capacity() == 0 {
+            // At once, so that no batch pays for a buffer that grows by copying.
+            self.buffer.reserve_exact(self.settings.batch_bytes + BUFFER_SPARE);
+        }
         let placed = encode_batch(&mut self.buffer, id, &gathered.blocks, &[]).map_err(io::Error::other)?;
         let body = self.buffer.len() as u64 - placed.iter().map(|block| u64::from(block.length)).sum::<u64>();
         let padded = align_up(self.buffer.len() as u64);
@@ -226,7 +230,8 @@ impl VolumeWriter {
         if padded >= SMALL_BATCH {
             self.space.stop_zeroing();
         }
-        if self.buffer.capacity() > BUFFER_KEPT {
+        if self.buffer.capacity() > 2 * (self.settings.batch_bytes + BUFFER_SPARE) {
+            // One huge append made it; the memory is not kept for the next.
             self.buffer = Vec::new();
         }
         // Known to a fence of this process before it is acked.
