@@ -1,7 +1,10 @@
-//! A simulated disk: what was not synced is lost, wholly or in part, when its host crashes.
+//! A simulated disk that the nodes share: what was not synced is lost, wholly or in part, when the host that wrote it
+//! crashes.
 //!
-//! File contents become durable with [`DiskFile::sync_data`], names with [`Disk::sync_dir`]. A crash keeps, of the
-//! writes since the last sync of a file, any prefix, the last of them possibly torn; a name that was not synced goes.
+//! File contents become durable with [`DiskFile::sync_data`], names with [`Disk::sync_dir`]. Of what a host wrote to a
+//! file of its own since the last sync, a crash keeps any prefix, the last write of it possibly torn; a name that was not
+//! synced goes. What another host has seen stays: hosts that share a disk share its cache, and no cache forgets for one
+//! of them only.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,9 +19,12 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-/// One host's disk; it outlives the host's software.
-#[derive(Debug, Clone, Default)]
+type Host = &'static str;
+
+/// One host's view of the disk; it outlives the host's software.
+#[derive(Debug, Clone)]
 pub struct SimDisk {
+    host: Host,
     state: Arc<Mutex<State>>,
 }
 
@@ -26,39 +32,124 @@ pub struct SimDisk {
 struct State {
     /// The directory tree as programs see it.
     names: BTreeMap<PathBuf, Arc<Content>>,
-    /// The directory tree as it would be found after a crash.
+    /// The directory tree as it would be found after every host crashed.
     durable_names: BTreeMap<PathBuf, Arc<Content>>,
+    /// What makes the one out of the other, in order; nothing as content is a removal.
+    unsynced_names: Vec<(Host, PathBuf, Option<Arc<Content>>)>,
     directories: BTreeSet<PathBuf>,
-    /// Raised by every crash; handles from before it are dead.
-    life: u64,
+    /// Raised by every crash of a host; its handles from before are dead.
+    lives: BTreeMap<Host, u64>,
     syncs: u64,
 }
 
-#[derive(Debug, Default)]
+impl State {
+    fn change(&mut self, host: Host, path: &Path, content: Option<Arc<Content>>) {
+        set(&mut self.names, path, content.clone());
+        self.unsynced_names.push((host, path.into(), content));
+    }
+
+    /// Makes the unsynced names that `which` selects durable.
+    fn settle(&mut self, which: impl Fn(Host, &Path) -> bool) {
+        for (host, path, content) in std::mem::take(&mut self.unsynced_names) {
+            if which(host, &path) {
+                set(&mut self.durable_names, &path, content);
+            } else {
+                self.unsynced_names.push((host, path, content));
+            }
+        }
+    }
+
+    fn life(&self, host: Host) -> u64 {
+        self.lives.get(host).copied().unwrap_or_default()
+    }
+}
+
+fn set(names: &mut BTreeMap<PathBuf, Arc<Content>>, path: &Path, content: Option<Arc<Content>>) {
+    match content {
+        Some(content) => names.insert(path.into(), content),
+        None => names.remove(path),
+    };
+}
+
+#[derive(Debug)]
 struct Content {
+    creator: Host,
     bytes: Mutex<Bytes>,
 }
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 struct Bytes {
     now: Vec<u8>,
     durable: Vec<u8>,
-    /// Writes since the last sync, in order.
-    unsynced: Vec<(usize, Vec<u8>)>,
+    /// Changes since the last sync, in order.
+    unsynced: Vec<Change>,
+    /// How many of them another host has seen, or made.
+    seen: usize,
+    /// The life of the host that holds the lock, and which of its handles does.
+    lock: Option<(Host, u64, u64)>,
+    handles: u64,
 }
 
-impl Bytes {
-    fn write(&mut self, offset: usize, data: &[u8]) {
-        apply(&mut self.now, offset, data);
-        self.unsynced.push((offset, data.to_vec()));
+#[derive(Debug)]
+enum Change {
+    Write(usize, Vec<u8>),
+    Length(usize),
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Write(offset, data) => {
+                let end = offset + data.len();
+                bytes.resize(bytes.len().max(end), 0);
+                bytes[*offset..end].copy_from_slice(data);
+            }
+            Self::Length(len) => bytes.resize(*len, 0),
+        }
+    }
+
+    /// The part of it that happened when it was cut short.
+    fn torn(&self, random: &mut fastrand::Rng) -> Option<Self> {
+        match self {
+            Self::Write(offset, data) => Some(Self::Write(*offset, data[..random.usize(0..=data.len())].to_vec())),
+            Self::Length(_) => None,
+        }
     }
 }
 
-fn apply(bytes: &mut Vec<u8>, offset: usize, data: &[u8]) {
-    if bytes.len() < offset + data.len() {
-        bytes.resize(offset + data.len(), 0);
+impl Content {
+    /// The bytes, as `host` uses them.
+    fn bytes(&self, host: Host) -> MutexGuard<'_, Bytes> {
+        let mut bytes = locked(&self.bytes);
+        if host != self.creator {
+            bytes.seen = bytes.unsynced.len();
+        }
+        bytes
     }
-    bytes[offset..offset + data.len()].copy_from_slice(data);
+
+    fn change(&self, host: Host, change: impl FnOnce(usize) -> Option<Change>) {
+        let mut bytes = self.bytes(host);
+        if let Some(change) = change(bytes.now.len()) {
+            change.apply(&mut bytes.now);
+            bytes.unsynced.push(change);
+        }
+        drop(bytes);
+        drop(self.bytes(host));
+    }
+
+    fn crash(&self, random: &mut fastrand::Rng) {
+        let mut bytes = locked(&self.bytes);
+        let changes = std::mem::take(&mut bytes.unsynced);
+        let kept = random.usize(bytes.seen..=changes.len());
+        let mut survived = std::mem::take(&mut bytes.durable);
+        let torn = changes.get(kept).and_then(|change| change.torn(random));
+        for change in changes.iter().take(kept).chain(&torn) {
+            change.apply(&mut survived);
+        }
+        bytes.now.clone_from(&survived);
+        bytes.durable = survived;
+        bytes.seen = 0;
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,24 +157,30 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SimDisk {
-    /// The power goes: unsynced names vanish, unsynced writes survive up to a random point.
+    /// An empty disk, seen from `host`.
+    #[must_use]
+    pub fn new(host: Host) -> Self {
+        Self { host, state: Arc::default() }
+    }
+
+    /// The same disk, seen from another host.
+    #[must_use]
+    pub fn view(&self, host: Host) -> Self {
+        Self { host, state: self.state.clone() }
+    }
+
+    /// This host's power goes: its unsynced names vanish, its unsynced writes survive up to a random point.
     pub fn crash(&self, random: &mut fastrand::Rng) {
         let mut state = locked(&self.state);
-        state.life += 1;
-        state.names = state.durable_names.clone();
-        for content in state.names.values() {
-            let mut bytes = locked(&content.bytes);
-            let mut survived = std::mem::take(&mut bytes.durable);
-            let unsynced = std::mem::take(&mut bytes.unsynced);
-            let kept = random.usize(0..=unsynced.len());
-            for (offset, data) in &unsynced[..kept] {
-                apply(&mut survived, *offset, data);
-            }
-            if let Some((offset, data)) = unsynced.get(kept) {
-                apply(&mut survived, *offset, &data[..random.usize(0..=data.len())]);
-            }
-            bytes.now.clone_from(&survived);
-            bytes.durable = survived;
+        *state.lives.entry(self.host).or_default() += 1;
+        state.unsynced_names.retain(|(host, ..)| *host != self.host);
+        let mut names = state.durable_names.clone();
+        for (_, path, content) in &state.unsynced_names {
+            set(&mut names, path, content.clone());
+        }
+        state.names = names;
+        for content in state.names.values().filter(|content| content.creator == self.host) {
+            content.crash(random);
         }
     }
 
@@ -98,12 +195,34 @@ impl SimDisk {
 struct Handle {
     disk: SimDisk,
     life: u64,
+    number: u64,
     content: Arc<Content>,
 }
 
 impl Handle {
     fn alive(&self) -> io::Result<()> {
-        if locked(&self.disk.state).life == self.life { Ok(()) } else { Err(io::Error::other("the host crashed")) }
+        let alive = locked(&self.disk.state).life(self.disk.host) == self.life;
+        if alive { Ok(()) } else { Err(io::Error::other("the host crashed")) }
+    }
+
+    fn bytes(&self) -> io::Result<MutexGuard<'_, Bytes>> {
+        self.alive()?;
+        Ok(self.content.bytes(self.disk.host))
+    }
+
+    fn change(&self, change: impl FnOnce(usize) -> Option<Change>) -> io::Result<()> {
+        self.alive()?;
+        self.content.change(self.disk.host, change);
+        Ok(())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let mut bytes = locked(&self.content.bytes);
+        if bytes.lock == Some((self.disk.host, self.life, self.number)) {
+            bytes.lock = None;
+        }
     }
 }
 
@@ -113,8 +232,7 @@ fn index(offset: u64) -> io::Result<usize> {
 
 impl DiskFile for Handle {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.alive()?;
-        let bytes = locked(&self.content.bytes);
+        let bytes = self.bytes()?;
         let from = index(offset)?.min(bytes.now.len());
         let count = buffer.len().min(bytes.now.len() - from);
         buffer[..count].copy_from_slice(&bytes.now[from..from + count]);
@@ -122,60 +240,71 @@ impl DiskFile for Handle {
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.alive()?;
-        locked(&self.content.bytes).write(index(offset)?, data);
-        Ok(())
+        let offset = index(offset)?;
+        self.change(|_| Some(Change::Write(offset, data.to_vec())))
     }
 
     fn append(&self, data: &[u8]) -> io::Result<()> {
-        self.alive()?;
-        let mut bytes = locked(&self.content.bytes);
-        let end = bytes.now.len();
-        bytes.write(end, data);
-        Ok(())
+        self.change(|end| Some(Change::Write(end, data.to_vec())))
     }
 
     fn sync_data(&self) -> io::Result<()> {
         self.alive()?;
         locked(&self.disk.state).syncs += 1;
-        let mut bytes = locked(&self.content.bytes);
-        for (offset, data) in std::mem::take(&mut bytes.unsynced) {
-            apply(&mut bytes.durable, offset, &data);
+        let mut bytes = self.bytes()?;
+        for change in std::mem::take(&mut bytes.unsynced) {
+            change.apply(&mut bytes.durable);
         }
+        bytes.seen = 0;
         Ok(())
+    }
+
+    fn try_lock(&self) -> io::Result<bool> {
+        self.alive()?;
+        let own = (self.disk.host, self.life, self.number);
+        let state = locked(&self.disk.state);
+        let mut bytes = locked(&self.content.bytes);
+        let held =
+            bytes.lock.is_some_and(|(host, life, handle)| state.life(host) == life && (host, life, handle) != own);
+        if !held {
+            bytes.lock = Some(own);
+        }
+        Ok(!held)
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.alive()?;
-        Ok(locked(&self.content.bytes).now.len() as u64)
+        Ok(self.bytes()?.now.len() as u64)
     }
 
     fn preallocate(&self, len: u64) -> io::Result<()> {
-        self.alive()?;
-        let mut bytes = locked(&self.content.bytes);
-        let from = bytes.now.len();
         let len = index(len)?;
-        if from < len {
-            bytes.write(from, &vec![0; len - from]);
-        }
-        Ok(())
+        self.change(|now| (now != len).then_some(Change::Length(len)))
     }
 }
 
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = locked(&self.state);
-        let content = match (state.names.get(path), mode) {
+        let content = match (state.names.get(path).cloned(), mode) {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
-            (Some(content), _) => content.clone(),
+            (Some(content), _) => {
+                // A name that another host has seen stays.
+                state.settle(|host, name| host != self.host && name == path);
+                content
+            }
             (None, OpenMode::Read | OpenMode::ReadWrite) => return Err(io::ErrorKind::NotFound.into()),
             (None, OpenMode::CreateNew | OpenMode::Append) => {
-                let content = Arc::new(Content::default());
-                state.names.insert(path.into(), content.clone());
+                let content = Arc::new(Content { creator: self.host, bytes: Mutex::default() });
+                state.change(self.host, path, Some(content.clone()));
                 content
             }
         };
-        Ok(Arc::new(Handle { disk: self.clone(), life: state.life, content }))
+        let life = state.life(self.host);
+        let mut bytes = locked(&content.bytes);
+        bytes.handles += 1;
+        let number = bytes.handles;
+        drop(bytes);
+        Ok(Arc::new(Handle { disk: self.clone(), life, number, content }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -199,22 +328,23 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = locked(&self.state);
-        let content = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.names.insert(to.into(), content);
+        let content = state.names.get(from).cloned().ok_or(io::ErrorKind::NotFound)?;
+        state.change(self.host, to, Some(content));
+        state.change(self.host, from, None);
         Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        locked(&self.state).names.remove(path).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let mut state = locked(&self.state);
+        if !state.names.contains_key(path) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change(self.host, path, None);
+        Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = locked(&self.state);
-        let inside = |entry: &Path| entry.parent() == Some(path);
-        state.durable_names.retain(|name, _| !inside(name));
-        let synced: Vec<_> =
-            state.names.iter().filter(|(name, _)| inside(name)).map(|(n, c)| (n.clone(), c.clone())).collect();
-        state.durable_names.extend(synced);
+        locked(&self.state).settle(|_, name| name.parent() == Some(path));
         Ok(())
     }
 
@@ -242,7 +372,7 @@ mod tests {
     fn a_crash_keeps_what_was_synced_and_a_prefix_of_the_rest() {
         let mut lengths = BTreeSet::new();
         for seed in 0..50 {
-            let disk = SimDisk::default();
+            let disk = SimDisk::new("a");
             disk.create_dir_all(Path::new("/d")).unwrap();
             let file = disk.open(Path::new("/d/f"), OpenMode::CreateNew).unwrap();
             disk.sync_dir(Path::new("/d")).unwrap();
@@ -260,12 +390,51 @@ mod tests {
 
     #[test]
     fn a_name_that_was_not_synced_is_lost() {
-        let disk = SimDisk::default();
+        let disk = SimDisk::new("a");
         disk.create_dir_all(Path::new("/d")).unwrap();
         let file = disk.open(Path::new("/d/f"), OpenMode::CreateNew).unwrap();
         file.write_all_at(b"x", 0).unwrap();
         file.sync_data().unwrap();
         disk.crash(&mut fastrand::Rng::with_seed(1));
         assert_eq!(contents(&disk, "/d/f"), None);
+    }
+
+    #[test]
+    fn a_crash_takes_nothing_from_other_hosts() {
+        for seed in 0..50 {
+            let a = SimDisk::new("a");
+            let b = a.view("b");
+            a.create_dir_all(Path::new("/d")).unwrap();
+            let of_a = a.open(Path::new("/d/f"), OpenMode::CreateNew).unwrap();
+            of_a.write_all_at(b"seen", 0).unwrap();
+            assert_eq!(contents(&b, "/d/f").as_deref(), Some(&b"seen"[..]));
+            of_a.write_all_at(b"-unseen", 4).unwrap();
+            let of_b = b.open(Path::new("/d/g"), OpenMode::CreateNew).unwrap();
+            of_b.write_all_at(b"other", 0).unwrap();
+            a.crash(&mut fastrand::Rng::with_seed(seed));
+            assert!(of_a.len().is_err(), "a handle from before the crash is dead");
+            let found = contents(&b, "/d/f").unwrap();
+            assert!(b"seen-unseen".starts_with(&found) && found.len() >= 4, "{found:?}");
+            assert_eq!(of_b.len().unwrap(), 5);
+            assert_eq!(contents(&b, "/d/g").as_deref(), Some(&b"other"[..]));
+        }
+    }
+
+    #[test]
+    fn a_lock_ends_with_its_handle_and_with_its_host() {
+        let a = SimDisk::new("a");
+        let b = a.view("b");
+        let first = a.open(Path::new("/f"), OpenMode::Append).unwrap();
+        a.sync_dir(Path::new("/")).unwrap();
+        let second = b.open(Path::new("/f"), OpenMode::Append).unwrap();
+        assert!(first.try_lock().unwrap());
+        assert!(!second.try_lock().unwrap());
+        a.crash(&mut fastrand::Rng::with_seed(1));
+        assert!(second.try_lock().unwrap());
+        let third = a.open(Path::new("/f"), OpenMode::Append).unwrap();
+        drop(first);
+        assert!(!third.try_lock().unwrap());
+        drop(second);
+        assert!(third.try_lock().unwrap());
     }
 }
