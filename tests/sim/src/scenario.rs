@@ -70,7 +70,8 @@ pub fn run(seed: u64) -> Outcome {
             first_ack = Some(sim.elapsed());
         }
         let owner = progress.state().owner.clone();
-        faults.advance(&mut sim, &machines, first_ack.map(|first| sim.elapsed() - first), &owner);
+        let since = first_ack.map(|first| sim.elapsed() - first);
+        faults.advance(&mut sim, &machines, since, &owner);
         progress.state().healed = faults.are_over();
     };
     let acked = progress.state().acked;

@@ -1,4 +1,4 @@
-//! What happened in a run, and when: the proof that a seed repeats it, and the way to find out what went wrong.
+//! What happened in a run, and when: the way to find out what went wrong.
 
 use std::{
     fmt,
