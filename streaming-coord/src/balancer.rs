@@ -82,9 +82,11 @@ impl Balancer {
         let mut nodes = self.context.nodes.clone();
         let mut policy = self.context.policy.clone();
         loop {
-            self.round();
-            let retry_at = self.channels.values().filter_map(Channel::retry_at).min();
             let clock = self.context.clock.clone();
+            let before = clock.now();
+            self.round();
+            // What was due and was not started waits for a node, which wakes the loop; its timer would only spin.
+            let retry_at = self.channels.values().filter_map(Channel::retry_at).filter(|at| *at > before).min();
             let retry = async {
                 match retry_at {
                     Some(at) => clock.sleep_until(at).await,

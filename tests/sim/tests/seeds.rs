@@ -2,8 +2,7 @@
 
 use sim::scenario::{Outcome, run};
 
-/// Seed 6 is not among them: its run stands still after a crash of the owner, which is a defect to be found.
-const SEEDS: std::ops::Range<u64> = 7..27;
+const SEEDS: std::ops::Range<u64> = 0..20;
 const THREADS: usize = 2;
 
 fn log() {
