@@ -18,7 +18,7 @@ check: protoc
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/dependency-direction
-	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
 
 # The etcd client's build script runs protoc; our own .proto files need none.
 protoc:
