@@ -5,6 +5,9 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+/// What takes longer counts as this long: an hour.
+const LONGEST_NANOS: u64 = 3_600_000_000_000;
+
 /// Durations at a resolution of three digits.
 #[derive(Debug, Clone)]
 pub(crate) struct Latencies {
@@ -22,7 +25,7 @@ pub(crate) struct Percentiles {
 
 impl Latencies {
     pub(crate) fn new() -> anyhow::Result<Self> {
-        Ok(Self { histogram: Histogram::new(3)? })
+        Ok(Self { histogram: Histogram::new_with_bounds(1, LONGEST_NANOS, 3)? })
     }
 
     pub(crate) fn record(&mut self, latency: Duration) {
