@@ -1,7 +1,7 @@
 //! The coordinator, two nodes and a client on a simulated network, disk and clock, with faults drawn from a seed.
 //!
-//! One call of [`scenario::run`] is one run. The seed decides the faults, the network and every random number; two runs of a
-//! seed may still differ in what the libraries below draw by themselves.
+//! One call of [`scenario::run`] is one run. In a fresh process, the same seed gives the same run, to the last line of
+//! its trace.
 
 pub mod cluster;
 pub mod disk;
