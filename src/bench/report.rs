@@ -57,7 +57,7 @@ impl Report {
             unit,
             ours,
             medium,
-            ratio: ours / medium.max(1e-9),
+            ratio: ours / medium,
         };
         let mib = |rate: f64| rate / f64::from(1 << 20);
         let throughput = |what: &str, ours, medium| figure(what, "MiB/s", mib(ours), mib(medium));
