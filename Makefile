@@ -12,7 +12,6 @@ build: protoc
 
 test: protoc etcd
 	cargo test --locked --workspace --no-fail-fast
-	cd tests/sim && cargo test --locked
 
 check: protoc
 	cargo fmt --all --check
