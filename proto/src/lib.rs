@@ -66,6 +66,11 @@ package!(
     etcd, "milvus.proto.etcd"
 );
 
+package!(
+    /// The log stores of Woodpecker's quorum backend.
+    logstore, "woodpecker.logstore.v1"
+);
+
 /// Every `.proto` file as an encoded `google.protobuf.FileDescriptorSet`, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
