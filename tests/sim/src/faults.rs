@@ -110,7 +110,7 @@ impl Faults {
             }
         }
         for (name, machine) in machines {
-            if !sim.is_host_running(*name) && !self.active.iter().any(|(_, harm)| *harm == Harm::Crashed(*name)) {
+            if !sim.is_host_running(*name) && !self.active.iter().any(|(_, harm)| *harm == Harm::Crashed(name)) {
                 self.trace.note(sim.elapsed(), format_args!("restart {name}"));
                 machine.disk.crash(&mut self.random);
                 sim.bounce(*name);
