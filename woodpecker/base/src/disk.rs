@@ -68,6 +68,13 @@ pub enum OpenMode {
     Append,
 }
 
+/// Room on a file system, in bytes, as far as this process may use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    pub total: u64,
+    pub free: u64,
+}
+
 /// The file system and where its blocking work runs.
 pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// Opens a file.
@@ -105,6 +112,12 @@ pub trait Disk: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// The operating system's.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Room on the file system that holds `path`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn space(&self, path: &Path) -> io::Result<Space>;
 
     /// Runs a volume's writer, a future that blocks in file calls between its awaits: on a thread of its own, or, in
     /// the simulation, as an ordinary task.

@@ -8,6 +8,7 @@
 mod file;
 mod index;
 mod marks;
+mod pieces;
 mod queue;
 mod scan;
 mod segment;
@@ -26,7 +27,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt, stream};
 use tokio::sync::{oneshot, watch};
 use woodpecker_base::{
     clock::{Clock, Instant},
@@ -37,8 +38,10 @@ use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
 
+pub use pieces::Piece;
+
 use file::{VolumeDir, unreadable};
-use segment::{Live, MAX_APPEND_BYTES, Reader, Writer};
+use segment::{Live, MAX_APPEND_BYTES, Reader, Start, Writer};
 use volume::{FullFiles, Volume, Weighter};
 use writer::{Shared, VolumeWriter};
 
@@ -46,6 +49,8 @@ use writer::{Shared, VolumeWriter};
 const IDENTITY: &str = "woodpecker-volumes 1\n";
 /// After a volume failed, how long until another is tried.
 const RETRY_FAILED: Duration = Duration::from_secs(10);
+/// Volumes of earlier processes that are scanned at once.
+const PARALLEL_SCANS: usize = 4;
 
 /// How much of what a [`LocalBackend`] uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub struct LocalSettings {
     pub file_bytes: u64,
     /// Most entry bytes in one batch, unless a single append is larger.
     pub batch_bytes: usize,
+    /// The same while segments of more than one lane are written: the longest that one lane waits for another.
+    pub shared_batch_bytes: usize,
     /// Hard bound of what waits to be written, in entry bytes.
     pub queue_bytes: usize,
     /// Recently written entries kept in memory for tail readers, in bytes.
@@ -67,6 +74,7 @@ impl Default for LocalSettings {
         Self {
             file_bytes: 64 << 20,
             batch_bytes: 4 << 20,
+            shared_batch_bytes: 512 << 10,
             queue_bytes: 1 << 30,
             tail_bytes: 64 << 20,
             index_bytes: 64 << 20,
@@ -145,6 +153,45 @@ impl LocalBackend {
             volumes: Mutex::default(),
             own: tokio::sync::Mutex::new(Own::None),
         })
+    }
+
+    /// Starts a piece of a segment in the volume this process writes: its entries are numbered from `first`, those below
+    /// are elsewhere. Segments of one `lane` wait for one another; lanes take turns. A process starts at most one piece
+    /// of a segment. See [`Backend::create`] for the rest.
+    ///
+    /// # Errors
+    /// The medium failed or refuses writes.
+    pub async fn create_piece(
+        &self,
+        key: SegmentKey,
+        owner: Arc<dyn SegmentOwner>,
+        first: u64,
+        lane: u32,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        let shared = self.writing().await?;
+        let segment = shared.create(key, owner, Start { first, lane })?;
+        Ok(Arc::new(Writer { segment, queue: shared.queue.clone() }))
+    }
+
+    /// What the volumes that are not written by this process hold, each volume by itself, synced. Segments that were
+    /// deleted are left out.
+    ///
+    /// # Errors
+    /// The directory cannot be read. What is wrong with one volume is said with it.
+    pub async fn pieces(&self) -> Result<Vec<(VolumeId, Result<Vec<Piece>, StoreError>)>, StoreError> {
+        let (root, disk) = (self.root.join("volumes"), self.disk.clone());
+        let listed = move || disk.list(&root).map_err(|error| unreadable(&root, &error));
+        let names = blocking(&self.disk, listed).await?;
+        let ids = names.iter().filter_map(|name| u128::from_str_radix(name, 16).ok().map(VolumeId));
+        let own = match &*self.own.lock().await {
+            Own::Writing { shared, .. } => Some(shared.volume.dir.id),
+            _ => None,
+        };
+        let scans = ids.filter(|id| Some(*id) != own).map(|id| async move {
+            let volume = self.volume(id);
+            (id, blocking(&self.disk, move || volume.pieces()).await)
+        });
+        Ok(stream::iter(scans).buffered(PARALLEL_SCANS).collect().await)
     }
 
     fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Weak<Volume>>> {
@@ -289,9 +336,7 @@ impl Backend for LocalBackend {
         key: SegmentKey,
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
-        let shared = self.writing().await?;
-        let segment = shared.create(key, owner)?;
-        Ok(Arc::new(Writer { segment, queue: shared.queue.clone() }))
+        self.create_piece(key, owner, 0, 0).await
     }
 
     async fn open(

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 
-use super::{Disk, DiskFile, OpenMode};
+use super::{Disk, DiskFile, OpenMode, Space};
 
 /// Zeros are written in pieces of this size when a file is preallocated.
 const ZEROS: &[u8] = &[0; 256 << 10];
@@ -56,6 +56,14 @@ impl Disk for RealDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(path)?;
+        // Blocks kept for the superuser count neither as free nor as part of the whole.
+        let usable = stat.f_blocks.saturating_sub(stat.f_bfree).saturating_add(stat.f_bavail);
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(Space { total: bytes(usable), free: bytes(stat.f_bavail) })
     }
 
     fn spawn_writer(&self, name: &str, writer: BoxFuture<'static, ()>) {
@@ -209,6 +217,14 @@ mod tests {
         assert!(!two.try_lock().unwrap());
         drop(one);
         assert!(two.try_lock().unwrap());
+    }
+
+    #[test]
+    fn room_is_that_of_the_file_system_that_holds_the_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let space = RealDisk.space(dir.path()).unwrap();
+        assert!(space.total > 0 && space.free <= space.total, "{space:?}");
+        assert!(RealDisk.space(&dir.path().join("none")).is_err());
     }
 
     #[test]

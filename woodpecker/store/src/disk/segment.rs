@@ -31,6 +31,16 @@ pub(super) struct Segment {
     owner: Arc<dyn SegmentOwner>,
     numbering: Mutex<Numbering>,
     pub live: Arc<Live>,
+    pub lane: u32,
+}
+
+/// How a segment starts in a volume.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Start {
+    /// The number of its first entry in this volume.
+    pub first: u64,
+    /// Segments of one lane wait for one another; lanes take turns.
+    pub lane: u32,
 }
 
 /// What readers of this process see of an open segment. Owners-to-be of one segment share it: one of them will append.
@@ -41,7 +51,7 @@ pub(super) struct Live {
     tail: Mutex<VecDeque<TailBlock>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Numbering {
     next: u64,
     ended: bool,
@@ -54,8 +64,15 @@ struct TailBlock {
 }
 
 impl Segment {
-    pub(super) fn new(key: SegmentKey, placement: Placement, owner: Arc<dyn SegmentOwner>, live: Arc<Live>) -> Self {
-        Self { key, placement, owner, numbering: Mutex::default(), live }
+    pub(super) fn new(
+        key: SegmentKey,
+        placement: Placement,
+        owner: Arc<dyn SegmentOwner>,
+        live: Arc<Live>,
+        start: Start,
+    ) -> Self {
+        let numbering = Mutex::new(Numbering { next: start.first, ended: false });
+        Self { key, placement, owner, numbering, live, lane: start.lane }
     }
 
     fn numbering(&self) -> MutexGuard<'_, Numbering> {
@@ -84,6 +101,11 @@ impl Segment {
 }
 
 impl Live {
+    /// What readers see of a segment whose entries below `first` are elsewhere.
+    pub(super) fn starting_at(first: u64) -> Self {
+        Self { acked: watch::Sender::new(first), tail: Mutex::default() }
+    }
+
     fn tail(&self) -> MutexGuard<'_, VecDeque<TailBlock>> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,7 @@
 mod damage;
 mod faulty;
 mod fencing;
+mod pieces;
 mod space;
 
 use std::{

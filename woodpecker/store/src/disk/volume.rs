@@ -225,7 +225,7 @@ impl Volume {
     }
 
     /// What `pick` takes from the index of one file; `None` if the file was removed, because no segment needs it.
-    fn in_file<T>(
+    pub(super) fn in_file<T>(
         &self,
         number: u64,
         pick: impl FnOnce(&Arc<dyn DiskFile>, &FileIndex) -> T,
@@ -359,6 +359,17 @@ impl Volume {
             Some(Some(tail)) => tail,
             Some(None) => known,
         })
+    }
+
+    /// Looks at the whole volume, makes what is there durable, and says which files have batches, from which one on.
+    pub(super) fn settled_files(&self) -> Result<BTreeMap<u64, u64>, StoreError> {
+        self.refresh(&mut self.lock(), true)?;
+        self.sync_live()?;
+        Ok(self.lock().files.clone())
+    }
+
+    pub(super) fn is_deleted(&self, key: SegmentKey) -> bool {
+        self.lock().marks.is_deleted(key)
     }
 
     /// Only the last file can hold a batch that is not durable: a batch is written when the one before it is.

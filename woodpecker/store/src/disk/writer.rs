@@ -25,7 +25,7 @@ use super::{
     file::{ALIGN, DATA_START, align_up},
     marks::Mark,
     queue::{Append, Queue},
-    segment::{Live, Segment},
+    segment::{Live, Segment, Start},
     space::{Room, Space},
     volume::Volume,
 };
@@ -68,15 +68,21 @@ impl Shared {
     ///
     /// # Errors
     /// The volume failed.
-    pub(super) fn create(&self, key: SegmentKey, owner: Arc<dyn SegmentOwner>) -> Result<Arc<Segment>, StoreError> {
+    pub(super) fn create(
+        &self,
+        key: SegmentKey,
+        owner: Arc<dyn SegmentOwner>,
+        start: Start,
+    ) -> Result<Arc<Segment>, StoreError> {
         let placement = Placement { volume: self.volume.dir.id, from_batch: self.next_batch.load(Ordering::Acquire) };
         let segment = {
             let mut open = self.open();
             open.segments.retain(|known| known.strong_count() > 0);
             open.live.retain(|_, known| known.strong_count() > 0);
-            let live = open.live.get(&key).and_then(Weak::upgrade).unwrap_or_default();
+            let live = open.live.get(&key).and_then(Weak::upgrade);
+            let live = live.unwrap_or_else(|| Arc::new(Live::starting_at(start.first)));
             open.live.insert(key, Arc::downgrade(&live));
-            let segment = Arc::new(Segment::new(key, placement, owner, live));
+            let segment = Arc::new(Segment::new(key, placement, owner, live, start));
             open.segments.push(Arc::downgrade(&segment));
             segment
         };
@@ -184,7 +190,8 @@ impl VolumeWriter {
     /// acked can be trusted any more (a failed sync drops pages), and the volume stops for good.
     pub(super) async fn run(mut self) {
         let shared = self.shared.clone();
-        while let Some(appends) = shared.queue.take(self.settings.batch_bytes).await {
+        let (cap, shared_cap) = (self.settings.batch_bytes, self.settings.shared_batch_bytes);
+        while let Some(appends) = shared.queue.take(cap, shared_cap).await {
             let gathered = gather(appends);
             if gathered.blocks.is_empty() {
                 continue;

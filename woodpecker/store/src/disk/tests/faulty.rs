@@ -9,7 +9,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use woodpecker_base::{
-    disk::{Disk, DiskFile, OpenMode},
+    disk::{Disk, DiskFile, OpenMode, Space},
     tasks::Tasks,
 };
 
@@ -160,6 +160,10 @@ impl Disk for FaultyDisk {
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
         self.alive()
+    }
+
+    fn space(&self, _path: &Path) -> io::Result<Space> {
+        Ok(Space { total: 1 << 40, free: 1 << 40 })
     }
 
     fn spawn_writer(&self, _name: &str, writer: BoxFuture<'static, ()>) {
