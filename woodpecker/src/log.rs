@@ -45,7 +45,8 @@ pub struct LogDescription {
 pub struct SegmentDescription {
     pub segment: u64,
     pub backend: String,
-    pub volume: String,
+    /// The volume, or the log stores, that hold it.
+    pub placement: String,
     /// How many entries it holds; `None` while it is open.
     pub entries: Option<u64>,
     /// Bytes of its entries; `None` while it is open, and when it was closed by fencing.
@@ -155,14 +156,14 @@ impl Log {
         let closed = self.client.catalog.segments(self.view.id).await?.into_iter().map(|closed| SegmentDescription {
             segment: closed.opened.segment,
             backend: closed.opened.backend,
-            volume: closed.opened.placement.volume.to_string(),
+            placement: closed.opened.placement.to_string(),
             entries: Some(closed.entries),
             bytes: closed.bytes,
         });
         let open = log.open.iter().map(|open| SegmentDescription {
             segment: open.segment,
             backend: open.backend.clone(),
-            volume: open.placement.volume.to_string(),
+            placement: open.placement.to_string(),
             entries: None,
             bytes: None,
         });

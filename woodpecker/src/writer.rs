@@ -161,7 +161,7 @@ impl Shared {
         let backend = self.client.backend(&self.client.settings.backend)?;
         let key = SegmentKey { log: self.view.id, segment };
         let owner = Arc::new(Owner { shared: self.clone(), segment });
-        self.client.retrying.run(patience, || backend.create(key, owner.clone())).await
+        self.client.retrying.run(patience, || backend.create(key, self.epoch, owner.clone())).await
     }
 
     /// The log is ours, and the segment is open by its record.

@@ -140,7 +140,7 @@ mod tests {
     use crate::ids::{LogId, Placement, VolumeId};
 
     fn open(segment: u64) -> OpenSegment {
-        let placement = Placement { volume: VolumeId(1), from_batch: 0 };
+        let placement = Placement::Volume { volume: VolumeId(1), from_batch: 0 };
         OpenSegment { segment, backend: "memory".into(), placement, created_ms: 1 }
     }
 

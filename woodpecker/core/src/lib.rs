@@ -3,4 +3,5 @@
 pub mod chain;
 pub mod ids;
 pub mod opening;
+pub mod quorum;
 pub mod record;

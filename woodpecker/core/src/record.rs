@@ -142,7 +142,7 @@ mod tests {
         OpenSegment {
             segment,
             backend: "local".into(),
-            placement: Placement { volume: VolumeId(0xabc), from_batch: 9 },
+            placement: Placement::Volume { volume: VolumeId(0xabc), from_batch: 9 },
             created_ms: 5,
         }
     }

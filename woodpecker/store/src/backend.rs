@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use woodpecker_core::ids::{Epoch, SegmentKey};
+use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 pub use woodpecker_core::ids::Placement;
 
@@ -81,21 +81,25 @@ pub trait SegmentReader: Send + Sync + fmt::Debug {
 /// - **Truth**: a read returns what was appended or an error; never other bytes.
 #[async_trait]
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
-    /// The name of the medium in configuration and metadata: `local`, `object`, `memory`.
+    /// The name of the medium in configuration and metadata: `local`, `object`, `quorum`, `memory`.
     fn name(&self) -> &'static str;
 
     /// Largest total of entry bytes one `append` takes.
     fn max_append_bytes(&self) -> usize;
 
-    /// Starts a segment in a volume this process writes. Nothing is stored until the first append, and a segment that
+    /// Starts a segment of the log's owner at `epoch`, somewhere this process can write. Nothing is stored until the first append, and a segment that
     /// nothing was ever appended to reads, fences (tail 0) and deletes like any other, from any process. The same key
     /// may be created again while nothing was appended to it: of several owners-to-be, only the one that metadata
     /// confirms appends.
     ///
     /// # Errors
     /// The medium failed or refuses writes.
-    async fn create(&self, key: SegmentKey, owner: Arc<dyn SegmentOwner>)
-    -> Result<Arc<dyn SegmentWriter>, StoreError>;
+    async fn create(
+        &self,
+        key: SegmentKey,
+        epoch: Epoch,
+        owner: Arc<dyn SegmentOwner>,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError>;
 
     /// Opens a segment for reading. `end` is the entry count of a closed segment, `None` while it is open; nothing at or
     /// beyond `end` is ever returned.
@@ -123,6 +127,17 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
 
     /// Waits until everything queued is durable or failed, and releases the volumes this process writes.
     async fn close(&self);
+}
+
+/// The volume, and the first batch of it to look at, that a placement of a medium made of volumes names.
+pub(crate) fn volume_of(placement: &Placement) -> Result<(VolumeId, u64), StoreError> {
+    match placement {
+        Placement::Volume { volume, from_batch } => Ok((*volume, *from_batch)),
+        Placement::Replicas(_) => Err(StoreError::Corrupt {
+            what: format!("placement {placement}"),
+            detail: "it names log stores and not a volume".to_owned(),
+        }),
+    }
 }
 
 /// What a medium can answer instead of doing what was asked.

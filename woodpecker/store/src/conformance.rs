@@ -137,7 +137,7 @@ impl Open {
     async fn create(backend: &Arc<dyn Backend>, log: u64) -> Self {
         let key = SegmentKey { log: LogId(log), segment: 1 };
         let owner = Owner::default();
-        let writer = within("create", backend.create(key, Arc::new(owner.clone()))).await.expect("create");
+        let writer = within("create", backend.create(key, Epoch(1), Arc::new(owner.clone()))).await.expect("create");
         Self { key, owner, writer }
     }
 

@@ -36,7 +36,7 @@ use woodpecker_base::{
 };
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
-use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, volume_of};
 
 pub use pieces::Piece;
 
@@ -265,9 +265,9 @@ impl LocalBackend {
     }
 
     /// The segment as this process writes it, if it does.
-    async fn live(&self, key: SegmentKey, placement: &Placement) -> Option<Arc<Live>> {
+    async fn live(&self, key: SegmentKey, volume: VolumeId) -> Option<Arc<Live>> {
         match &*self.own.lock().await {
-            Own::Writing { shared, .. } if shared.volume.dir.id == placement.volume => shared.live(key),
+            Own::Writing { shared, .. } if shared.volume.dir.id == volume => shared.live(key),
             _ => None,
         }
     }
@@ -334,6 +334,7 @@ impl Backend for LocalBackend {
     async fn create(
         &self,
         key: SegmentKey,
+        _epoch: Epoch,
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
         self.create_piece(key, owner, 0, 0).await
@@ -345,12 +346,13 @@ impl Backend for LocalBackend {
         placement: &Placement,
         end: Option<u64>,
     ) -> Result<Arc<dyn SegmentReader>, StoreError> {
+        let (volume, from_batch) = volume_of(placement)?;
         Ok(Arc::new(Reader {
             key,
-            placement: placement.clone(),
+            from_batch,
             end,
-            live: self.live(key, placement).await,
-            volume: self.volume(placement.volume),
+            live: self.live(key, volume).await,
+            volume: self.volume(volume),
             clock: self.clock.clone(),
             random: self.random.clone(),
             cursor: Mutex::default(),
@@ -358,12 +360,13 @@ impl Backend for LocalBackend {
     }
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
-        let (volume, from_batch, process) = (self.volume(placement.volume), placement.from_batch, self.process);
+        let (volume, from_batch) = volume_of(placement)?;
+        let (volume, process) = (self.volume(volume), self.process);
         blocking(&self.disk, move || volume.fence(key, from_batch, epoch, process)).await
     }
 
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
-        let volume = self.volume(placement.volume);
+        let volume = self.volume(volume_of(placement)?.0);
         blocking(&self.disk, move || volume.delete(key)).await
     }
 

@@ -12,7 +12,9 @@ use tokio::sync::{Notify, watch};
 use woodpecker_base::tasks::Tasks;
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
-use crate::backend::{Backend, Placement, SegmentEnd, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+use crate::backend::{
+    Backend, Placement, SegmentEnd, SegmentOwner, SegmentReader, SegmentWriter, StoreError, volume_of,
+};
 
 const MAX_APPEND_BYTES: usize = 32 << 20;
 /// More than any caller should have in flight; beyond it appends are refused rather than memory eaten.
@@ -291,6 +293,7 @@ impl Backend for MemoryBackend {
     async fn create(
         &self,
         key: SegmentKey,
+        _epoch: Epoch,
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
         if self.queue.lock().closed {
@@ -299,7 +302,7 @@ impl Backend for MemoryBackend {
         self.medium.lock().segments.entry((self.volume, key)).or_default();
         Ok(Arc::new(Writer(Arc::new(Segment {
             key,
-            placement: Placement { volume: self.volume, from_batch: 0 },
+            placement: Placement::Volume { volume: self.volume, from_batch: 0 },
             owner,
             numbering: Mutex::default(),
             queue: self.queue.clone(),
@@ -312,7 +315,7 @@ impl Backend for MemoryBackend {
         placement: &Placement,
         end: Option<u64>,
     ) -> Result<Arc<dyn SegmentReader>, StoreError> {
-        let at = (placement.volume, key);
+        let at = (volume_of(placement)?.0, key);
         let count = match self.medium.lock().segments.get(&at) {
             Some(stored) => stored.count.subscribe(),
             None => return Err(StoreError::NotFound { what: format!("segment {key}") }),
@@ -321,8 +324,9 @@ impl Backend for MemoryBackend {
     }
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, _epoch: Epoch) -> Result<u64, StoreError> {
+        let volume = volume_of(placement)?.0;
         let mut state = self.medium.lock();
-        let Some(stored) = state.segments.get_mut(&(placement.volume, key)) else {
+        let Some(stored) = state.segments.get_mut(&(volume, key)) else {
             return Err(StoreError::NotFound { what: format!("segment {key}") });
         };
         stored.fenced = true;
@@ -330,7 +334,7 @@ impl Backend for MemoryBackend {
     }
 
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
-        self.medium.lock().segments.remove(&(placement.volume, key));
+        self.medium.lock().segments.remove(&(volume_of(placement)?.0, key));
         Ok(())
     }
 

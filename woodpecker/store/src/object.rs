@@ -17,7 +17,7 @@ use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 use self::{bucket::Bucket, reader::Reader, segment::MAX_APPEND_BYTES, view::View, volume::Volume};
-use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, volume_of};
 
 mod backoff;
 mod bucket;
@@ -137,6 +137,7 @@ impl Backend for ObjectBackend {
     async fn create(
         &self,
         key: SegmentKey,
+        _epoch: Epoch,
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
         let mut state = self.state();
@@ -159,31 +160,34 @@ impl Backend for ObjectBackend {
         placement: &Placement,
         end: Option<u64>,
     ) -> Result<Arc<dyn SegmentReader>, StoreError> {
-        let (view, volume) = (self.view(placement.volume), self.own(placement.volume));
-        Ok(Arc::new(Reader::new(view, volume, key, placement.from_batch, end, self.tasks.clone())))
+        let (volume, from_batch) = volume_of(placement)?;
+        let (view, own) = (self.view(volume), self.own(volume));
+        Ok(Arc::new(Reader::new(view, own, key, from_batch, end, self.tasks.clone())))
     }
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
-        if let Some(volume) = self.own(placement.volume)
-            && let Some(tail) = volume.stop(key).await?
+        let (volume, from_batch) = volume_of(placement)?;
+        if let Some(own) = self.own(volume)
+            && let Some(tail) = own.stop(key).await?
         {
             return Ok(tail);
         }
-        fence::fence(&self.view(placement.volume), key, placement.from_batch, epoch).await
+        fence::fence(&self.view(volume), key, from_batch, epoch).await
     }
 
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
-        if let Some(volume) = self.own(placement.volume) {
-            let unneeded = volume.delete(key);
-            return if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(placement.volume, unneeded).await };
+        let (volume, from_batch) = volume_of(placement)?;
+        if let Some(own) = self.own(volume) {
+            let unneeded = own.delete(key);
+            return if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(volume, unneeded).await };
         }
         let deleted = {
             let mut state = self.state();
-            let deleted = state.deleted.entry(placement.volume).or_default();
+            let deleted = state.deleted.entry(volume).or_default();
             deleted.insert(key);
             deleted.clone()
         };
-        remains::collect(&self.view(placement.volume), key, placement.from_batch, &deleted).await
+        remains::collect(&self.view(volume), key, from_batch, &deleted).await
     }
 
     async fn close(&self) {

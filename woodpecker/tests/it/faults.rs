@@ -248,9 +248,10 @@ impl Backend for Gate {
     async fn create(
         &self,
         key: SegmentKey,
+        epoch: Epoch,
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
-        let inner = self.inner.create(key, owner.clone()).await?;
+        let inner = self.inner.create(key, epoch, owner.clone()).await?;
         let held_up = *self.held_up.lock().unwrap();
         let state = Mutex::new(GatedState { held_up, ..GatedState::default() });
         let gated = Arc::new(Gated { owner, inner, state });

@@ -342,7 +342,7 @@ impl World {
 
 /// Actors write volumes of their own, so that nobody's segment is mistaken for another's of the same number.
 fn volume(actor: usize, segment: u64) -> Placement {
-    Placement { volume: VolumeId(actor as u128), from_batch: segment }
+    Placement::Volume { volume: VolumeId(actor as u128), from_batch: segment }
 }
 
 /// Every order of events, each state visited once.

@@ -48,7 +48,7 @@ impl Volume {
                 for key in index.segments() {
                     let blocks = index.blocks(key);
                     let first = blocks.first().map_or(0, |block| block.first);
-                    let placement = Placement { volume: self.dir.id, from_batch };
+                    let placement = Placement::Volume { volume: self.dir.id, from_batch };
                     let fresh = Piece { key, placement, first, end: first, bytes: 0, whole: true };
                     pieces.entry(key).or_insert(fresh).add(blocks);
                 }

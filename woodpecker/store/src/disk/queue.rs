@@ -182,7 +182,7 @@ mod tests {
 
     fn segment(lane: u32) -> Arc<Segment> {
         let key = SegmentKey { log: LogId(lane.into()), segment: 1 };
-        let placement = Placement { volume: VolumeId(1), from_batch: 0 };
+        let placement = Placement::Volume { volume: VolumeId(1), from_batch: 0 };
         let start = Start { first: 0, lane };
         Arc::new(Segment::new(key, placement, Arc::new(Owner::default()), Arc::default(), start))
     }

@@ -178,7 +178,8 @@ impl SegmentWriter for Writer {
 #[derive(Debug)]
 pub(super) struct Reader {
     pub key: SegmentKey,
-    pub placement: Placement,
+    /// The first batch of the volume that may hold a block of it.
+    pub from_batch: u64,
     /// How many entries the segment has, if that is final.
     pub end: Option<u64>,
     /// The segment as its writer in this process has it.
@@ -220,7 +221,7 @@ impl Reader {
     }
 
     async fn poll(&self) -> Result<u64, StoreError> {
-        let (volume, key, from_batch) = (self.volume.clone(), self.key, self.placement.from_batch);
+        let (volume, key, from_batch) = (self.volume.clone(), self.key, self.from_batch);
         let known = self.cursor().durable;
         let durable = blocking(&self.volume.dir.disk, move || volume.durable(key, from_batch, known)).await?;
         let mut cursor = self.cursor();
@@ -229,7 +230,7 @@ impl Reader {
     }
 
     async fn read_file(&self, from: u64, limit: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-        let (volume, key, from_batch) = (self.volume.clone(), self.key, self.placement.from_batch);
+        let (volume, key, from_batch) = (self.volume.clone(), self.key, self.from_batch);
         let hint = {
             let cursor = self.cursor();
             if from >= cursor.ahead.0 { cursor.file } else { 0 }

@@ -18,7 +18,7 @@ use woodpecker_base::{
     disk::{Disk, RealDisk},
     random::Random,
 };
-use woodpecker_core::ids::{LogId, SegmentKey};
+use woodpecker_core::ids::{Epoch, LogId, SegmentKey};
 
 use super::{LocalBackend, LocalSettings};
 use crate::{
@@ -81,13 +81,13 @@ impl One {
         let disk = FaultyDisk::default();
         let backend = backend(ROOT, settings, Arc::new(disk.clone())).await;
         let owner = Owner::default();
-        let writer = backend.create(key(1), Arc::new(owner.clone())).await.unwrap();
+        let writer = backend.create(key(1), Epoch(1), Arc::new(owner.clone())).await.unwrap();
         Self { disk, backend, writer, owner }
     }
 
     async fn create(&self, log: u64) -> (Arc<dyn SegmentWriter>, Owner) {
         let owner = Owner::default();
-        (self.backend.create(key(log), Arc::new(owner.clone())).await.unwrap(), owner)
+        (self.backend.create(key(log), Epoch(1), Arc::new(owner.clone())).await.unwrap(), owner)
     }
 
     fn placement(&self) -> Placement {

@@ -74,7 +74,8 @@ impl Shared {
         owner: Arc<dyn SegmentOwner>,
         start: Start,
     ) -> Result<Arc<Segment>, StoreError> {
-        let placement = Placement { volume: self.volume.dir.id, from_batch: self.next_batch.load(Ordering::Acquire) };
+        let from_batch = self.next_batch.load(Ordering::Acquire);
+        let placement = Placement::Volume { volume: self.volume.dir.id, from_batch };
         let segment = {
             let mut open = self.open();
             open.segments.retain(|known| known.strong_count() > 0);

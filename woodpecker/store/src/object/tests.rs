@@ -11,7 +11,7 @@ use super::{
     store::{ObjectStoreSettings, Provider, Secret},
     *,
 };
-use woodpecker_core::ids::LogId;
+use woodpecker_core::ids::{Epoch, LogId};
 
 use crate::{
     backend::SegmentEnd,
@@ -116,7 +116,7 @@ impl Log {
     async fn create(backend: &Arc<ObjectBackend>, log: u64) -> Self {
         let key = SegmentKey { log: LogId(log), segment: 1 };
         let owner = Owner::default();
-        let writer = backend.create(key, Arc::new(owner.clone())).await.unwrap();
+        let writer = backend.create(key, Epoch(1), Arc::new(owner.clone())).await.unwrap();
         Self { key, owner, writer }
     }
 

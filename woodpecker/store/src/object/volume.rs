@@ -129,7 +129,7 @@ impl Volume {
         if state.phase != Phase::Open {
             return None;
         }
-        let placement = Placement { volume: self.id(), from_batch: state.next_seq };
+        let placement = Placement::Volume { volume: self.id(), from_batch: state.next_seq };
         state.records.insert(key, Record { segment: Arc::downgrade(&segment), span: None, sent: 0 });
         drop(state);
         Some(Arc::new(Writer { segment, volume: Arc::clone(self), placement }))

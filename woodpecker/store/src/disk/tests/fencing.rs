@@ -6,7 +6,7 @@ use woodpecker_core::ids::Epoch;
 
 use super::{FaultyDisk, One, ROOT, backend, entry, faulty::Hook, key, read_all, small};
 use crate::{
-    backend::{Backend, Placement, SegmentEnd},
+    backend::{Backend, Placement, SegmentEnd, volume_of},
     disk::{
         file::VolumeDir,
         volume::{FullFiles, Volume, Weighter},
@@ -18,10 +18,11 @@ fn taker(disk: &FaultyDisk, placement: &Placement) -> (Hook, Arc<Mutex<Option<u6
     let got = Arc::new(Mutex::new(None));
     let (disk, placement, keep) = (disk.process(), placement.clone(), got.clone());
     let hook = move || {
-        let path = std::path::Path::new(ROOT).join("volumes").join(placement.volume.to_string());
-        let dir = VolumeDir { id: placement.volume, path, disk: Arc::new(disk) };
+        let (id, from_batch) = volume_of(&placement).unwrap();
+        let path = std::path::Path::new(ROOT).join("volumes").join(id.to_string());
+        let dir = VolumeDir { id, path, disk: Arc::new(disk) };
         let volume = Volume::found(dir, Arc::new(FullFiles::with_weighter(10, 1 << 20, Weighter)));
-        let tail = volume.fence(key(1), placement.from_batch, Epoch(2), 7).unwrap();
+        let tail = volume.fence(key(1), from_batch, Epoch(2), 7).unwrap();
         *keep.lock().unwrap() = Some(tail);
     };
     (Box::new(hook), got)

@@ -71,7 +71,7 @@ async fn a_piece_whose_file_was_lost_is_not_whole() {
     for number in 0..20 {
         one.append(number..number + 1).await;
     }
-    let volume = format!("{ROOT}/volumes/{}", one.placement().volume);
+    let volume = format!("{ROOT}/volumes/{}", one.placement());
     one.disk.remove_file(format!("{volume}/00000002.vol").as_ref()).unwrap();
     let two = backend(ROOT, small(), Arc::new(one.disk.process())).await;
     let found = pieces(&two).await;

@@ -125,11 +125,11 @@ async fn closing_gives_back_what_was_allocated_ahead() {
     let dir = tempfile::tempdir().unwrap();
     let backend = backend(dir.path(), LocalSettings::default(), Arc::new(RealDisk)).await;
     let owner = Owner::default();
-    let writer = backend.create(key(1), Arc::new(owner.clone())).await.unwrap();
+    let writer = backend.create(key(1), Epoch(1), Arc::new(owner.clone())).await.unwrap();
     writer.append(vec![entry(key(1), 0)]).unwrap();
     owner.wait_acked(1).await;
     backend.close().await;
-    let volume = dir.path().join("volumes").join(writer.placement().volume.to_string());
+    let volume = dir.path().join("volumes").join(writer.placement().to_string());
     let mut sizes: Vec<_> = std::fs::read_dir(volume)
         .unwrap()
         .map(|file| file.map(|file| (file.file_name().into_string().unwrap(), file.metadata().unwrap().len())).unwrap())
@@ -138,7 +138,10 @@ async fn closing_gives_back_what_was_allocated_ahead() {
     let names: Vec<_> = sizes.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["00000000.idx", "00000000.vol", "marks"]);
     assert_eq!(sizes[1].1, 8_192);
-    assert!(matches!(backend.create(key(2), Arc::new(Owner::default())).await, Err(StoreError::Unavailable(_))));
+    assert!(matches!(
+        backend.create(key(2), Epoch(1), Arc::new(Owner::default())).await,
+        Err(StoreError::Unavailable(_))
+    ));
 }
 
 #[tokio::test]

@@ -4,10 +4,13 @@ use object_store::{ObjectStoreExt, path::Path};
 use test_peers::s3::Conditional;
 
 use super::*;
-use crate::format::{BatchId, Kind, encode_batch};
+use crate::{
+    backend::volume_of,
+    format::{BatchId, Kind, encode_batch},
+};
 
 fn object(placement: &Placement, seq: u64) -> Path {
-    Path::from(format!("volumes/{}/{seq:020}", placement.volume))
+    Path::from(format!("volumes/{placement}/{seq:020}"))
 }
 
 #[tokio::test]
@@ -64,13 +67,13 @@ async fn anothers_object_in_the_way_stops_the_volume() {
     let (backend, _tasks) = shared.backend();
     let log = Log::create(&backend, 1).await;
     log.write("mine").await;
-    let volume = log.placement().volume;
+    let volume = volume_of(log.placement()).unwrap().0;
     let mut bytes = Vec::new();
     let id = BatchId { kind: Kind::Data, volume, seq: 1, writer: 1, attempt: 2 };
     encode_batch(&mut bytes, id, &[], &[]).unwrap();
     for foreign in [bytes, b"not even a batch".to_vec()] {
         let log = Log::create(&backend, 2).await;
-        let seq = if log.placement().volume == volume { 1 } else { 0 };
+        let seq = if volume_of(log.placement()).unwrap().0 == volume { 1 } else { 0 };
         shared.store.put(&object(log.placement(), seq), foreign.into()).await.unwrap();
         log.append("mine too");
         let end = log.owner.wait_ended().await;
@@ -96,7 +99,7 @@ async fn a_store_that_is_gone_too_long_fails_the_volume_and_the_next_one_works()
     shared.peer().faults().clear();
 
     let next = Log::create(&backend, 2).await;
-    assert_ne!(next.placement().volume, log.placement().volume);
+    assert_ne!(volume_of(next.placement()).unwrap().0, volume_of(log.placement()).unwrap().0);
     next.write("works").await;
     // The failed volume's segment is closed like any other, by this process too.
     let tail = backend.fence(log.key, log.placement(), Epoch(2)).await.unwrap();
@@ -130,7 +133,7 @@ async fn displaced_segments_hold_what_was_acked_and_new_ones_go_elsewhere() {
     assert_eq!(old.fence(other.key, other.placement(), Epoch(1)).await.unwrap(), 1);
 
     let again = Log::create(&old, 3).await;
-    assert_ne!(again.placement().volume, other.placement().volume);
+    assert_ne!(volume_of(again.placement()).unwrap().0, volume_of(other.placement()).unwrap().0);
     again.write("goes on").await;
 }
 
@@ -164,7 +167,7 @@ async fn a_segment_placed_ahead_of_what_is_stored_is_fenced_at_zero() {
         tokio::task::yield_now().await;
     }
     let ahead = Log::create(&old, 2).await;
-    assert_eq!(ahead.placement().from_batch, 1);
+    assert_eq!(volume_of(ahead.placement()).unwrap().1, 1);
     assert_eq!(new.fence(ahead.key, ahead.placement(), Epoch(2)).await.unwrap(), 0);
     first.owner.wait_acked(1).await;
     ahead.append("too late");
