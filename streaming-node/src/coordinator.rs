@@ -1,14 +1,20 @@
 //! The node's calls to the coordinator.
 
 use std::{
+    fmt::Display,
+    future::Future,
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_trait::async_trait;
-use streaming_proto::rootcoord::{AllocTimestampRequest, root_coord_client::RootCoordClient};
-use streaming_types::metadata::set_destination;
+use streaming_proto::{
+    common,
+    rootcoord::{AllocIdRequest, AllocTimestampRequest, root_coord_client::RootCoordClient},
+    streaming::{BroadcastAckRequest, streaming_coord_broadcast_service_client::StreamingCoordBroadcastServiceClient},
+};
+use streaming_types::{ImmutableMessage, metadata::set_destination};
 use tonic::{
     Request,
     transport::{Channel, Endpoint},
@@ -19,13 +25,17 @@ use woodpecker_base::{
     session::{SessionRecord, session_prefix},
 };
 
-use crate::timestamps::{TimestampError, TimestampSource};
+use crate::{
+    ids::{IdError, IdSource},
+    recovery::acks::{AckError, BroadcastAcks},
+    timestamps::{TimestampError, TimestampSource},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// Timestamps from the active coordinator, which is found by its session in the metadata store. When a call fails, the
-/// next one looks for it again.
+/// Timestamps, ids and acknowledgements of broadcasts at the active coordinator, which is found by its session in the
+/// metadata store. When a call fails, the next one looks for it again.
 #[derive(Debug)]
 pub struct RootCoord {
     metadata: Arc<dyn MetadataStore>,
@@ -39,7 +49,16 @@ pub struct RootCoord {
 #[derive(Debug, Clone)]
 struct Active {
     server_id: i64,
-    client: RootCoordClient<Channel>,
+    cluster: String,
+    channel: Channel,
+}
+
+impl Active {
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        set_destination(request.metadata_mut(), &self.cluster, Some(self.server_id));
+        request
+    }
 }
 
 impl RootCoord {
@@ -58,52 +77,90 @@ impl RootCoord {
         *self.active.lock().unwrap_or_else(PoisonError::into_inner) = active;
     }
 
-    async fn active(&self) -> Result<Active, TimestampError> {
+    async fn active(&self) -> Result<Active, String> {
         let known = self.active.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(active) = known {
             return Ok(active);
         }
-        let found = self.metadata.get(&self.session).await.map_err(failed)?;
-        let session = found.ok_or_else(|| TimestampError("no coordinator is active".to_owned()))?;
-        let session = SessionRecord::decode(&session.value).map_err(failed)?;
+        let found = self.metadata.get(&self.session).await.map_err(text)?;
+        let session = found.ok_or_else(|| "no coordinator is active".to_owned())?;
+        let session = SessionRecord::decode(&session.value).map_err(text)?;
         let endpoint = Endpoint::from_shared(format!("http://{}", session.address))
-            .map_err(failed)?
+            .map_err(text)?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
         let channel = endpoint.connect_with_connector_lazy(self.connector.clone());
-        let active = Active { server_id: session.server_id, client: RootCoordClient::new(channel) };
+        let active = Active { server_id: session.server_id, cluster: self.cluster.clone(), channel };
         self.set_active(Some(active.clone()));
         Ok(active)
     }
 
-    async fn call(&self, count: u32) -> Result<Range<u64>, TimestampError> {
-        let mut active = self.active().await?;
-        let mut request = Request::new(AllocTimestampRequest { count, ..AllocTimestampRequest::default() });
-        set_destination(request.metadata_mut(), &self.cluster, Some(active.server_id));
-        let response = active.client.alloc_timestamp(request).await.map_err(failed)?.into_inner();
-        if let Some(status) = response.status.filter(|status| status.code != 0) {
-            return Err(TimestampError(format!("{} (code {})", status.reason, status.code)));
-        }
-        let first = response.timestamp;
-        let end = first.checked_add(u64::from(response.count)).filter(|end| *end > first);
-        Ok(first..end.ok_or_else(|| TimestampError("the coordinator gave no timestamps".to_owned()))?)
+    async fn call<T, F>(&self, call: impl FnOnce(Active) -> F + Send) -> Result<T, String>
+    where
+        F: Future<Output = Result<T, String>> + Send,
+    {
+        // A caller that gives up leaves the connection to be looked for again, like a call that failed.
+        let mut forget = Forget { source: self, armed: true };
+        let result = call(self.active().await?).await;
+        forget.armed = result.is_err();
+        result
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> TimestampError {
-    TimestampError(error.to_string())
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+fn check(status: Option<common::Status>) -> Result<(), String> {
+    match status {
+        Some(status) if status.code != 0 => Err(format!("{} (code {})", status.reason, status.code)),
+        _ => Ok(()),
+    }
 }
 
 #[async_trait]
 impl TimestampSource for RootCoord {
     async fn allocate(&self, count: u32) -> Result<Range<u64>, TimestampError> {
-        // A caller that gives up leaves the connection to be looked for again, like a call that failed.
-        let mut forget = Forget { source: self, armed: true };
-        let result = self.call(count).await;
-        forget.armed = result.is_err();
-        result
+        let call = |active: Active| async move {
+            let request = active.request(AllocTimestampRequest { count, ..AllocTimestampRequest::default() });
+            let response = RootCoordClient::new(active.channel).alloc_timestamp(request).await;
+            let response = response.map_err(text)?.into_inner();
+            check(response.status)?;
+            let first = response.timestamp;
+            let end = first.checked_add(u64::from(response.count)).filter(|end| *end > first);
+            Ok(first..end.ok_or_else(|| "the coordinator gave no timestamps".to_owned())?)
+        };
+        self.call(call).await.map_err(TimestampError)
+    }
+}
+
+#[async_trait]
+impl IdSource for RootCoord {
+    async fn allocate_ids(&self, count: u32) -> Result<Range<i64>, IdError> {
+        let call = |active: Active| async move {
+            let request = active.request(AllocIdRequest { count, ..AllocIdRequest::default() });
+            let response = RootCoordClient::new(active.channel).alloc_id(request).await.map_err(text)?.into_inner();
+            check(response.status)?;
+            let first = response.id;
+            let end = first.checked_add(i64::from(response.count)).filter(|end| *end > first);
+            Ok(first..end.ok_or_else(|| "the coordinator gave no ids".to_owned())?)
+        };
+        self.call(call).await.map_err(IdError)
+    }
+}
+
+#[async_trait]
+impl BroadcastAcks for RootCoord {
+    async fn ack(&self, message: ImmutableMessage) -> Result<(), AckError> {
+        let call = |active: Active| async move {
+            let request = BroadcastAckRequest { message: Some(message.into()), ..BroadcastAckRequest::default() };
+            let request = active.request(request);
+            let acked = StreamingCoordBroadcastServiceClient::new(active.channel).ack(request).await;
+            acked.map(drop).map_err(text)
+        };
+        self.call(call).await.map_err(AckError)
     }
 }
 

@@ -2,8 +2,10 @@
 
 mod coordinator;
 mod identity;
+mod ids;
 mod metrics;
 mod node;
+mod recovery;
 mod registration;
 mod serve;
 mod service;
@@ -15,7 +17,9 @@ mod wal;
 mod wals;
 
 pub use coordinator::RootCoord;
+pub use ids::{IdError, IdSource};
 pub use node::{Node, Parts, StartError};
+pub use recovery::acks::{AckError, BroadcastAcks};
 pub use serve::{Edges, serve, server};
-pub use settings::{Settings, SettingsError};
+pub use settings::{Recovery, Settings, SettingsError};
 pub use timestamps::{TimestampError, TimestampSource};

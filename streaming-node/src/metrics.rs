@@ -61,3 +61,15 @@ pub fn buffered(pchannel: &str, bytes: usize) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
     gauge!("milvus_wal_write_ahead_buffer_size_bytes", "channel_name" => pchannel.to_owned()).set(bytes as f64);
 }
+
+/// The tick of the last checkpoint of a pchannel that is in the metadata store.
+pub fn checkpointed(pchannel: &str, tick: u64) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    gauge!("milvus_wal_recovery_persisted_time_tick", "channel_name" => pchannel.to_owned()).set(tick as f64);
+}
+
+/// The last segment of a pchannel's log that was given up.
+pub fn truncated(pchannel: &str, segment: u64) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    gauge!("milvus_wal_truncated_segment", "channel_name" => pchannel.to_owned()).set(segment as f64);
+}

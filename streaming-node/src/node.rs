@@ -15,6 +15,8 @@ use woodpecker_base::{
 
 use crate::{
     identity::Identity,
+    ids::IdSource,
+    recovery::acks::BroadcastAcks,
     registration::Registration,
     service::Services,
     settings::{Settings, SettingsError},
@@ -29,6 +31,8 @@ pub struct Parts {
     pub metadata: Arc<dyn MetadataStore>,
     pub logs: woodpecker::Client,
     pub timestamps: Arc<dyn TimestampSource>,
+    pub ids: Arc<dyn IdSource>,
+    pub acks: Arc<dyn BroadcastAcks>,
     pub clock: Clock,
     pub random: Random,
 }
@@ -99,8 +103,10 @@ impl Node {
         let identity = Arc::new(Identity::new(settings.cluster.clone(), server_id));
         let opener = Opener {
             settings: Arc::clone(&settings),
+            metadata: Arc::clone(&parts.metadata),
             logs: parts.logs.clone(),
             timestamps: Arc::clone(&parts.timestamps),
+            acks: Arc::clone(&parts.acks),
             clock: parts.clock.clone(),
             random: parts.random.clone(),
             tasks: tasks.clone(),

@@ -52,8 +52,17 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
     let Edges { listener, connector, metadata, logs, clock, random } = edges;
     let address = settings.advertised_address.clone().unwrap_or_else(|| listener.address().to_owned());
     let grace = settings.close_timeout;
-    let timestamps = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
-    let parts = Parts { metadata, logs, timestamps: Arc::new(timestamps), clock: clock.clone(), random };
+    let root = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
+    let root = Arc::new(root);
+    let parts = Parts {
+        metadata,
+        logs,
+        timestamps: Arc::<RootCoord>::clone(&root),
+        ids: Arc::<RootCoord>::clone(&root),
+        acks: root,
+        clock: clock.clone(),
+        random,
+    };
     let node = Node::start(settings, parts).await?;
 
     let tasks = Tasks::new();

@@ -1,5 +1,6 @@
 //! The gRPC services of a node: thin, each method decodes, asks and encodes.
 
+mod checkpoints;
 mod consume;
 mod handler;
 mod manager;
@@ -8,6 +9,7 @@ mod state;
 
 use std::sync::Arc;
 
+use streaming_proto::data::data_coord_server::DataCoordServer;
 use streaming_proto::streaming::{
     streaming_node_handler_service_server::StreamingNodeHandlerServiceServer,
     streaming_node_manager_service_server::StreamingNodeManagerServiceServer,
@@ -20,7 +22,7 @@ use tonic::{
 };
 
 pub use self::state::ROLE;
-use self::{handler::Handler, manager::Manager, state::States};
+use self::{checkpoints::Checkpoints, handler::Handler, manager::Manager, state::States};
 use crate::{
     identity::Identity,
     settings::{MAX_GRPC_BYTES, Settings},
@@ -60,6 +62,8 @@ impl Services {
         let mut routes = Routes::default();
         routes = routes.add_service(InterceptedService::new(handler, here.clone()));
         routes = routes.add_service(InterceptedService::new(manager, here.clone()));
+        let checkpoints = DataCoordServer::new(Checkpoints::new(self.clone()));
+        routes = routes.add_service(InterceptedService::new(checkpoints, here.clone()));
         routes.add_service(InterceptedService::new(state, here))
     }
 }

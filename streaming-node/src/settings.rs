@@ -38,6 +38,25 @@ pub struct Settings {
     /// How long closing a write-ahead log may take before what is left is given up.
     #[serde(with = "humantime_serde")]
     pub close_timeout: Duration,
+    /// How a write-ahead log is made ready to be taken over.
+    pub recovery: Recovery,
+}
+
+/// How often a write-ahead log writes down how far it is done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recovery {
+    /// The longest time between two checkpoints of a log that is written to.
+    #[serde(with = "humantime_serde")]
+    pub persist_interval: Duration,
+    /// The most bytes between two checkpoints, which is about what the next owner replays.
+    pub persist_bytes: u64,
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self { persist_interval: Duration::from_secs(10), persist_bytes: 64 << 20 }
+    }
 }
 
 impl Default for Settings {
@@ -56,6 +75,7 @@ impl Default for Settings {
             buffer_age: Duration::from_secs(30),
             heartbeat: Duration::from_millis(200),
             close_timeout: Duration::from_secs(10),
+            recovery: Recovery::default(),
         }
     }
 }
@@ -108,6 +128,9 @@ impl Settings {
         if self.close_timeout.is_zero() {
             return refuse("close_timeout", "must not be zero");
         }
+        if self.recovery.persist_interval.is_zero() {
+            return refuse("recovery.persist_interval", "must not be zero");
+        }
         Ok(())
     }
 }
@@ -149,6 +172,13 @@ mod tests {
             ("producer_in_flight_bytes", Settings { producer_in_flight_bytes: 1, ..default() }),
             ("heartbeat", Settings { heartbeat: Duration::ZERO, ..default() }),
             ("close_timeout", Settings { close_timeout: Duration::ZERO, ..default() }),
+            (
+                "recovery.persist_interval",
+                Settings {
+                    recovery: Recovery { persist_interval: Duration::ZERO, ..Recovery::default() },
+                    ..default()
+                },
+            ),
         ];
         for (key, settings) in bad {
             assert_eq!(settings.validate().unwrap_err().key, key);

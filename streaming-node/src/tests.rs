@@ -3,10 +3,12 @@
 
 mod consume;
 mod fence;
+mod hanging;
 mod harness;
 mod manage;
 mod model;
 mod produce;
+mod recovery;
 mod refusals;
 mod registration;
 mod without_coordinator;

@@ -11,7 +11,7 @@ pub mod group;
 mod lock;
 mod log_writer;
 pub mod open;
-mod record;
+pub mod record;
 mod recovery;
 mod reorder;
 pub mod scanner;
@@ -26,11 +26,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::tasks::Tasks;
 
-pub use self::record::Stored;
 use self::{
     group::Append,
     open::INBOX,
     scanner::{ScanEdges, ScanOptions, Scanner},
+};
+pub use self::{
+    record::{BadRecord, Stored},
+    recovery::ReplayError,
+};
+use crate::recovery::{
+    catalog::{Catalog, CatalogError},
+    keeper::Progress,
+    state::Checkpoint,
 };
 
 /// What clients are told the kind of log is; it names the codec of message ids.
@@ -50,6 +58,9 @@ struct Live {
     inbox: mpsc::Sender<Append>,
     budget: Arc<Semaphore>,
     in_flight_bytes: usize,
+    close_timeout: Duration,
+    catalog: Catalog,
+    progress: Arc<Progress>,
     tasks: Tasks,
 }
 
@@ -89,23 +100,37 @@ impl Wal {
     /// How far it is, for the coordinator. Waits for nothing.
     pub fn metrics(&self) -> pb::StreamingNodeWalMetrics {
         use pb::streaming_node_wal_metrics::Metrics;
-        let metrics = match &self.scan.buffer {
-            Some(buffer) => {
-                let tick = buffer.watermark().tick;
-                // Nothing is left to recover once a WAL is open.
-                Metrics::Rw(pb::StreamingNodeRwwalMetrics { mvcc_time_tick: tick, recovery_time_tick: tick })
+        let metrics = match (&self.scan.buffer, &self.live) {
+            (Some(buffer), Some(live)) => {
+                let newest = buffer.watermark();
+                let recovery_time_tick = live.progress.tick(newest);
+                Metrics::Rw(pb::StreamingNodeRwwalMetrics { mvcc_time_tick: newest.tick, recovery_time_tick })
             }
-            None => Metrics::Ro(pb::StreamingNodeRowalMetrics {}),
+            _ => Metrics::Ro(pb::StreamingNodeRowalMetrics {}),
         };
         pb::StreamingNodeWalMetrics { info: Some(self.channel.to_proto()), metrics: Some(metrics) }
     }
 
-    /// Stops appends, answers what is in flight and gives the log up; takes no longer than the setting allows.
+    /// Notes that `consumer` needs nothing before `position` any more; the first report registers it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Overtaken`] if this node does not own the WAL; the metadata store's.
+    pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<(), CatalogError> {
+        match &self.live {
+            Some(live) => live.catalog.report(consumer, position).await,
+            None => Err(CatalogError::Overtaken(String::new())),
+        }
+    }
+
+    /// Stops appends, answers what is in flight and gives the log up; takes no longer than the setting allows, whatever
+    /// storage does.
     pub async fn close(&self) {
         self.scan.ended.cancel();
         if let Some(live) = &self.live {
-            // The appender bounds its own end.
-            live.tasks.drain(&self.scan.clock, Duration::MAX).await;
+            // Each of its tasks bounds its own end.
+            if !live.tasks.drain(&self.scan.clock, live.close_timeout).await {
+                tracing::warn!(pchannel = self.channel.name(), "closing took too long, the next owner fences the log");
+            }
         }
     }
 }

@@ -100,21 +100,29 @@ impl Wals {
     /// # Errors
     /// ON_SHUTDOWN, CHANNEL_NOT_EXIST, UNMATCHED_CHANNEL_TERM.
     pub fn find(&self, asked: &PChannel) -> Result<Arc<Wal>, StreamingError> {
+        let wal = self.serving(asked.name())?;
+        if wal.channel().term() != asked.term() {
+            return Err(StreamingError::unmatched_channel_term(asked.name(), asked.term(), wal.channel().term()));
+        }
+        Ok(wal)
+    }
+
+    /// The open WAL of a pchannel, whatever its term.
+    ///
+    /// # Errors
+    /// ON_SHUTDOWN, CHANNEL_NOT_EXIST.
+    pub fn serving(&self, pchannel: &str) -> Result<Arc<Wal>, StreamingError> {
         let channel = {
             let state = self.lock();
             if state.closing {
                 return Err(StreamingError::manager_closed());
             }
-            state.channels.get(asked.name()).map(Arc::clone)
+            state.channels.get(pchannel).map(Arc::clone)
         };
-        let wal = channel
+        channel
             .and_then(|channel| channel.wal.load_full())
             .filter(|wal| !wal.ended().is_cancelled())
-            .ok_or_else(|| StreamingError::channel_not_exist(asked.name()))?;
-        if wal.channel().term() != asked.term() {
-            return Err(StreamingError::unmatched_channel_term(asked.name(), asked.term(), wal.channel().term()));
-        }
-        Ok(wal)
+            .ok_or_else(|| StreamingError::channel_not_exist(pchannel))
     }
 
     /// What is open, for the coordinator. Waits for no WAL.

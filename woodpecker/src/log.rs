@@ -137,11 +137,8 @@ impl Log {
     async fn delete_below(&self, truncated: EntryId) -> Result<(), LogError> {
         let closed = self.client.catalog.segments(self.view.id).await?;
         let below: Vec<ClosedSegment> = closed.into_iter().filter(|closed| closed.is_below(truncated)).collect();
-        stream::iter(&below)
-            .map(|closed| self.client.delete(self.view.id, &closed.opened))
-            .buffer_unordered(DELETES_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
+        let deletes: Vec<_> = below.iter().map(|closed| self.client.delete(self.view.id, &closed.opened)).collect();
+        stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE).try_collect::<()>().await?;
         // The data first: a record that remains is deleted again, data without a record never.
         let numbers: Vec<u64> = below.iter().map(ClosedSegment::segment).collect();
         self.client.catalog.forget_segments(self.view.id, &numbers).await

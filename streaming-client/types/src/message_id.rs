@@ -59,15 +59,26 @@ impl MessageId {
     /// The text form, as it stands in `common.MessageID.id` and in the property `_lc`.
     #[must_use]
     pub fn encode(self) -> String {
-        STANDARD.encode(LogMessageIdData { segment: self.segment, entry: self.entry }.encode_to_vec())
+        STANDARD.encode(self.to_bytes())
     }
 
     /// Reads [`encode`](Self::encode).
     pub fn decode(text: &str) -> Result<Self, MessageIdError> {
         let bytes = STANDARD.decode(text).map_err(|_| MessageIdError::NotBase64(text.to_owned()))?;
-        match LogMessageIdData::decode(bytes.as_slice()) {
+        Self::from_bytes(&bytes)
+    }
+
+    /// The form in `msg.MsgPosition.msgID`.
+    #[must_use]
+    pub fn to_bytes(self) -> Vec<u8> {
+        LogMessageIdData { segment: self.segment, entry: self.entry }.encode_to_vec()
+    }
+
+    /// Reads [`to_bytes`](Self::to_bytes).
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MessageIdError> {
+        match LogMessageIdData::decode(bytes) {
             Ok(LogMessageIdData { segment, entry }) if segment >= 0 && entry >= 0 => Ok(Self { segment, entry }),
-            _ => Err(MessageIdError::NotAnId(text.to_owned())),
+            _ => Err(MessageIdError::NotAnId(STANDARD.encode(bytes))),
         }
     }
 

@@ -5,8 +5,8 @@ use std::{
     net::Ipv4Addr,
     ops::Range,
     sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -44,7 +44,8 @@ use woodpecker_store::{
     memory::{MemoryBackend, MemoryMedium},
 };
 
-use crate::{Node, Parts, Settings, TimestampError, TimestampSource};
+use super::hanging::Hanging;
+use crate::{AckError, BroadcastAcks, IdError, IdSource, Node, Parts, Settings, TimestampError, TimestampSource};
 
 pub const PCHANNEL: &str = "by-dev-rootcoord-dml_0";
 pub const VCHANNEL: &str = "by-dev-rootcoord-dml_0_1v0";
@@ -81,12 +82,44 @@ impl TimestampSource for Timestamps {
     }
 }
 
+/// Ids from 1000 on.
+#[derive(Debug, Default)]
+pub struct Ids(AtomicI64);
+
+#[async_trait]
+impl IdSource for Ids {
+    async fn allocate_ids(&self, count: u32) -> Result<Range<i64>, IdError> {
+        let first = 1000 + self.0.fetch_add(count.into(), Ordering::SeqCst);
+        Ok(first..first + i64::from(count))
+    }
+}
+
+/// A broadcaster that a test can silence.
+#[derive(Debug)]
+pub struct Acks {
+    pub acked: Mutex<Vec<MessageId>>,
+    pub answers: watch::Sender<bool>,
+}
+
+#[async_trait]
+impl BroadcastAcks for Acks {
+    async fn ack(&self, message: ImmutableMessage) -> Result<(), AckError> {
+        let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
+        self.acked.lock().unwrap().push(message.id);
+        Ok(())
+    }
+}
+
 /// What outlives a node.
 pub struct World {
     pub clock: Clock,
     pub metadata: MemoryStore,
     pub medium: MemoryMedium,
     pub timestamps: Arc<Timestamps>,
+    pub ids: Arc<Ids>,
+    pub acks: Arc<Acks>,
+    /// Whether storage answers nobody.
+    pub hung: watch::Sender<bool>,
 }
 
 impl World {
@@ -96,13 +129,17 @@ impl World {
             metadata: MemoryStore::new(clock.clone()),
             medium: MemoryMedium::new(),
             timestamps: Timestamps::new(clock.clone()),
+            ids: Arc::default(),
+            hung: watch::Sender::new(false),
+            acks: Arc::new(Acks { acked: Mutex::default(), answers: watch::Sender::new(true) }),
             clock,
         }
     }
 
     /// A client of the logs, as another process would have one.
     pub fn logs(&self, tasks: &Tasks) -> woodpecker::Client {
-        let backend: Arc<dyn Backend> = Arc::new(MemoryBackend::new(self.medium.clone(), tasks));
+        let inner: Arc<dyn Backend> = Arc::new(MemoryBackend::new(self.medium.clone(), tasks));
+        let backend: Arc<dyn Backend> = Arc::new(Hanging { inner, hung: self.hung.subscribe() });
         let settings = woodpecker::Settings {
             metadata_prefix: "woodpecker".to_owned(),
             backend: backend.name().to_owned(),
@@ -127,6 +164,8 @@ impl World {
             metadata,
             logs: logs.clone(),
             timestamps: Arc::clone(&self.timestamps) as Arc<dyn TimestampSource>,
+            ids: Arc::clone(&self.ids) as Arc<dyn IdSource>,
+            acks: Arc::clone(&self.acks) as Arc<dyn BroadcastAcks>,
             clock: self.clock.clone(),
             random: Random::seeded(5),
         };
@@ -147,6 +186,17 @@ impl World {
         node.assign(&rw(1)).await.unwrap();
         node
     }
+}
+
+/// What `look` finds, which it does within ten seconds.
+pub async fn eventually<T>(world: &World, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..500 {
+        if let Some(found) = look().await {
+            return found;
+        }
+        world.clock.sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{what} did not happen");
 }
 
 pub fn rw(term: i64) -> PChannel {

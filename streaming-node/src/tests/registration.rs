@@ -24,23 +24,13 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use super::harness::{VCHANNEL, World, code, insert, rw};
+use super::harness::{VCHANNEL, World, code, eventually, insert, rw};
 use crate::{Edges, RootCoord, Settings, TimestampSource, serve};
 
 async fn session(world: &World, server_id: i64) -> Option<SessionRecord> {
     let key = format!("by-dev/meta/session/streamingnode-{server_id}");
     let found = world.metadata.get(&key).await.unwrap()?;
     Some(SessionRecord::decode(&found.value).unwrap())
-}
-
-async fn eventually<T>(world: &World, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..500 {
-        if let Some(found) = look().await {
-            return found;
-        }
-        world.clock.sleep(Duration::from_millis(20)).await;
-    }
-    panic!("{what} did not happen");
 }
 
 #[tokio::test]

@@ -56,6 +56,8 @@ pub struct Buffer {
     state: Mutex<State>,
     /// Wakes readers; carries nothing.
     changed: watch::Sender<()>,
+    /// Wakes who wants to know of messages only.
+    written: watch::Sender<()>,
     capacity: Capacity,
 }
 
@@ -84,23 +86,30 @@ impl Buffer {
     pub fn new(first: &Stored, capacity: Capacity) -> Self {
         let watermark = Watermark { tick: first.tick, last: first.id };
         let state = State { entries: VecDeque::new(), bytes: 0, evicted: first.id, watermark, heartbeats: 0 };
-        Self { state: Mutex::new(state), changed: watch::Sender::new(()), capacity }
+        let (changed, written) = (watch::Sender::new(()), watch::Sender::new(()));
+        Self { state: Mutex::new(state), changed, written, capacity }
     }
 
     /// Adds messages that are durable, and the tick that closes them.
     pub fn publish(&self, messages: impl IntoIterator<Item = Arc<Stored>>, tick: u64, now: Instant) {
+        let wrote;
         {
             let mut state = self.lock();
+            let before = state.watermark.last;
             for message in messages {
                 state.watermark.last = message.id;
                 state.bytes += message.bytes;
                 self.capacity.node.held.fetch_add(message.bytes, Ordering::Relaxed);
                 state.entries.push_back((message, now));
             }
+            wrote = state.watermark.last > before;
             state.watermark.tick = tick;
             state.evict(&self.capacity, now);
         }
         self.changed.send_replace(());
+        if wrote {
+            self.written.send_replace(());
+        }
     }
 
     /// Lets go of what is too old, and makes every reader give its client a tick.
@@ -153,6 +162,11 @@ impl Buffer {
     /// Tells of every later change.
     pub fn subscribe(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
+    }
+
+    /// Tells when messages were added. Who listens is no reader: nothing is done to keep it up to date.
+    pub fn written(&self) -> watch::Receiver<()> {
+        self.written.subscribe()
     }
 
     /// How many readers follow the tail now.

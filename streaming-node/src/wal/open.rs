@@ -1,4 +1,4 @@
-//! Opening a WAL at a term: fence the log, replay it, append the tick that begins the term, serve.
+//! Opening a WAL at a term: claim the term, fence the log, replay it, append the tick that begins the term, serve.
 
 use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 use woodpecker::{AppendError, Log, LogError, OpenWriterError, Writer};
-use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random, tasks::Tasks};
+use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, random::Random, tasks::Tasks};
 
 use super::{
     Live, Wal,
@@ -22,19 +22,36 @@ use super::{
     ticks::Ticks,
     time_tick::SharedTicks,
 };
-use crate::{settings::Settings, timestamps::TimestampSource};
+use crate::{
+    recovery::{
+        acks::BroadcastAcks,
+        catalog::{Catalog, CatalogError},
+        follower::Follower,
+        keeper::{Ends, Keeper, Progress},
+        replay::{self, Replayed},
+        seen::Seen,
+        state::State,
+    },
+    settings::Settings,
+    timestamps::TimestampSource,
+};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// After so many failures in a row the coordinator may try elsewhere.
 const ATTEMPTS: u32 = 30;
+/// Shares of the time that closing may take: the appender's, then the keeper's; the rest is slack.
+const APPENDER_SHARE: f32 = 0.6;
+const KEEPER_SHARE: f32 = 0.3;
 
 /// What WALs are opened with.
 #[derive(Debug, Clone)]
 pub struct Opener {
     pub settings: Arc<Settings>,
+    pub metadata: Arc<dyn MetadataStore>,
     pub logs: woodpecker::Client,
     pub timestamps: Arc<dyn TimestampSource>,
+    pub acks: Arc<dyn BroadcastAcks>,
     pub clock: Clock,
     pub random: Random,
     pub tasks: Tasks,
@@ -48,6 +65,8 @@ pub enum OpenError {
     Log(#[from] LogError),
     #[error(transparent)]
     Writer(#[from] OpenWriterError),
+    #[error("the metadata: {0}")]
+    Catalog(#[from] CatalogError),
     #[error("replaying the log: {0}")]
     Replay(#[from] ReplayError),
     #[error("appending the first time tick: {0}")]
@@ -61,9 +80,9 @@ pub enum OpenError {
 impl OpenError {
     fn is_retryable(&self) -> bool {
         match self {
-            Self::Log(error) | Self::Writer(OpenWriterError::Log(error)) | Self::Replay(ReplayError::Log(error)) => {
-                error.is_retryable()
-            }
+            Self::Log(error) | Self::Writer(OpenWriterError::Log(error)) => error.is_retryable(),
+            Self::Catalog(error) => error.is_retryable(),
+            Self::Replay(ReplayError::Log(error)) => error.is_retryable(),
             Self::Replay(ReplayError::Read(error)) => error.is_retryable(),
             // Whoever preempted this open has the later term.
             Self::Writer(OpenWriterError::Preempted) | Self::FirstTick(_) | Self::BadFirstTick(_) | Self::Overtaken => {
@@ -104,10 +123,24 @@ impl Opener {
         if channel.is_read_only() {
             return Ok(Wal { channel: channel.clone(), scan: scan(log, None), live: None });
         }
+        // The term is claimed before anything is fenced: one that is past disturbs nobody.
+        let root = &self.settings.metadata_root;
+        let catalog = Catalog::claim(Arc::clone(&self.metadata), root, channel.name(), channel.term()).await?;
         let writer = Arc::new(log.open_writer().await?);
         let recovered = recovery::replay(&log).await?;
-        let (live, buffer) = self.begin(channel, node, writer, recovered.last_tick, ended.clone()).await?;
+        let kept = self.recover(&log, catalog).await?;
+        let (live, buffer) = self.begin(channel, node, writer, recovered.last_tick, kept, ended.clone()).await?;
         Ok(Wal { channel: channel.clone(), scan: scan(log, Some(buffer)), live: Some(live) })
+    }
+
+    /// Brings the state in the metadata up to the end of the log.
+    async fn recover(&self, log: &Log, catalog: Catalog) -> Result<Kept, OpenError> {
+        let mut state = State::from_persisted(catalog.load().await?);
+        let began = self.clock.now();
+        let replayed = replay::replay(log, &mut state).await?;
+        let took = self.clock.now() - began;
+        tracing::info!(log = log.name(), bytes = replayed.bytes, ?took, "replayed");
+        Ok(Kept { log: log.clone(), catalog, state, replayed })
     }
 
     /// Begins the term with a persisted tick that is greater than every tick before it, and starts to serve.
@@ -117,6 +150,7 @@ impl Opener {
         node: i64,
         writer: Arc<Writer>,
         last_tick: u64,
+        kept: Kept,
         ended: CancellationToken,
     ) -> Result<(Live, Arc<Buffer>), OpenError> {
         let ticks = Ticks::above(last_tick, Arc::clone(&self.timestamps), self.clock.clone(), &self.random).await;
@@ -144,7 +178,7 @@ impl Opener {
             inbox: arrivals,
             clock: self.clock.clone(),
             heartbeat: settings.heartbeat,
-            close_timeout: settings.close_timeout,
+            close_timeout: settings.close_timeout.mul_f32(APPENDER_SHARE),
             pending: Default::default(),
             parked: Vec::new(),
             in_flight: FuturesOrdered::new(),
@@ -153,11 +187,49 @@ impl Opener {
             tick_due: false,
         };
         let tasks = self.tasks.branch();
-        tasks.spawn(appender.run(tasks.token().clone(), ended));
+        let stop = tasks.token().clone();
+        let ends = Ends {
+            ended: ended.clone(),
+            quiet: CancellationToken::new(),
+            lost: stop.clone(),
+            grace: settings.close_timeout.mul_f32(KEEPER_SHARE),
+        };
+        let quiet = ends.quiet.clone();
+        tasks.spawn(async move {
+            let _quiet = quiet.drop_guard();
+            appender.run(stop, ended).await;
+        });
+        let Kept { log, catalog, mut state, replayed } = kept;
+        state.apply(&Seen::of(&first));
+        let progress = Arc::new(Progress::at(first.id, first.tick));
+        let keeper = Keeper {
+            pchannel: channel.name().into(),
+            state,
+            follower: Follower::after(first.id, log.clone(), Arc::clone(&buffer)),
+            catalog: catalog.clone(),
+            log,
+            acks: Arc::clone(&self.acks),
+            clock: self.clock.clone(),
+            random: self.random.clone(),
+            settings: settings.recovery.clone(),
+            progress: Arc::clone(&progress),
+            taken: replayed.bytes,
+            saved: 0,
+        };
+        tasks.spawn(keeper.run(replayed.broadcasts, ends));
         let budget = Arc::new(Semaphore::new(settings.in_flight_bytes));
-        let live = Live { inbox, budget, in_flight_bytes: settings.in_flight_bytes, tasks };
+        let (in_flight_bytes, close_timeout) = (settings.in_flight_bytes, settings.close_timeout);
+        let live = Live { inbox, budget, in_flight_bytes, close_timeout, catalog, progress, tasks };
         Ok((live, buffer))
     }
+}
+
+/// What a former owner left, as of the end of its log.
+struct Kept {
+    log: Log,
+    catalog: Catalog,
+    state: State,
+    replayed: Replayed,
 }
 
 /// Messages that wait for the appender at most. The budget charges each at least its share, so there is always room.

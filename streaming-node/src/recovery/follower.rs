@@ -1,0 +1,82 @@
+//! Follows a WAL that this node appends to, message by message in log order, without taking part in its heartbeats.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
+
+use crate::wal::{
+    Stored,
+    buffer::{Buffer, Page},
+};
+
+/// Bytes taken from the buffer at a time.
+const PAGE_BYTES: usize = 4 << 20;
+
+/// See the module.
+pub struct Follower {
+    log: Log,
+    buffer: Arc<Buffer>,
+    written: watch::Receiver<()>,
+    /// The last entry met.
+    cursor: EntryId,
+    /// Reads what the buffer does not hold any more.
+    behind: Option<Box<Reader>>,
+}
+
+/// What came next.
+#[derive(Debug)]
+pub enum Batch {
+    Memory(Vec<Arc<Stored>>),
+    Log(Vec<Entry>),
+}
+
+impl Follower {
+    /// Follows what comes after `cursor`.
+    pub fn after(cursor: EntryId, log: Log, buffer: Arc<Buffer>) -> Self {
+        let written = buffer.written();
+        Self { log, buffer, written, cursor, behind: None }
+    }
+
+    /// The last entry that was given out.
+    pub fn cursor(&self) -> EntryId {
+        self.cursor
+    }
+
+    /// Whether nothing is left that was appended so far.
+    pub fn is_at_end(&self) -> bool {
+        self.cursor >= self.buffer.watermark().last
+    }
+
+    /// The next messages, at least one. Cancel-safe.
+    ///
+    /// # Errors
+    /// The log's; the same call may go on where it was.
+    pub async fn next(&mut self) -> Result<Batch, ReadError> {
+        loop {
+            if self.buffer.covers(self.cursor) {
+                self.behind = None;
+            } else {
+                let reader = self.behind.get_or_insert_with(|| Box::new(self.log.reader(Position::After(self.cursor))));
+                let entries = reader.next().await?;
+                if let Some(newest) = entries.last() {
+                    self.cursor = newest.id;
+                    return Ok(Batch::Log(entries));
+                }
+                continue;
+            }
+            self.written.borrow_and_update();
+            match self.buffer.read(self.cursor, PAGE_BYTES) {
+                Page::Messages { messages, .. } => match messages.last() {
+                    Some(newest) => {
+                        self.cursor = newest.id;
+                        return Ok(Batch::Memory(messages));
+                    }
+                    // The sender lives as long as the buffer.
+                    None => drop(self.written.changed().await),
+                },
+                Page::Evicted => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What a WAL's messages amount to: vchannels, segments, and how far all of it is done.
+//!
+//! Pure, and the same for a replayed message and for one that was appended just now. Applying a message twice is the
+//! same as once: each component knows the tick up to which it is current.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use streaming_proto::{common, streaming::WalCheckpoint};
+use streaming_types::{MessageId, MessageType};
+use woodpecker::EntryId;
+
+use super::{
+    catalog::{Change, Changes, Persisted},
+    seen::Seen,
+    segments::Segments,
+};
+
+pub use super::vchannel::{Schema, VChannel};
+
+/// The value that says that a checkpoint is one of this protocol.
+const MAGIC: i64 = 1;
+
+/// A point in a WAL: reading from entry `id` on meets everything that is not done, and what is at or before `tick` is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Checkpoint {
+    pub id: EntryId,
+    pub tick: u64,
+    pub replicate_config: Option<common::ReplicateConfiguration>,
+    pub replicate_checkpoint: Option<common::ReplicateCheckpoint>,
+}
+
+impl Default for Checkpoint {
+    /// Before everything.
+    fn default() -> Self {
+        Self::at(EntryId { segment: 0, entry: 0 }, 0)
+    }
+}
+
+impl Checkpoint {
+    pub fn at(id: EntryId, tick: u64) -> Self {
+        Self { id, tick, replicate_config: None, replicate_checkpoint: None }
+    }
+
+    pub fn to_proto(&self) -> WalCheckpoint {
+        let id = MessageId::from_u64(self.id.segment, self.id.entry);
+        WalCheckpoint {
+            message_id: id.map(MessageId::to_proto),
+            time_tick: self.tick,
+            recovery_magic: MAGIC,
+            replicate_config: self.replicate_config.clone(),
+            replicate_checkpoint: self.replicate_checkpoint.clone(),
+        }
+    }
+
+    pub fn from_proto(proto: &WalCheckpoint) -> Option<Self> {
+        let (segment, entry) = MessageId::from_proto(proto.message_id.as_ref()).ok()?.to_u64();
+        Some(Self {
+            id: EntryId { segment, entry },
+            tick: proto.time_tick,
+            replicate_config: proto.replicate_config.clone(),
+            replicate_checkpoint: proto.replicate_checkpoint.clone(),
+        })
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct State {
+    /// The last message that was met, and from where to read to meet what may follow.
+    observed: Checkpoint,
+    /// Where the metadata was current when this owner began.
+    loaded: u64,
+    vchannels: BTreeMap<String, VChannel>,
+    segments: Segments,
+    /// Messages that someone else is not done with, by tick, each with the checkpoint before it.
+    held: BTreeMap<u64, Checkpoint>,
+    changed_vchannels: BTreeSet<String>,
+    dropped_vchannels: BTreeSet<String>,
+}
+
+impl State {
+    /// The state that a former owner left.
+    pub fn from_persisted(persisted: Persisted) -> Self {
+        let orphans = persisted.orphans();
+        let Persisted { checkpoint, mut vchannels, segments } = persisted;
+        for vchannel in vchannels.values_mut() {
+            vchannel.schemas.sort_by_key(|schema| schema.tick);
+        }
+        let observed = checkpoint.unwrap_or_default();
+        let mut segments = Segments::new(segments);
+        for id in orphans {
+            tracing::warn!(segment = id, "forgot a growing segment whose vchannel is gone");
+            segments.remove(id);
+        }
+        Self { loaded: observed.tick, observed, vchannels, segments, ..Self::default() }
+    }
+
+    /// Takes the next message of the log. A message of a broadcast holds the checkpoint back until it is
+    /// [released](Self::release).
+    pub fn apply(&mut self, seen: &Seen<'_>) {
+        if seen.tick > self.observed.tick {
+            if seen.is_broadcast() {
+                self.held.insert(seen.tick, self.observed.clone());
+            }
+            self.observed.tick = seen.tick;
+        }
+        // What is below the checkpoint is read for open transactions only, which are no business of this state.
+        if seen.tick > self.loaded && !seen.is_control() {
+            self.change(seen);
+        }
+        self.observed.id = seen.last_confirmed();
+    }
+
+    fn change(&mut self, seen: &Seen<'_>) {
+        if matches!(seen.kind, MessageType::TimeTick | MessageType::Delete) {
+            return;
+        }
+        let Some(name) = seen.vchannel() else { return };
+        let Some(vchannel) = self.vchannels.get_mut(name) else { return self.create(name, seen) };
+        // A message from before the collection is of another one, which had its name.
+        if seen.tick <= vchannel.created_tick() {
+            return;
+        }
+        self.segments.apply(name, seen);
+        if vchannel.apply(seen) {
+            self.changed_vchannels.insert(name.to_owned());
+        }
+        if vchannel.is_dropped() {
+            self.vchannels.remove(name);
+            self.segments.remove_vchannel(name);
+            self.changed_vchannels.remove(name);
+            self.dropped_vchannels.insert(name.to_owned());
+        }
+    }
+
+    fn create(&mut self, name: &str, seen: &Seen<'_>) {
+        if seen.kind != MessageType::CreateCollection {
+            return;
+        }
+        match VChannel::created(seen) {
+            Some(vchannel) => {
+                self.vchannels.insert(name.to_owned(), vchannel);
+                self.changed_vchannels.insert(name.to_owned());
+            }
+            None => tracing::error!(vchannel = name, id = %seen.id, "left out a collection that cannot be read"),
+        }
+    }
+
+    /// Somebody is done with the message at `tick`.
+    pub fn release(&mut self, tick: u64) {
+        self.held.remove(&tick);
+    }
+
+    /// The tick of the last message that was met.
+    pub fn observed_tick(&self) -> u64 {
+        self.observed.tick
+    }
+
+    /// How far everything is done: by the node, and by whom it told.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        self.held.first_key_value().map_or(&self.observed, |(_, before)| before)
+    }
+
+    pub fn vchannels(&self) -> &BTreeMap<String, VChannel> {
+        &self.vchannels
+    }
+
+    #[cfg(test)]
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// What has changed since the last call, with the checkpoint that goes with it.
+    pub fn take_changes(&mut self) -> Changes {
+        let gone = std::mem::take(&mut self.dropped_vchannels).into_iter().map(Change::VChannelGone);
+        let changed = std::mem::take(&mut self.changed_vchannels).into_iter();
+        let changed = changed.filter_map(|name| {
+            let vchannel = self.vchannels.get(&name)?.clone();
+            Some(Change::VChannel(name, vchannel))
+        });
+        let components = gone.chain(changed).chain(self.segments.take_changes()).collect();
+        Changes { components, checkpoint: self.checkpoint().clone() }
+    }
+}

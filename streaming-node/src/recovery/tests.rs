@@ -1,0 +1,306 @@
+//! The state against itself: whatever was written down when, and whatever was lost in between, a new owner comes to the
+//! same state as one that read the whole log.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use proptest::prelude::*;
+use prost::Message as _;
+use streaming_proto::{
+    messages::{
+        BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader, CreateSegmentMessageHeader,
+        DropCollectionMessageHeader, DropPartitionMessageHeader, FlushMessageHeader, InsertMessageHeader,
+        ManualFlushMessageHeader, PartitionSegmentAssignment, SchemaChangeMessageBody, SchemaChangeMessageHeader,
+        SegmentAssignment,
+    },
+    msg::CreateCollectionRequest,
+    schema::CollectionSchema,
+    streaming::{CollectionSchemaOfVChannel, SegmentAssignmentMeta},
+};
+use streaming_types::{Message, MessageBuilder, TimeTick};
+use woodpecker::EntryId;
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MemoryStore, MetadataStore},
+};
+
+use super::{
+    catalog::{Catalog, CatalogError, Changes},
+    seen::Seen,
+    state::{Checkpoint, State, VChannel},
+};
+use crate::wal::record;
+
+const ROOT: &str = "by-dev/meta";
+const WAL: &str = "by-dev/meta/streamingnode-meta/wal/p_0";
+
+fn schema(name: &str) -> CollectionSchema {
+    CollectionSchema { name: name.to_owned(), ..CollectionSchema::default() }
+}
+
+fn create_collection(vchannel: &str, collection_id: i64, partition_ids: Vec<i64>) -> Message {
+    let header = CreateCollectionMessageHeader { collection_id, partition_ids, db_id: 1 };
+    let body = CreateCollectionRequest { schema: schema("first").encode_to_vec().into(), ..Default::default() };
+    MessageBuilder::new(&header).vchannel(vchannel).body(&body).build().unwrap()
+}
+
+fn create_segment(vchannel: &str, collection_id: i64, partition_id: i64, segment_id: i64) -> Message {
+    let header = CreateSegmentMessageHeader {
+        collection_id,
+        partition_id,
+        segment_id,
+        max_segment_size: 1000,
+        level: 2,
+        storage_version: 2,
+        ..Default::default()
+    };
+    MessageBuilder::new(&header).vchannel(vchannel).build().unwrap()
+}
+
+fn insert(vchannel: &str, collection_id: i64, partition_id: i64, segment_id: i64, rows: u64) -> Message {
+    let partition = PartitionSegmentAssignment {
+        partition_id,
+        rows,
+        binary_size: rows * 10,
+        segment_assignment: Some(SegmentAssignment { segment_id }),
+    };
+    let header = InsertMessageHeader { collection_id, partitions: vec![partition] };
+    MessageBuilder::new(&header).vchannel(vchannel).payload("rows").build().unwrap()
+}
+
+fn change_schema(vchannel: &str, collection_id: i64, flushed_segment_ids: Vec<i64>) -> Message {
+    let header = SchemaChangeMessageHeader { collection_id, flushed_segment_ids };
+    let body = SchemaChangeMessageBody { schema: Some(schema("next")) };
+    MessageBuilder::new(&header).vchannel(vchannel).body(&body).build().unwrap()
+}
+
+fn at(entry: u64) -> EntryId {
+    EntryId { segment: 1, entry }
+}
+
+/// The record of a message at an entry, whose tick is 100 times its number.
+fn written(entry: u64, mut message: Message) -> bytes::Bytes {
+    message.properties.set_time_tick(TimeTick(entry * 100));
+    message.properties.set_last_confirmed_is_self();
+    record::encode(&mut message, 1)
+}
+
+fn apply(state: &mut State, entry: u64, record: &bytes::Bytes) {
+    state.apply(&Seen::read(at(entry), record).unwrap());
+}
+
+async fn claim(store: &MemoryStore, term: i64) -> Result<Catalog, CatalogError> {
+    Catalog::claim(Arc::new(store.clone()), ROOT, "p_0", term).await
+}
+
+async fn keys(store: &MemoryStore) -> Vec<String> {
+    let items = store.list(&format!("{WAL}/")).await.unwrap().items;
+    items.into_iter().map(|item| item.key[WAL.len() + 1..].to_owned()).collect()
+}
+
+#[tokio::test]
+async fn collections_and_segments_are_kept_in_the_keys_of_the_protocol() {
+    let store = MemoryStore::new(Clock::system());
+    let catalog = claim(&store, 2).await.unwrap();
+    let mut state = State::default();
+    let messages = [
+        create_collection("p_0_7v0", 7, vec![70, 71]),
+        create_segment("p_0_7v0", 7, 70, 700),
+        insert("p_0_7v0", 7, 70, 700, 3),
+        change_schema("p_0_7v0", 7, vec![]),
+    ];
+    for (entry, message) in (1..).zip(messages) {
+        apply(&mut state, entry, &written(entry, message));
+    }
+    catalog.save(&state.take_changes()).await.unwrap();
+    let expected = [
+        "consume-checkpoint",
+        "segment-assign/700",
+        "term",
+        "vchannel/p_0_7v0",
+        "vchannel/p_0_7v0/schema/100",
+        "vchannel/p_0_7v0/schema/400",
+    ];
+    assert_eq!(keys(&store).await, expected);
+    let segment = store.get(&format!("{WAL}/segment-assign/700")).await.unwrap().unwrap();
+    let segment = SegmentAssignmentMeta::decode(segment.value).unwrap();
+    let stat = segment.stat.unwrap();
+    assert_eq!((stat.modified_rows, stat.modified_binary_size, stat.max_binary_size), (3, 30, 1000));
+    assert_eq!((stat.create_segment_time_tick, segment.checkpoint_time_tick), (200, 300));
+    let key = format!("{WAL}/vchannel/p_0_7v0/schema/400");
+    let kept = CollectionSchemaOfVChannel::decode(store.get(&key).await.unwrap().unwrap().value).unwrap();
+    assert_eq!((kept.schema, kept.checkpoint_time_tick, kept.state), (Some(schema("next")), 400, 1));
+
+    let again = State::from_persisted(catalog.load().await.unwrap());
+    assert_eq!(again.checkpoint(), &Checkpoint::at(at(4), 400));
+    assert_eq!(again.vchannels(), state.vchannels());
+    assert!(again.segments().iter().eq(state.segments().iter()));
+
+    let drop = MessageBuilder::new(&DropCollectionMessageHeader { collection_id: 7, db_id: 1 });
+    apply(&mut state, 5, &written(5, drop.vchannel("p_0_7v0").payload("x").build().unwrap()));
+    catalog.save(&state.take_changes()).await.unwrap();
+    assert_eq!(keys(&store).await, ["consume-checkpoint", "term"], "a dropped collection leaves nothing behind");
+}
+
+#[tokio::test]
+async fn older_owner_cannot_overwrite() {
+    let store = MemoryStore::new(Clock::system());
+    let old = claim(&store, 2).await.unwrap();
+    assert!(claim(&store, 2).await.is_ok(), "an open that is tried again");
+    let new = claim(&store, 3).await.unwrap();
+    let changes = |entry| Changes { components: Vec::new(), checkpoint: Checkpoint::at(at(entry), entry) };
+    new.save(&changes(9)).await.unwrap();
+    assert!(matches!(old.save(&changes(5)).await, Err(CatalogError::Overtaken(term)) if term == "3"));
+    assert!(matches!(old.report("p_0", Checkpoint::at(at(5), 5)).await, Err(CatalogError::Overtaken(_))));
+    assert!(matches!(old.load().await, Err(CatalogError::Overtaken(_))));
+    assert!(matches!(claim(&store, 2).await, Err(CatalogError::Overtaken(_))));
+    assert_eq!(new.load().await.unwrap().checkpoint, Some(Checkpoint::at(at(9), 9)));
+}
+
+#[tokio::test]
+async fn changes_of_any_number_are_written() {
+    let store = MemoryStore::new(Clock::system());
+    let catalog = claim(&store, 1).await.unwrap();
+    let mut state = State::default();
+    for entry in 1..400 {
+        let id = i64::try_from(entry).unwrap();
+        apply(&mut state, entry, &written(entry, create_collection(&format!("p_0_{entry}v0"), id, vec![1])));
+    }
+    catalog.save(&state.take_changes()).await.unwrap();
+    assert_eq!(catalog.load().await.unwrap().vchannels.len(), 399);
+}
+
+#[tokio::test]
+async fn unreadable_records_are_left_out() {
+    let store = MemoryStore::new(Clock::system());
+    let catalog = claim(&store, 1).await.unwrap();
+    let mut txn = woodpecker_base::metadata::Txn::new();
+    for key in ["consume-checkpoint", "vchannel/a", "segment-assign/x", "segment-assign/1", "vchannel/b/schema/1"] {
+        txn = txn.put(format!("{WAL}/{key}"), "\u{7f}garbage");
+    }
+    store.commit(txn).await.unwrap();
+    let persisted = catalog.load().await.unwrap();
+    assert!(persisted.checkpoint.is_none() && persisted.vchannels.is_empty() && persisted.segments.is_empty());
+}
+
+#[test]
+fn checkpoint_stays_before_a_broadcast_until_it_is_acknowledged() {
+    let mut state = State::default();
+    apply(&mut state, 1, &written(1, insert("p_0_7v0", 7, 70, 700, 1)));
+    for entry in [2, 4] {
+        let mut message = create_collection(&format!("p_0_{entry}v0"), 7, vec![]);
+        message.properties.set_broadcast(&BroadcastHeader { broadcast_id: entry, ..Default::default() });
+        apply(&mut state, entry, &written(entry, message));
+        apply(&mut state, entry + 1, &written(entry + 1, insert("p_0_7v0", 7, 70, 700, 1)));
+    }
+    assert_eq!(state.checkpoint(), &Checkpoint::at(at(1), 100));
+    state.release(400);
+    assert_eq!(state.checkpoint(), &Checkpoint::at(at(1), 100), "one before it is not done");
+    state.release(200);
+    assert_eq!(state.checkpoint(), &Checkpoint::at(at(5), 500));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Write(Message),
+    /// Components and checkpoint are written down.
+    Save,
+    /// Components are, then the process dies.
+    Torn,
+    /// The process dies, and the next one goes on from what was written down.
+    Die,
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let name = |collection: i64| format!("p_0_{collection}v0");
+    let ids = (1..4_i64, 1..3_i64, 1..5_i64, 1..9_u64);
+    (0..9, ids).prop_map(move |(kind, (collection, partition, segment, rows))| {
+        let vchannel = name(collection);
+        let segment = collection * 100 + partition * 10 + segment;
+        match kind {
+            0 => create_collection(&vchannel, collection, vec![1]),
+            1 => {
+                let header = DropCollectionMessageHeader { collection_id: collection, db_id: 1 };
+                MessageBuilder::new(&header).vchannel(vchannel).payload("x").build().unwrap()
+            }
+            2 => {
+                let header = CreatePartitionMessageHeader { collection_id: collection, partition_id: partition };
+                MessageBuilder::new(&header).vchannel(vchannel).payload("x").build().unwrap()
+            }
+            3 => {
+                let header = DropPartitionMessageHeader { collection_id: collection, partition_id: partition };
+                MessageBuilder::new(&header).vchannel(vchannel).payload("x").build().unwrap()
+            }
+            4 => {
+                let header =
+                    FlushMessageHeader { collection_id: collection, partition_id: partition, segment_id: segment };
+                MessageBuilder::new(&header).vchannel(vchannel).build().unwrap()
+            }
+            5 => {
+                let header =
+                    ManualFlushMessageHeader { collection_id: collection, flush_ts: 1, segment_ids: vec![segment] };
+                MessageBuilder::new(&header).vchannel(vchannel).build().unwrap()
+            }
+            6 => change_schema(&vchannel, collection, vec![segment]),
+            7 => create_segment(&vchannel, collection, partition, segment),
+            _ => insert(&vchannel, collection, partition, segment, rows),
+        }
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        12 => message().prop_map(Step::Write),
+        2 => Just(Step::Save),
+        1 => Just(Step::Torn),
+        1 => Just(Step::Die),
+    ]
+}
+
+type Known = (BTreeMap<String, VChannel>, Vec<SegmentAssignmentMeta>);
+
+fn known(state: &State) -> Known {
+    (state.vchannels().clone(), state.segments().iter().cloned().collect())
+}
+
+/// What the next owner knows.
+async fn restart(catalog: &Catalog, log: &[bytes::Bytes]) -> State {
+    let mut state = State::from_persisted(catalog.load().await.unwrap());
+    let from = state.checkpoint().id;
+    for (entry, record) in (1..).zip(log).filter(|(entry, _)| at(*entry) >= from) {
+        apply(&mut state, entry, record);
+    }
+    state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    #[test]
+    fn restarts_at_any_moment_change_nothing(steps in prop::collection::vec(step(), 0..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let store = MemoryStore::new(Clock::system());
+            let catalog = claim(&store, 1).await.unwrap();
+            let (mut log, mut model, mut state) = (Vec::new(), State::default(), State::default());
+            for step in steps {
+                match step {
+                    Step::Write(message) => {
+                        let entry = log.len() as u64 + 1;
+                        log.push(written(entry, message));
+                        apply(&mut state, entry, &log[log.len() - 1]);
+                        apply(&mut model, entry, &log[log.len() - 1]);
+                    }
+                    Step::Save => catalog.save(&state.take_changes()).await.unwrap(),
+                    Step::Torn => {
+                        let before = catalog.load().await.unwrap().checkpoint.unwrap_or_default();
+                        let changes = Changes { checkpoint: before, ..state.take_changes() };
+                        catalog.save(&changes).await.unwrap();
+                        state = restart(&catalog, &log).await;
+                    }
+                    Step::Die => state = restart(&catalog, &log).await,
+                }
+                prop_assert_eq!(known(&state), known(&model));
+            }
+            Ok(())
+        })?;
+    }
+}

@@ -1,0 +1,82 @@
+//! Giving up the part of a log that nobody needs: what lies before the checkpoint and before every registered consumer.
+//!
+//! A consumer registers by saying from where on it needs the log, under the name of the vchannel it reads, or of the
+//! pchannel when it reads all of it. As long as a vchannel has no such consumer, somebody may come who needs everything,
+//! and nothing is given up.
+
+use std::collections::BTreeMap;
+
+use woodpecker::{EntryId, Log, LogError};
+
+use super::{
+    catalog::{Catalog, CatalogError},
+    state::Checkpoint,
+};
+use crate::metrics;
+
+/// Why a log was not truncated; nothing depends on it.
+#[derive(Debug, thiserror::Error)]
+pub enum TruncateError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
+/// Truncates `log` as far as everyone is done with it, if that frees a segment.
+pub async fn truncate(
+    log: &Log,
+    catalog: &Catalog,
+    checkpoint: &Checkpoint,
+    vchannels: Vec<String>,
+) -> Result<(), TruncateError> {
+    let consumers = catalog.consumers().await?;
+    let Some(needed) = needed_from(log.name(), checkpoint.id, &vchannels, &consumers) else { return Ok(()) };
+    // Space comes back a segment at a time.
+    let Some(segment) = needed.segment.checked_sub(1).filter(|segment| *segment > 0) else { return Ok(()) };
+    let end = EntryId { segment, entry: u64::MAX };
+    log.truncate(end).await?;
+    metrics::truncated(log.name(), segment);
+    Ok(())
+}
+
+/// The first entry that somebody needs; `None` when that cannot be known.
+fn needed_from(
+    pchannel: &str,
+    checkpoint: EntryId,
+    vchannels: &[String],
+    consumers: &BTreeMap<String, EntryId>,
+) -> Option<EntryId> {
+    let slowest = consumers.values().min()?;
+    let covered = |vchannel: &String| consumers.contains_key(vchannel) || consumers.contains_key(pchannel);
+    vchannels.iter().all(covered).then(|| checkpoint.min(*slowest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(entry: u64) -> EntryId {
+        EntryId { segment: 4, entry }
+    }
+
+    fn needed(checkpoint: u64, vchannels: &[&str], consumers: &[(&str, u64)]) -> Option<u64> {
+        let vchannels: Vec<String> = vchannels.iter().map(|name| (*name).to_owned()).collect();
+        let consumers = consumers.iter().map(|(name, entry)| ((*name).to_owned(), at(*entry))).collect();
+        needed_from("p_0", at(checkpoint), &vchannels, &consumers).map(|id| id.entry)
+    }
+
+    #[test]
+    fn nothing_goes_while_someone_may_come_who_needs_it() {
+        assert_eq!(needed(9, &[], &[]), None, "nobody said what it needs");
+        assert_eq!(needed(9, &["p_0_1v0", "p_0_2v0"], &[("p_0_1v0", 5)]), None, "one vchannel has no consumer");
+    }
+
+    #[test]
+    fn slowest_one_decides() {
+        assert_eq!(needed(9, &["p_0_1v0", "p_0_2v0"], &[("p_0_1v0", 5), ("p_0_2v0", 7)]), Some(5));
+        assert_eq!(needed(3, &["p_0_1v0"], &[("p_0_1v0", 5)]), Some(3));
+        assert_eq!(needed(9, &["p_0_1v0"], &[("p_0", 8)]), Some(8), "who reads the whole WAL covers its vchannels");
+        assert_eq!(needed(9, &[], &[("p_0", 8)]), Some(8), "a WAL without collections");
+    }
+}

@@ -1,0 +1,195 @@
+//! What a WAL leaves to its next owner: checkpoint, collections, acknowledgements, and a log that does not grow for ever.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message as _;
+use streaming_proto::{
+    data::{UpdateChannelCheckpointRequest, data_coord_client::DataCoordClient},
+    messages::{self, BroadcastHeader, CreateCollectionMessageHeader},
+    msg::{CreateCollectionRequest, MsgPosition},
+    streaming::{StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics},
+};
+use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, PChannel};
+
+use super::harness::{PCHANNEL, TestNode, VCHANNEL, World, code, eventually, id, insert, rw};
+use crate::{Recovery, Settings, recovery::catalog::Catalog};
+
+const WAL: &str = "by-dev/meta/streamingnode-meta/wal/by-dev-rootcoord-dml_0";
+
+/// Writes checkpoints all the time.
+fn eager() -> Settings {
+    let recovery = Recovery { persist_interval: Duration::from_millis(20), ..Recovery::default() };
+    Settings { recovery, ..Settings::default() }
+}
+
+fn create_collection(vchannel: &str) -> Message {
+    let header = CreateCollectionMessageHeader { collection_id: 1, partition_ids: vec![10], db_id: 1 };
+    let body = CreateCollectionRequest { schema: "\n\u{1}x".into(), ..Default::default() };
+    MessageBuilder::new(&header).vchannel(vchannel).body(&body).build().unwrap()
+}
+
+async fn checkpoint(world: &World) -> Option<(MessageId, u64)> {
+    use woodpecker_base::metadata::MetadataStore as _;
+    let found = world.metadata.get(&format!("{WAL}/consume-checkpoint")).await.unwrap()?;
+    let checkpoint = WalCheckpoint::decode(found.value).unwrap();
+    assert_eq!(checkpoint.recovery_magic, 1);
+    Some((MessageId::from_proto(checkpoint.message_id.as_ref()).unwrap(), checkpoint.time_tick))
+}
+
+async fn until_saved(world: &World, tick: u64) {
+    let saved = async || checkpoint(world).await.filter(|(_, saved)| *saved >= tick);
+    eventually(world, "a checkpoint", saved).await;
+}
+
+#[tokio::test]
+async fn collections_and_checkpoint_are_in_the_metadata_and_outlive_a_crash() {
+    use woodpecker_base::metadata::MetadataStore as _;
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let created = produce.append(create_collection(VCHANNEL).into()).await.unwrap();
+    until_saved(&world, created.timetick).await;
+    drop(node);
+
+    let next = world.node_with(2, eager()).await;
+    next.assign(&rw(2)).await.unwrap();
+    let vchannel = world.metadata.get(&format!("{WAL}/vchannel/{VCHANNEL}")).await.unwrap().unwrap();
+    let vchannel = VChannelMeta::decode(vchannel.value).unwrap();
+    assert_eq!((vchannel.vchannel.as_str(), vchannel.checkpoint_time_tick), (VCHANNEL, created.timetick));
+    assert_eq!(vchannel.collection_info.unwrap().partitions[0].partition_id, 10);
+}
+
+#[tokio::test]
+async fn clean_close_leaves_nothing_to_replay() {
+    let world = World::new();
+    let node = world.serving().await;
+    let sent = node.producer(&rw(1)).await.append(insert(VCHANNEL, "x")).await.unwrap();
+    node.remove(&rw(1)).await.unwrap();
+    let (saved, tick) = checkpoint(&world).await.unwrap();
+    assert!(tick >= sent.timetick && saved >= id(&sent), "{tick} {}", sent.timetick);
+    let last = node.logs.open_log(PCHANNEL).await.unwrap().last_entry().await.unwrap().unwrap();
+    assert_eq!(saved.to_u64(), (last.segment, last.entry));
+}
+
+#[tokio::test]
+async fn owner_without_a_checkpoint_replays_the_whole_log() {
+    let world = World::new();
+    let node = world.serving().await;
+    world.metadata.set_reachable(false);
+    let mut produce = node.producer(&rw(1)).await;
+    let created = produce.append(create_collection(VCHANNEL).into()).await.unwrap();
+    drop(node);
+    world.metadata.set_reachable(true);
+
+    let next = world.node_with(2, eager()).await;
+    next.assign(&rw(2)).await.unwrap();
+    until_saved(&world, created.timetick + 1).await;
+    use woodpecker_base::metadata::MetadataStore as _;
+    assert!(world.metadata.get(&format!("{WAL}/vchannel/{VCHANNEL}")).await.unwrap().is_some());
+}
+
+fn broadcast(broadcast_id: u64) -> messages::Message {
+    let mut message = create_collection(VCHANNEL);
+    let header = BroadcastHeader { broadcast_id, vchannels: vec![VCHANNEL.to_owned()], ..Default::default() };
+    message.properties.set_broadcast(&header);
+    message.into()
+}
+
+#[tokio::test]
+async fn broadcasts_are_acknowledged_before_the_checkpoint_passes_them() {
+    let world = World::new();
+    world.acks.answers.send_replace(false);
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let before = produce.append(insert(VCHANNEL, "before")).await.unwrap();
+    let first = produce.append(broadcast(1)).await.unwrap();
+    produce.append(insert(VCHANNEL, "after")).await.unwrap();
+    until_saved(&world, before.timetick).await;
+    world.clock.sleep(Duration::from_millis(100)).await;
+    let (_, tick) = checkpoint(&world).await.unwrap();
+    assert!(tick < first.timetick, "nobody has acknowledged it");
+    drop(node);
+
+    world.acks.answers.send_replace(true);
+    let next = world.node_with(2, eager()).await;
+    next.assign(&rw(2)).await.unwrap();
+    until_saved(&world, first.timetick).await;
+    assert!(world.acks.acked.lock().unwrap().contains(&id(&first)), "the next owner does");
+}
+
+async fn report(node: &TestNode, channel: &str, position: MessageId) -> Result<(), StreamingCode> {
+    let position = MsgPosition { msg_id: position.to_bytes().into(), ..MsgPosition::default() };
+    let request = UpdateChannelCheckpointRequest {
+        v_channel: channel.to_owned(),
+        position: Some(position),
+        ..UpdateChannelCheckpointRequest::default()
+    };
+    let mut client = DataCoordClient::new(node.channel.clone());
+    client.update_channel_checkpoint(node.request(request)).await.map(drop).map_err(|status| code(&status))
+}
+
+#[tokio::test]
+async fn log_is_truncated_behind_the_slowest_registered_consumer() {
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let filler = "x".repeat(200_000);
+    let mut sent = Vec::new();
+    for n in 0..20 {
+        sent.push(produce.append(insert(VCHANNEL, &format!("{n} {filler}"))).await.unwrap());
+    }
+    let log = node.logs.open_log(PCHANNEL).await.unwrap();
+    until_saved(&world, sent[19].timetick).await;
+    assert_eq!(log.describe().await.unwrap().truncated, None, "nobody said what it needs");
+
+    report(&node, VCHANNEL, id(&sent[19])).await.unwrap();
+    report(&node, PCHANNEL, id(&sent[10])).await.unwrap();
+    produce.append(insert(VCHANNEL, "more")).await.unwrap();
+    let truncated = async || log.describe().await.unwrap().truncated;
+    let truncated = eventually(&world, "truncation", truncated).await;
+    let (segment, _) = id(&sent[10]).to_u64();
+    assert_eq!(truncated.segment, segment - 1);
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::StartFrom(id(&sent[10])), &[]).await;
+    assert!(consume.payloads(1).await[0].starts_with("10 "), "what somebody needs is there");
+
+    let missing = report(&node, "by-dev-rootcoord-dml_7_1v0", id(&sent[0])).await;
+    assert_eq!(missing, Err(StreamingCode::ChannelNotExist));
+}
+
+#[tokio::test]
+async fn owner_that_lost_the_metadata_gives_the_wal_up() {
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    Catalog::claim(Arc::new(world.metadata.clone()), "by-dev/meta", PCHANNEL, 2).await.unwrap();
+    node.producer(&rw(1)).await.append(insert(VCHANNEL, "x")).await.unwrap();
+    eventually(&world, "the end", async || node.status().await.is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn late_open_of_an_older_term_disturbs_nobody() {
+    let world = World::new();
+    let (late, owner) = (world.node(1).await, world.node(2).await);
+    owner.assign(&rw(5)).await.unwrap();
+    let mut produce = owner.producer(&rw(5)).await;
+    assert_eq!(late.assign(&rw(4)).await.unwrap_err().code(), StreamingCode::Unknown);
+    produce.append(insert(VCHANNEL, "still mine")).await.unwrap();
+    late.assign(&rw(6)).await.unwrap();
+}
+
+#[tokio::test]
+async fn recovery_tick_follows_an_idle_wal() {
+    let world = World::new();
+    let node = world.serving().await;
+    let _reader = node.consumer(&rw(1), DeliverPolicy::Latest, &[]).await;
+    world.clock.sleep(Duration::from_millis(700)).await;
+    let Some(Metrics::Rw(metrics)) = node.status().await[0].metrics else { panic!("not writable") };
+    assert_eq!(metrics.recovery_time_tick, metrics.mvcc_time_tick);
+    let other = PChannel::read_only("by-dev-rootcoord-dml_1", 1).unwrap();
+    node.assign(&other).await.unwrap();
+    let denied = report(&node, "by-dev-rootcoord-dml_1", MessageId::new(1, 0)).await;
+    assert_eq!(denied, Err(StreamingCode::ChannelFenced));
+}
