@@ -2,7 +2,7 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test check build protoc etcd
+.PHONY: run test check chart build protoc etcd
 
 run: protoc
 	cargo run --locked --release -- standalone
@@ -18,6 +18,10 @@ check: protoc
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/dependency-direction
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
+
+# The chart, the image and the compose file. Uses the binary if it was built.
+chart: etcd
+	helm/tests/run
 
 # The etcd client's build script runs protoc; our own .proto files need none.
 protoc:

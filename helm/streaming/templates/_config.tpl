@@ -1,0 +1,62 @@
+{{/* (dict "root" $ "role" "node") -> the binary's configuration file, without secrets. What the chart decides wins. */}}
+{{- define "streaming.config" -}}
+{{- $values := .root.Values -}}
+{{- $role := index $values .role -}}
+{{- $s3 := $values.objectStorage -}}
+{{- $bundled := $s3.bundled.enabled -}}
+{{- $minio := dict
+  "cloudProvider" (get (dict "s3compatible" "aws" "aws" "aws" "gcp" "gcp" "azure" "azure" "filesystem" "local") $s3.provider)
+  "bucketName" $s3.bucket
+  "rootPath" (ternary "/objects" $s3.rootPath (eq $s3.provider "filesystem"))
+  "region" $s3.region
+  "useVirtualHost" $s3.virtualHost
+-}}
+{{- if $bundled -}}
+{{- $host := printf "%s-s3.%s.svc.%s" (include "streaming.fullname" .root) .root.Release.Namespace $values.clusterDomain -}}
+{{- $minio = merge (dict "address" $host "port" 8333 "useSSL" false) $minio -}}
+{{- else if has $s3.provider (list "aws" "s3compatible") -}}
+{{- $host := default (printf "s3.%s.amazonaws.com" $s3.region) $s3.endpoint -}}
+{{- $minio = merge (dict "address" $host "port" (int $s3.port) "useSSL" $s3.useSSL) $minio -}}
+{{- end -}}
+{{- $ssl := dict "enabled" $values.etcd.tls.enabled -}}
+{{- if $values.etcd.tls.enabled -}}
+{{- $_ := set $ssl "tlsCACert" "/etc/streaming/etcd-tls/ca.crt" -}}
+{{- if $values.etcd.tls.clientCertificate -}}
+{{- $ssl = merge $ssl (dict "tlsCert" "/etc/streaming/etcd-tls/tls.crt" "tlsKey" "/etc/streaming/etcd-tls/tls.key") -}}
+{{- end -}}
+{{- end -}}
+{{- $owned := dict
+  "common" (dict "gracefulStopTimeout" (printf "%ds" (int $role.drain.timeoutSeconds)))
+  "metastore" (dict "type" "etcd")
+  "etcd" (dict
+    "endpoints" (splitList "," (include "streaming.etcdEndpoints" .root))
+    "rootPath" $values.etcd.rootPath
+    "metaSubPath" $values.etcd.metaSubPath
+    "auth" (dict "enabled" $values.etcd.auth.enabled)
+    "ssl" $ssl)
+  "minio" $minio
+  "admin" (dict "ip" $values.listenAddress "port" (int $role.ports.admin))
+  "log" $values.log
+  "woodpecker" (dict "storage" (dict "type" $values.storage.type))
+-}}
+{{- $port := dict "ip" $values.listenAddress "port" (int $role.ports.grpc) -}}
+{{- if eq .role "coord" -}}
+{{- $_ := set $owned "rootCoord" $port -}}
+{{- else if eq .role "node" -}}
+{{- $_ := set $owned "streamingNode" $port -}}
+{{- else if eq .role "logstore" -}}
+{{- $_ := set $owned.woodpecker "logstore" $port -}}
+{{- $_ := set $owned.woodpecker.storage "rootPath" "/data" -}}
+{{- end -}}
+{{- toYaml (mergeOverwrite (deepCopy $values.config) (deepCopy $role.config) $owned) -}}
+{{- end -}}
+
+{{/* Name of the variable that holds the address others dial. */}}
+{{- define "streaming.advertiseVariable" -}}
+{{- get (dict "coord" "STREAMING_CONF_ROOTCOORD_ADVERTISE" "node" "STREAMING_CONF_STREAMINGNODE_ADVERTISE" "logstore" "STREAMING_CONF_WOODPECKER_LOGSTORE_ADVERTISE") .role -}}
+{{- end -}}
+
+{{/* The port of `host:port` or a URL. */}}
+{{- define "streaming.portOf" -}}
+{{- regexFind "[0-9]+$" (trimSuffix "/" .) | default "2379" -}}
+{{- end -}}

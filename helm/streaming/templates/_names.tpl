@@ -1,0 +1,93 @@
+{{/* The name everything begins with: at most 40 characters, so that what is made of it fits everywhere (63; 52 for a
+StatefulSet). A longer one keeps 33 and a digest of all, so that two long ones do not meet. */}}
+{{- define "streaming.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full -}}
+{{- $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- end -}}
+{{- if gt (len $full) 40 -}}
+{{- printf "%s-%s" (trunc 33 $full | trimSuffix "-") (sha256sum $full | trunc 6) -}}
+{{- else -}}
+{{- $full -}}
+{{- end -}}
+{{- end -}}
+
+{{/* (dict "root" $ "role" "node") -> the name of the role's objects. */}}
+{{- define "streaming.name" -}}
+{{- include "streaming.fullname" .root }}-{{ .role }}
+{{- end -}}
+
+{{- define "streaming.chart" -}}
+{{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* What never changes: selectors are immutable. */}}
+{{- define "streaming.releaseSelector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "streaming.selector" -}}
+{{ include "streaming.releaseSelector" .root }}
+app.kubernetes.io/component: {{ .role }}
+{{- end -}}
+
+{{- define "streaming.labels" -}}
+{{ include "streaming.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+app.kubernetes.io/part-of: streaming
+helm.sh/chart: {{ include "streaming.chart" .root }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* (dict "root" $ "role" "node" "annotations" dict) -> metadata of an object, without its name. */}}
+{{- define "streaming.metadata" -}}
+namespace: {{ .root.Release.Namespace }}
+labels:
+  {{- include "streaming.labels" . | nindent 2 }}
+{{- with merge (dict) (default (dict) .annotations) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "streaming.image" -}}
+{{- $image := .Values.image -}}
+{{- $name := $image.repository -}}
+{{- with $image.registry }}{{ $name = printf "%s/%s" . $name }}{{ end -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name (default .Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "streaming.serviceAccount" -}}
+{{- $account := .Values.serviceAccount -}}
+{{- default (ternary (include "streaming.fullname" .) "default" $account.create) $account.name -}}
+{{- end -}}
+
+{{- define "streaming.etcdEndpoints" -}}
+{{- if .Values.etcd.bundled.enabled -}}
+{{- printf "%s-etcd.%s.svc.%s:2379" (include "streaming.fullname" .) .Release.Namespace .Values.clusterDomain -}}
+{{- else -}}
+{{- join "," .Values.etcd.endpoints -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "streaming.objectStorageSecret" -}}
+{{- default (printf "%s-s3" (include "streaming.fullname" .)) .Values.objectStorage.existingSecret -}}
+{{- end -}}
+
+{{/* The versions of APIs that this cluster has. */}}
+{{- define "streaming.pdbVersion" -}}
+{{- ternary "policy/v1" "policy/v1beta1" (semverCompare ">=1.21-0" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+
+{{- define "streaming.hpaVersion" -}}
+{{- ternary "autoscaling/v2" "autoscaling/v2beta2" (semverCompare ">=1.23-0" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}

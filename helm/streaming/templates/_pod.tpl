@@ -1,0 +1,212 @@
+{{/* (dict "root" $ "role" "node") -> the pod template of a role. */}}
+{{- define "streaming.podTemplate" -}}
+{{- $values := .root.Values -}}
+{{- $role := index $values .role -}}
+{{- $config := include "streaming.config" . -}}
+metadata:
+  labels:
+    {{- include "streaming.labels" . | nindent 4 }}
+    {{- with $role.podLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  annotations:
+    checksum/config: {{ sha256sum $config }}
+    {{- with merge (dict) $role.podAnnotations $values.commonAnnotations }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+spec:
+  serviceAccountName: {{ include "streaming.serviceAccount" .root }}
+  automountServiceAccountToken: false
+  {{- /* A Service called streaming-conf would otherwise set variables that the binary takes for keys. */}}
+  enableServiceLinks: false
+  terminationGracePeriodSeconds: {{ int $role.terminationGracePeriodSeconds }}
+  {{- with $values.image.pullSecrets }}
+  imagePullSecrets:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  securityContext:
+    {{- toYaml $values.podSecurityContext | nindent 4 }}
+  {{- with $role.initContainers }}
+  initContainers:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  containers:
+    - name: {{ .role }}
+      {{- include "streaming.container" . | nindent 6 }}
+    {{- with $role.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  volumes:
+    {{- include "streaming.volumes" . | nindent 4 }}
+    {{- with $role.extraVolumes }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with include "streaming.spread" . }}
+  topologySpreadConstraints:
+    {{- . | nindent 4 }}
+  {{- end }}
+  {{- range $key := list "nodeSelector" "tolerations" "affinity" "hostAliases" "dnsConfig" "priorityClassName" "runtimeClassName" "schedulerName" }}
+  {{- with index $role $key }}
+  {{ $key }}: {{ if kindIs "string" . }}{{ . | quote }}{{ else }}{{ toYaml . | nindent 4 }}{{ end }}
+  {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{- define "streaming.container" -}}
+{{- $values := .root.Values -}}
+{{- $role := index $values .role -}}
+image: {{ include "streaming.image" .root | quote }}
+imagePullPolicy: {{ $values.image.pullPolicy }}
+args:
+  - {{ .role }}
+  {{- with $role.extraArgs }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+env:
+  {{- include "streaming.env" . | nindent 2 }}
+  {{- with $role.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with $role.extraEnvFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+ports:
+  - {name: grpc, containerPort: {{ int $role.ports.grpc }}, protocol: TCP}
+  - {name: admin, containerPort: {{ int $role.ports.admin }}, protocol: TCP}
+startupProbe:
+  httpGet: {path: /livez, port: admin}
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  httpGet: {path: /livez, port: admin}
+  periodSeconds: 10
+  timeoutSeconds: 5
+  failureThreshold: 3
+readinessProbe:
+  httpGet: {path: /readyz, port: admin}
+  periodSeconds: 5
+  timeoutSeconds: 3
+  failureThreshold: 2
+{{- if $role.drain.preStopSeconds }}
+lifecycle:
+  preStop:
+    sleep: {seconds: {{ int $role.drain.preStopSeconds }}}
+{{- end }}
+resources:
+  {{- toYaml $role.resources | nindent 2 }}
+securityContext:
+  {{- toYaml $values.containerSecurityContext | nindent 2 }}
+volumeMounts:
+  - {name: config, mountPath: /etc/streaming/config, readOnly: true}
+  - {name: tmp, mountPath: /tmp}
+  {{- if $values.etcd.tls.enabled }}
+  - {name: etcd-tls, mountPath: /etc/streaming/etcd-tls, readOnly: true}
+  {{- end }}
+  {{- if eq $values.objectStorage.provider "filesystem" }}
+  - {name: objects, mountPath: /objects}
+  {{- end }}
+  {{- if eq .role "logstore" }}
+  - {name: data, mountPath: /data}
+  {{- end }}
+  {{- with $role.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "streaming.env" -}}
+{{- $values := .root.Values -}}
+{{- $role := index $values .role -}}
+- name: STREAMING_CONFIG
+  value: /etc/streaming/config/streaming.yaml
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: POD_IP
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
+- name: {{ include "streaming.advertiseVariable" . }}
+  {{- if eq .role "logstore" }}
+  value: "$(POD_NAME).{{ include "streaming.name" . }}.{{ .root.Release.Namespace }}.svc.{{ $values.clusterDomain }}:{{ int $role.ports.grpc }}"
+  {{- else if contains ":" $values.listenAddress }}
+  value: "[$(POD_IP)]:{{ int $role.ports.grpc }}"
+  {{- else }}
+  value: "$(POD_IP):{{ int $role.ports.grpc }}"
+  {{- end }}
+{{- if eq .role "logstore" }}
+{{- if eq $role.zone.source "static" }}
+- name: STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE
+  value: {{ $role.zone.value | quote }}
+{{- else if and (eq $role.zone.source "auto") (semverCompare ">=1.35-0" .root.Capabilities.KubeVersion.Version) }}
+- name: STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE
+  valueFrom: {fieldRef: {fieldPath: "metadata.labels['topology.kubernetes.io/zone']"}}
+{{- end }}
+{{- end }}
+{{- if eq (include "streaming.objectStorageKeys" .root) "true" }}
+- name: STREAMING_CONF_MINIO_ACCESSKEYID
+  valueFrom: {secretKeyRef: {name: {{ include "streaming.objectStorageSecret" .root }}, key: {{ $values.objectStorage.accessKeyKey }}}}
+- name: STREAMING_CONF_MINIO_SECRETACCESSKEY
+  valueFrom: {secretKeyRef: {name: {{ include "streaming.objectStorageSecret" .root }}, key: {{ $values.objectStorage.secretKeyKey }}}}
+{{- end }}
+{{- with $values.etcd.auth }}
+{{- if .enabled }}
+- name: STREAMING_CONF_ETCD_AUTH_USERNAME
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .userKey }}}}
+- name: STREAMING_CONF_ETCD_AUTH_PASSWORD
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .passwordKey }}}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Whether keys to object storage come from a Secret. */}}
+{{- define "streaming.objectStorageKeys" -}}
+{{- and (ne .Values.objectStorage.provider "filesystem") (eq .Values.objectStorage.auth "static") -}}
+{{- end -}}
+
+{{- define "streaming.volumes" -}}
+{{- $values := .root.Values -}}
+- name: config
+  configMap: {name: {{ include "streaming.name" . }}}
+- name: tmp
+  emptyDir: {}
+{{- with $values.etcd.tls }}
+{{- if .enabled }}
+- name: etcd-tls
+  secret:
+    secretName: {{ .existingSecret }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .caKey }}, path: ca.crt}
+      {{- if .clientCertificate }}
+      - {key: {{ .certKey }}, path: tls.crt}
+      - {key: {{ .keyKey }}, path: tls.key}
+      {{- end }}
+{{- end }}
+{{- end }}
+{{- if eq $values.objectStorage.provider "filesystem" }}
+- name: objects
+  persistentVolumeClaim: {claimName: {{ $values.objectStorage.existingClaim }}}
+{{- end }}
+{{- if and (eq .role "logstore") (not $values.logstore.persistence.enabled) }}
+- name: data
+  emptyDir: {}
+{{- end }}
+{{- end -}}
+
+{{- define "streaming.spread" -}}
+{{- $role := index .root.Values .role -}}
+{{- $dot := . -}}
+{{- range $where, $key := dict "zone" "topology.kubernetes.io/zone" "host" "kubernetes.io/hostname" }}
+{{- $how := index $role.topologySpread $where }}
+{{- if ne $how "off" }}
+- maxSkew: 1
+  topologyKey: {{ $key }}
+  whenUnsatisfiable: {{ $how }}
+  labelSelector:
+    matchLabels:
+      {{- include "streaming.selector" $dot | nindent 6 }}
+  {{- /* Without it a rolling update is spread over old and new pods together. */}}
+  {{- if and (ne $dot.role "logstore") (semverCompare ">=1.27-0" $dot.root.Capabilities.KubeVersion.Version) }}
+  matchLabelKeys: [pod-template-hash]
+  {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,216 @@
+"""Metrics, alerts, dashboards, notes."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+
+import yaml
+
+from chart import render, tools
+from chart.registry import Skip, check, equal
+
+MONITORED = render.CHART / "ci/prod-aws-values.yaml"
+# What Prometheus itself adds for every target.
+BUILT_IN = {"up"}
+CALL = re.compile(r'\b(counter|gauge|histogram)!\(\s*"([a-z0-9_]+)"((?:[^()]|\([^()]*\))*)\)', re.S)
+
+
+def emitted():
+    """{metric: (kind, labels)} of every metric in the Rust sources."""
+    found = {}
+    for path in tools.ROOT.rglob("*.rs"):
+        if {"target", "tests"} & set(path.relative_to(tools.ROOT).parts):
+            continue
+        for kind, name, rest in CALL.findall(path.read_text()):
+            labels = set(re.findall(r'"([a-z_]+)"\s*=>', rest))
+            found.setdefault(name, (kind, set()))[1].update(labels)
+    return found
+
+
+def series(metrics):
+    """{series: labels}: a histogram has three."""
+    result = {name: {"service", "namespace", "pod", "job", "instance"} for name in BUILT_IN}
+    for name, (kind, labels) in metrics.items():
+        suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
+        for suffix in suffixes:
+            result[name + suffix] = labels | {"service", "namespace", "pod", "job", "instance"} | ({"le"} if suffix == "_bucket" else set())
+    return result
+
+
+FUNCTIONS = {"sum", "max", "min", "avg", "count", "by", "without", "rate", "increase", "irate", "absent", "histogram_quantile", "label_values", "or", "and", "unless", "le"}
+
+
+def used(expression):
+    """(series, labels matched) in a PromQL expression."""
+    for name, matchers in re.findall(r"([a-z_:][a-z0-9_:]*)\s*\{([^}]*)\}", expression):
+        yield name, set(re.findall(r"([a-z_]+)\s*(?:=~|!~|!=|=)", matchers))
+    bare = re.sub(r"[a-z_:][a-z0-9_:]*\s*\{[^}]*\}", "", expression)
+    bare = re.sub(r'"[^"]*"|\[[^\]]*\]|\b(by|without)\s*\([^)]*\)', "", bare)
+    for name in re.findall(r"\b[a-z_:][a-z0-9_:]*\b", bare):
+        if name not in FUNCTIONS and ("_" in name or name in BUILT_IN):
+            yield name, set()
+
+
+def grouped(expression):
+    return {label.strip() for group in re.findall(r"\b(?:by|without)\s*\(([^)]*)\)", expression) for label in group.split(",")}
+
+
+def assert_exists(where, expression):
+    known = series(emitted())
+    found = list(used(expression))
+    assert found, f"{where}: no metric in {expression}"
+    labels = set().union(*(known.get(name, set()) for name, _ in found))
+    for name, matched in found:
+        assert name in known, f"{where}: no source emits {name}"
+        assert matched <= known[name], f"{where}: {name} has no label {sorted(matched - known[name])}"
+    assert grouped(expression) <= labels, f"{where}: groups by {sorted(grouped(expression) - labels)}"
+
+
+@check("V30", "ServiceMonitor and PrometheusRule are valid by their CRDs' schemas")
+def custom_resources():
+    if not shutil.which("node"):
+        raise Skip("node is not installed")
+    home = tools.prometheus_models()
+    items = render.of_kind(render.template(files=[MONITORED]), "ServiceMonitor", "PrometheusRule")
+    equal(len(items), 2)
+    script = home / "validate.mjs"
+    script.write_text(
+        "import * as models from '@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1';\n"
+        "let text = ''; for await (const chunk of process.stdin) text += chunk;\n"
+        "for (const item of JSON.parse(text)) new models[item.kind](item).validate();\n"
+    )
+
+    def validate(items):
+        return subprocess.run(["node", script], input=json.dumps(items), capture_output=True, text=True)
+
+    done = validate(items)
+    assert done.returncode == 0, done.stderr
+    render.of_kind(items, "ServiceMonitor")[0]["spec"]["endpoints"][0]["port"] = 9091
+    assert validate(items).returncode != 0, "the validator passes a wrong port"
+
+
+@check("R30", "the ServiceMonitor selects exactly one Service a role, so each pod is scraped once")
+def service_monitor():
+    objects = render.template(render.merged(render.QUORUM, {"metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}}))
+    monitor = render.of_kind(objects, "ServiceMonitor")[0]
+    equal(monitor["metadata"]["labels"]["release"], "p")
+    selector = monitor["spec"]["selector"]
+    expression = selector["matchExpressions"][0]
+
+    def selected(labels):
+        return selector["matchLabels"].items() <= labels.items() and labels.get(expression["key"]) in expression["values"]
+
+    services = [item for item in render.of_kind(objects, "Service") if selected(item["metadata"]["labels"])]
+    equal(sorted(item["metadata"]["name"] for item in services), ["s-streaming-coord", "s-streaming-logstore", "s-streaming-node"])
+    port = monitor["spec"]["endpoints"][0]["port"]
+    for service in services:
+        assert port in [entry["name"] for entry in service["spec"]["ports"]], service["metadata"]["name"]
+
+
+@check("R31", "dashboards: valid JSON, label and folder can be chosen, every metric and label exists in the sources")
+def dashboards():
+    chosen = {"dashboards": {"enabled": True, "label": "grafana", "labelValue": "yes", "folder": "WAL"}}
+    item = render.named(render.template(chosen), "ConfigMap", "s-streaming-dashboards")
+    equal((item["metadata"]["labels"]["grafana"], item["metadata"]["annotations"]["grafana_folder"]), ("yes", "WAL"))
+    files = sorted((render.CHART / "dashboards").glob("*.json"))
+    equal(sorted(item["data"]), [file.name for file in files])
+    for file in files:
+        board = json.loads(item["data"][file.name])
+        equal(board, json.loads(file.read_text()))
+        ids = [panel["id"] for panel in board["panels"]]
+        equal(len(set(ids)), len(ids), f"{file.name}: ids of panels")
+        for panel in board["panels"]:
+            for target in panel["targets"]:
+                assert_exists(f"{file.name}: {panel['title']}", target["expr"])
+        for variable in board["templating"]["list"]:
+            if variable["type"] == "query":
+                assert_exists(f"{file.name}: ${variable['name']}", re.search(r"label_values\((.*),", variable["definition"])[1])
+
+
+def rules():
+    rule = render.of_kind(render.template(files=[MONITORED]), "PrometheusRule")[0]
+    return rule["spec"]["groups"]
+
+
+@check("R32", "every metric and label in the alerts exists in the sources")
+def alerts():
+    for group in rules():
+        assert len(group["rules"]) >= 6
+        for rule in group["rules"]:
+            assert_exists(rule["alert"], rule["expr"])
+            assert rule["labels"]["severity"] in ("critical", "warning") and rule["annotations"]["summary"], rule["alert"]
+
+
+# Series, minutes until it fires, and the alerts that fire then.
+S = 'namespace="wal",service="s-streaming-node",pod="p"'
+C = 'namespace="wal",service="s-streaming-coord",pod="c"'
+SITUATIONS = [
+    ({f"up{{{S}}}": "0x60", f"up{{{C}}}": "1x60"}, 5, {"StreamingProcessDown"}),
+    ({f"up{{{S}}}": "1x60", f"up{{{C}}}": "1x60"}, 5, set()),
+    ({f"up{{{S}}}": "1x60", f"up{{{C}}}": "0x60"}, 5, {"StreamingProcessDown", "StreamingNoCoordinator"}),
+    ({f"up{{{C}}}": "1x60", f'milvus_streamingcoord_pchannel_info{{{C},channel_name="a",state="PCHANNEL_META_STATE_ASSIGNING"}}': "7x60"}, 8, {"StreamingChannelNotServed"}),
+    ({f"up{{{C}}}": "1x60", f'milvus_streamingcoord_pchannel_info{{{C},channel_name="a",state="PCHANNEL_META_STATE_ASSIGNED"}}': "7x60"}, 8, set()),
+    ({f"up{{{C}}}": "1x60", f'milvus_wal_append_message_total{{{S},status="ok"}}': "0+100x60", f'milvus_wal_append_message_total{{{S},status="error"}}': "0+5x60"}, 20, {"StreamingAppendsFail"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingVolumeFailed"}),
+    ({f"up{{{C}}}": "1x60", f"milvus_wal_scan_bad_record_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingBadRecord"}),
+    ({f"up{{{C}}}": "1x60", f"milvus_wal_scan_time_tick_violation_message_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingTimeTickViolation"}),
+    ({f"up{{{C}}}": "1x60", f'milvus_wal_scanner_total{{{S},scanner_model="catchup"}}': "1x60"}, 40, {"StreamingReadersBehind"}),
+    ({f"up{{{C}}}": "1x60", f'milvus_wal_scanner_total{{{S},scanner_model="tailing"}}': "1x60"}, 40, set()),
+]
+
+
+@check("V32", "promtool: the rules parse, and each alert fires when it should and only then")
+def promtool():
+    binary = tools.promtool()
+    groups = rules()
+    names = [rule["alert"] for group in groups for rule in group["rules"]]
+    tests = []
+    for given, minute, firing in SITUATIONS:
+        tests.append({
+            "interval": "1m",
+            "input_series": [{"series": name, "values": values} for name, values in given.items()],
+            "promql_expr_test": [{
+                "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                "eval_time": f"{minute}m",
+                "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(firing)],
+            }],
+        })  # fmt: skip
+    assert set(names) == set().union(*(firing for _, _, firing in SITUATIONS)), "an alert without a test"
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = pathlib.Path(scratch)
+        (scratch / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
+        (scratch / "tests.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
+        for command in (["check", "rules", "rules.yaml"], ["test", "rules", "tests.yaml"]):
+            done = subprocess.run([binary, *command], cwd=scratch, capture_output=True, text=True)
+            assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def notes(values):
+    # Helm 3 wants a cluster even for this.
+    done = render.run_helm("4.2.3", "install", "s", render.CHART, "-n", "wal", "--dry-run=client", values=values)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\nNOTES:\n")[1]
+
+
+@check("R40", "the notes give Milvus the settings the processes have, and warn of what keeps nothing")
+def milvus_settings():
+    values = render.merged(render.PROD, {
+        "preset": "dev",
+        "etcd": {"rootPath": "blue", "endpoints": ["a:2379", "b:2379"]},
+        "config": {"rootCoord": {"dmlChannelNum": 7}, "msgChannel": {"chanNamePrefix": {"cluster": "blue"}}},
+    })  # fmt: skip
+    text = notes(values)
+    told = yaml.safe_load(text[text.index("  # milvus-values.yaml") : text.index("Milvus' mixCoord")])
+    equal((told["streaming"]["enabled"], told["pulsarv3"]["enabled"], told["woodpecker"]["enabled"]), (False, False, True))
+    equal(told["externalEtcd"]["endpoints"], ["a:2379", "b:2379"])
+    ours, milvus = render.configuration(render.template(values), "coord"), yaml.safe_load(told["extraConfigFiles"]["user.yaml"])
+    equal(milvus["etcd"], {key: ours["etcd"][key] for key in ("rootPath", "metaSubPath")})
+    equal(milvus["rootCoord"]["dmlChannelNum"], ours["rootCoord"]["dmlChannelNum"])
+    equal(milvus["msgChannel"]["chanNamePrefix"]["cluster"], "blue")
+    equal(milvus["mq"]["type"], "woodpecker")
+    assert "WARNING" not in text
+    warned = notes({"etcd": {"bundled": {"persistence": {"enabled": False}}}, "node": {"replicas": 1}})
+    equal(warned.count("WARNING"), 3, "warnings")

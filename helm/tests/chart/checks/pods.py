@@ -1,0 +1,146 @@
+"""Security, secrets, identity and what can be added to pods."""
+
+import yaml
+
+from chart import render
+from chart.registry import check, equal
+
+
+def restricted(where, spec):
+    """The PodSecurity standard "restricted", and what we ask for beyond it."""
+    pod = spec.get("securityContext", {})
+    for field in ("hostNetwork", "hostPID", "hostIPC"):
+        assert not spec.get(field), f"{where}: {field}"
+    equal(spec.get("automountServiceAccountToken"), False, f"{where}: automountServiceAccountToken")
+    equal(spec.get("enableServiceLinks"), False, f"{where}: enableServiceLinks")
+    for volume in spec.get("volumes", []):
+        kind = (set(volume) - {"name"}).pop()
+        assert kind in ("configMap", "secret", "emptyDir", "projected", "persistentVolumeClaim", "downwardAPI", "csi", "ephemeral"), f"{where}: volume {kind}"
+    for container in render.containers(spec):
+        own = container.get("securityContext", {})
+        here = f"{where}/{container['name']}"
+        equal(own.get("allowPrivilegeEscalation"), False, f"{here}: allowPrivilegeEscalation")
+        equal(own.get("capabilities"), {"drop": ["ALL"]}, f"{here}: capabilities")
+        equal(own.get("runAsNonRoot", pod.get("runAsNonRoot")), True, f"{here}: runAsNonRoot")
+        assert own.get("runAsUser", pod.get("runAsUser")) not in (None, 0), f"{here}: runAsUser"
+        equal(own.get("seccompProfile", pod.get("seccompProfile")), {"type": "RuntimeDefault"}, f"{here}: seccompProfile")
+        assert not own.get("privileged"), here
+        for port in container.get("ports", []):
+            assert not port.get("hostPort"), here
+
+
+@check("R8", "every pod satisfies PodSecurity restricted; ours run as 65532 on a read-only root")
+def pod_security():
+    for name, objects in render.every_render():
+        for where, _, spec in render.pods(objects):
+            restricted(f"{name} {where}", spec)
+            if where != "Pod/s-streaming-test":
+                equal(spec["securityContext"]["runAsUser"], 65532)
+                equal(spec["containers"][0]["securityContext"]["readOnlyRootFilesystem"], True, where)
+            for container in spec["containers"]:
+                assert not container["image"].endswith(":latest") and (":" in container["image"]), container["image"]
+
+
+SECRET_KEYS = ("accesskeyid", "secretaccesskey", "password", "username", "token")
+
+
+def keys(value):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys(inner)
+
+
+@check("R9", "no secret in a ConfigMap, an annotation, a variable or the notes")
+def no_leak():
+    import base64
+
+    for name, objects in render.every_render():
+        secrets = [base64.b64decode(data).decode() for item in render.of_kind(objects, "Secret") for data in item.get("data", {}).values()]
+        text = yaml.safe_dump([item for item in objects if item["kind"] != "Secret"])
+        for secret in secrets:
+            assert len(secret) >= 32 and secret not in text, f"{name}: a secret outside its Secret"
+        for item in render.of_kind(objects, "ConfigMap"):
+            for document in item["data"].values():
+                found = [key for key in keys(yaml.safe_load(document)) if key.lower() in SECRET_KEYS]
+                assert not found, f"{name} {item['metadata']['name']}: {found}"
+        for where, _, spec in render.pods(objects):
+            for container in render.containers(spec):
+                for variable in container.get("env", []):
+                    secret = any(key in variable["name"].lower().replace("_", "") for key in SECRET_KEYS)
+                    assert not secret or "secretKeyRef" in variable["valueFrom"], f"{name} {where}: {variable}"
+
+
+@check("R10", "with existing Secrets none is rendered, and their own key names are used")
+def existing_secrets():
+    objects = render.template(files=[render.CHART / "ci/external-static-values.yaml"])
+    equal(render.of_kind(objects, "Secret"), [])
+    variables = render.environment(render.main_container(objects, "Deployment", "s-streaming-node"))
+    equal(variables["STREAMING_CONF_MINIO_ACCESSKEYID"]["valueFrom"]["secretKeyRef"], {"name": "s3-keys", "key": "id"})
+    equal(variables["STREAMING_CONF_MINIO_SECRETACCESSKEY"]["valueFrom"]["secretKeyRef"], {"name": "s3-keys", "key": "key"})
+    objects = render.template(files=[render.CHART / "ci/three-etcds-values.yaml"], name="x")
+    equal(render.of_kind(objects, "Secret"), [], "bundled store with an existing Secret")
+    objects = render.template(files=[render.CHART / "ci/prod-aws-values.yaml"])
+    equal(render.of_kind(objects, "Secret"), [])
+    variables = render.environment(render.main_container(objects, "Deployment", "s-streaming-coord"))
+    equal(variables["STREAMING_CONF_ETCD_AUTH_PASSWORD"]["valueFrom"]["secretKeyRef"], {"name": "etcd-user", "key": "password"})
+
+
+@check("R11", "workload identity: annotations and labels arrive, keys do not")
+def workload_identity():
+    for scenario, annotation in [
+        ("prod-aws", "eks.amazonaws.com/role-arn"),
+        ("gcp", "iam.gke.io/gcp-service-account"),
+        ("azure", "azure.workload.identity/client-id"),
+    ]:
+        objects = render.template(files=[render.CHART / f"ci/{scenario}-values.yaml"])
+        account = render.named(objects, "ServiceAccount", "s-streaming")
+        assert annotation in account["metadata"]["annotations"], scenario
+        for where, metadata, spec in render.pods(objects):
+            equal(spec["serviceAccountName"], "s-streaming", where)
+            assert not [name for container in render.containers(spec) for name in render.environment(container) if "MINIO" in name], where
+            if scenario == "azure" and metadata["labels"]["app.kubernetes.io/component"] in ("coord", "node"):
+                equal(metadata["labels"]["azure.workload.identity/use"], "true", where)
+
+
+@check("R26", "a log store's zone: from the pod's label where Kubernetes sets it, from a value, or not at all")
+def zones():
+    def variable(kubernetes, zone):
+        objects = render.template(render.merged(render.QUORUM, {"logstore": {"zone": zone}}), kubernetes=kubernetes)
+        return render.environment(render.main_container(objects, "StatefulSet", "s-streaming-logstore")).get("STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE")
+
+    label = "metadata.labels['topology.kubernetes.io/zone']"
+    equal(variable("1.35", {})["valueFrom"]["fieldRef"]["fieldPath"], label)
+    equal(variable("1.34", {}), None)
+    equal(variable("1.35", {"source": "none"}), None)
+    equal(variable("1.20", {"source": "static", "value": "a"})["value"], "a")
+
+
+LISTS = ("extraEnv", "extraVolumes", "extraVolumeMounts", "initContainers", "sidecars", "extraArgs", "extraEnvFrom", "tolerations", "hostAliases")
+PLACES = {"extraEnv": "env", "extraVolumeMounts": "volumeMounts", "extraArgs": "args", "extraEnvFrom": "envFrom"}
+IN_POD = {"extraVolumes": "volumes", "sidecars": "containers"}
+
+
+@check("R35", "everything that can be added to a role's pods arrives, once, on every role")
+def extensions():
+    file = render.CHART / "ci/every-extension-values.yaml"
+    values, objects = yaml.safe_load(file.read_text()), render.template(files=[file])
+    for role, kind in [("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet")]:
+        template = render.named(objects, kind, f"s-streaming-{role}")["spec"]["template"]
+        spec, container = template["spec"], template["spec"]["containers"][0]
+        for key, wanted in values[role].items():
+            if key == "enabled":
+                continue
+            if key in ("podLabels", "podAnnotations"):
+                got = template["metadata"]["labels" if key == "podLabels" else "annotations"]
+                assert wanted.items() <= got.items(), f"{role}.{key}"
+            elif key in LISTS:
+                got = container[PLACES[key]] if key in PLACES else spec[IN_POD.get(key, key)]
+                for entry in wanted:
+                    equal([item for item in got if item == entry], [entry], f"{role}.{key}")
+            else:
+                equal(spec[key], wanted, f"{role}.{key}")
+    alone = [{key: value} for key, value in values["node"].items()]
+    for part in alone:
+        render.template({"coord": part, "node": part, "logstore": part | {"enabled": True}})
+    render.named(objects, "ConfigMap", "s-more")

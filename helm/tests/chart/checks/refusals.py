@@ -1,0 +1,157 @@
+"""What must not render, and that the message names the key."""
+
+import json
+
+from chart import render, tools
+from chart.registry import check, equal
+
+PROD_FILE = [render.CHART / "values-prod.yaml"]
+
+# (values, what the message must contain)
+SCHEMA = [
+    ({"nodes": {}}, "nodes"),
+    ({"node": {"replica": 1}}, "replica"),
+    ({"node": {"replicas": 0}}, "replicas"),
+    ({"node": {"replicas": "2"}}, "replicas"),
+    ({"coord": {"ports": {"grpc": 70000}}}, "grpc"),
+    ({"node": {"ports": {"admin": 0}}}, "admin"),
+    ({"preset": "production"}, "preset"),
+    ({"objectStorage": {"provider": "s3"}}, "provider"),
+    ({"objectStorage": {"auth": "iam"}}, "auth"),
+    ({"objectStorage": {"bucket": ""}}, "bucket"),
+    ({"objectStorage": {"endpoint": "https://s3.example.com"}}, "endpoint"),
+    ({"objectStorage": {"rootPath": "/files"}}, "rootPath"),
+    ({"storage": {"type": "local"}}, "type"),
+    ({"etcd": {"endpoints": ["etcd"]}}, "endpoints"),
+    ({"etcd": {"endpoints": "etcd:2379"}}, "endpoints"),
+    ({"etcd": {"rootPath": "by-dev/"}}, "rootPath"),
+    ({"etcd": {"bundled": {"replicas": 2}}}, "replicas"),
+    ({"etcd": {"bundled": {"image": "etcd:latest"}}}, "image"),
+    ({"image": {"tag": "latest"}}, "tag"),
+    ({"image": {"digest": "0123"}}, "digest"),
+    ({"image": {"pullPolicy": "always"}}, "pullPolicy"),
+    ({"log": {"format": "xml"}}, "format"),
+    ({"logstore": {"persistence": {"size": "50 GB"}}}, "size"),
+    ({"logstore": {"persistence": {"accessModes": ["ReadWriteMany"]}}}, "accessModes"),
+    ({"logstore": {"zone": {"source": "magic"}}}, "source"),
+    ({"node": {"resources": {"requests": {"cpu": 2}}}}, "cpu"),
+    ({"node": {"resources": {"request": {}}}}, "request"),
+    ({"node": {"topologySpread": {"zone": "Always"}}}, "zone"),
+    ({"node": {"autoscaling": {"targetCPUPercent": 0}}}, "targetCPUPercent"),
+    ({"node": {"extraEnv": [{"value": "x"}]}}, "extraEnv"),
+    ({"node": {"podLabels": {"a": 1}}}, "podLabels"),
+    ({"metrics": {"serviceMonitor": {"interval": "30"}}}, "interval"),
+    ({"config": {"streaming": {"maxMesageSize": "8MiB"}}}, "maxMesageSize"),
+    ({"config": {"streaming": {"maxMessageSize": "8"}}}, "maxMessageSize"),
+    ({"config": {"streaming": {"timeTickInterval": 200}}}, "timeTickInterval"),
+    ({"config": {"rootCoord": {"dmlChannelNum": 0}}}, "dmlChannelNum"),
+    ({"config": {"etcd": {"endpoints": ["x:1"]}}}, "etcd"),
+    ({"node": {"config": {"minio": {"secretAccessKey": "x"}}}}, "minio"),
+    ({"fullnameOverride": "Upper"}, "fullnameOverride"),
+    ({"serviceAccount": {"annotation": {}}}, "annotation"),
+]
+
+
+@check("R4", f"the schema refuses {len(SCHEMA)} wrong values and names the key")
+def schema():
+    three, four = render.both_helms()
+    # Two engines for one schema: the second one shows that it understands it.
+    for helm, wrong in ((three, SCHEMA), (four, SCHEMA[::5])):
+        for values, key in wrong:
+            said = render.refusal(values, helm=helm)
+            assert "specifications of the schema" in said and key in said, f"helm {helm}, {values}: {said}"
+
+
+EXTERNAL = render.PROD | {"preset": "dev"}
+NO_S3 = {"objectStorage": {"bundled": {"enabled": False}}}
+NO_ETCD = {"etcd": {"bundled": {"enabled": False}}}
+
+# (values, the beginning of the message)
+COMBINATIONS = [
+    ({"replicate": {"enabled": True}}, "replicate.enabled:"),
+    ({"tls": {"enabled": True}}, "tls.enabled:"),
+    ({"tls": {"certManager": {"enabled": True}}}, "tls.enabled:"),
+    ({"auth": {"enabled": True}}, "auth.enabled:"),
+    ({"etcd": {"endpoints": ["e:2379"]}}, "etcd.endpoints: set together with etcd.bundled"),
+    (NO_ETCD, "etcd.endpoints: name at least one"),
+    ({"etcd": {"tls": {"enabled": True}}}, "etcd.auth, etcd.tls: the bundled etcd"),
+    (render.merged(EXTERNAL, {"etcd": {"tls": {"enabled": True}}}), "etcd.tls.existingSecret:"),
+    (render.merged(EXTERNAL, {"etcd": {"auth": {"enabled": True}}}), "etcd.auth.existingSecret:"),
+    ({"objectStorage": {"endpoint": "s3"}}, "objectStorage.endpoint: set together"),
+    ({"objectStorage": {"provider": "gcp"}}, "objectStorage.provider: gcp"),
+    ({"objectStorage": {"auth": "workloadIdentity"}}, "objectStorage.auth:"),
+    (NO_S3, "objectStorage.endpoint: provider s3compatible needs"),
+    (render.merged(NO_S3, {"objectStorage": {"endpoint": "s3"}}), "objectStorage.existingSecret:"),
+    (render.merged(NO_S3, {"objectStorage": {"provider": "filesystem"}}), "objectStorage.existingClaim: provider filesystem needs"),
+    (render.merged(EXTERNAL, {"objectStorage": {"existingClaim": "c"}}), "objectStorage.existingClaim: only provider filesystem"),
+    ({"objectStorage": {"bucket": "a/b"}}, "objectStorage.bucket:"),
+    ({"storage": {"type": "quorum"}}, "storage.type: quorum needs logstore.enabled"),
+    (render.merged(render.QUORUM, {"logstore": {"replicas": 2}}), "logstore.replicas: 2 is less than the 3"),
+    ({"logstore": {"enabled": True, "zone": {"source": "static"}}}, "logstore.zone.value:"),
+    ({"node": {"terminationGracePeriodSeconds": 100}}, "node.terminationGracePeriodSeconds: 100 is not more than the 100"),
+    ({"logstore": {"drain": {"timeoutSeconds": 200}}}, "logstore.terminationGracePeriodSeconds:"),
+    ({"coord": {"ports": {"grpc": 9091}}}, "coord.ports:"),
+    ({"node": {"extraEnv": [{"name": "POD_IP", "value": "x"}]}}, "node.extraEnv: POD_IP is there already"),
+    ({"node": {"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]}}, "node.extraEnv: A is there already"),
+    ({"node": {"extraVolumes": [{"name": "tmp"}]}}, "node.extraVolumes: tmp is there already"),
+    ({"node": {"autoscaling": {"minReplicas": 11}}}, "node.autoscaling.minReplicas: 11"),
+]
+
+PRODUCTION = [
+    ({}, "etcd.endpoints: name at least one"),
+    ({"etcd": {"bundled": {"enabled": True}, "endpoints": []}}, "etcd.bundled.enabled: preset prod"),
+    ({"objectStorage": {"bundled": {"enabled": True}, "provider": "s3compatible", "auth": "static"}}, "objectStorage.bundled.enabled: preset prod"),
+    ({"coord": {"replicas": 1}}, "coord.replicas: preset prod"),
+    ({"node": {"replicas": 1}}, "node.replicas: preset prod"),
+    ({"node": {"autoscaling": {"enabled": True, "minReplicas": 1}}}, "node.replicas: preset prod"),
+    ({"logstore": {"enabled": True, "persistence": {"enabled": False}}}, "logstore.persistence.enabled: preset prod"),
+]
+
+
+@check("R5", f"{len(COMBINATIONS) + len(PRODUCTION) + 1} impossible combinations are refused with key and reason")
+def combinations():
+    for values, beginning in COMBINATIONS:
+        assert beginning in render.refusal(values), f"{values}: {render.refusal(values)}"
+    for values, beginning in PRODUCTION:
+        full = render.merged(render.PROD, values) if values else {}
+        assert beginning in render.refusal(full, files=PROD_FILE), f"{values}: {render.refusal(full, files=PROD_FILE)}"
+    sleeping = {"coord": {"drain": {"preStopSeconds": 5}}}
+    assert "coord.drain.preStopSeconds: needs Kubernetes 1.30" in render.refusal(sleeping, kubernetes="1.29")
+    coordinator = render.main_container(render.template(sleeping, kubernetes="1.30"), "Deployment", "s-streaming-coord")
+    equal(coordinator["lifecycle"], {"preStop": {"sleep": {"seconds": 5}}})
+
+
+# Kubernetes' own objects: what is in them is Kubernetes' to check (V2).
+OPEN = {"podSecurityContext", "containerSecurityContext"}
+
+
+@check("R39", "values.yaml and values.schema.json know the same keys")
+def in_step():
+    import yaml
+
+    values = yaml.safe_load((render.CHART / "values.yaml").read_text())
+    schema = json.loads((render.CHART / "values.schema.json").read_text())
+
+    def compare(value, rule, path):
+        if "$ref" in rule or path in OPEN:
+            return
+        if "properties" in rule:
+            equal(sorted(value), sorted(set(rule["properties"]) - {"global"}), f"keys of {path or 'values'}")
+            equal(rule.get("additionalProperties"), False, f"{path}: additionalProperties")
+            for key, inner in value.items():
+                compare(inner, rule["properties"][key], f"{path}.{key}".lstrip("."))
+
+    compare(values, schema, "")
+    comments = (render.CHART / "values.yaml").read_text()
+    for key in values:
+        assert f"\n{key}:" in comments, key
+
+
+@check("R41", "the schema of `config` is what the binary takes")
+def config_schema():
+    import subprocess
+    import sys
+
+    script = tools.ROOT / "helm" / "tests" / "config-schema"
+    done = subprocess.run([sys.executable, script, str(tools.streaming()), "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
