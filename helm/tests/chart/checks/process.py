@@ -86,7 +86,7 @@ def stores(cluster, ports):
         raise Skip("etcd is not installed (`make etcd`)")
     client = f"http://127.0.0.1:{etcd}"
     at = f"http://127.0.0.1:{peer}"
-    cluster.start("etcd", ["etcd", "--data-dir", "etcd", "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", at, "--initial-advertise-peer-urls", at, "--initial-cluster", f"default={at}"], {})  # fmt: skip
+    store = cluster.start("etcd", ["etcd", "--data-dir", "etcd", "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", at, "--initial-advertise-peer-urls", at, "--initial-cluster", f"default={at}"], {})  # fmt: skip
     rendered = render.main_container(render.template(), "StatefulSet", "s-streaming-s3")
     arguments = [re.sub(r"-s3\.port=\d+", f"-s3.port={s3}", word).replace("/data", str(cluster.scratch / "s3")) for word in rendered["args"]]
     arguments = [word.replace("0.0.0.0", "127.0.0.1") for word in arguments]
@@ -98,6 +98,7 @@ def stores(cluster, ports):
     until(lambda: status(f"{client}/health") == 200, 30, "etcd")
     path = rendered["readinessProbe"]["httpGet"]["path"]
     until(lambda: status(f"http://127.0.0.1:{s3}{path}") == 200 and status(f"http://127.0.0.1:{s3}/streaming") == 403, 60, "the S3 server's probe")
+    return store
 
 
 def values(etcd, s3, ports):
@@ -111,16 +112,16 @@ def values(etcd, s3, ports):
     }
 
 
-@check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works; SIGTERM ends with 0 in time")
-def round_trip():
+@contextlib.contextmanager
+def rendered_cluster():
+    """(the cluster, its objects, {role: process and admin address}, etcd), all ready."""
     tools.streaming()
     with contextlib.ExitStack() as stack:
         scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         cluster = Cluster(scratch, stack)
         ports = free_ports(13)
-        stores(cluster, ports[:9])
+        etcd = stores(cluster, ports[:9])
         objects = render.template(values(ports[0], ports[2], ports[9:13]))
-        (scratch / "lines").write_text(render.named(objects, "ConfigMap", "s-streaming-test")["data"]["lines"])
         running = {}
         for role in ("coord", "node"):
             container = render.main_container(objects, "Deployment", f"s-streaming-{role}")
@@ -136,6 +137,13 @@ def round_trip():
                 good = (200, 503) if (role, probe) == ("coord", "readinessProbe") else (200,)
                 until(lambda: process.poll() is None and status(url) in good, 30, f"{role} {probe}: {cluster.log(role)}")
         until(lambda: status(running["coord"][1] + "/readyz") == 200, 30, "coord ready with a node")
+        yield cluster, objects, running, etcd
+
+
+@check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works; SIGTERM ends with 0 in time")
+def round_trip():
+    with rendered_cluster() as (cluster, objects, running, _):
+        (cluster.scratch / "lines").write_text(render.named(objects, "ConfigMap", "s-streaming-test")["data"]["lines"])
         pod = render.named(objects, "Pod", "s-streaming-test")["spec"]
         out = []
         for container in (pod["initContainers"][0], pod["containers"][0]):
@@ -152,6 +160,20 @@ def round_trip():
             grace = render.named(objects, "Deployment", f"s-streaming-{role}")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
             process.send_signal(signal.SIGTERM)
             equal(process.wait(timeout=grace), 0, f"{role}: exit code after SIGTERM; {cluster.log(role)}")
+
+
+@check("P16", "without etcd the processes stay alive and what is assigned stays served")
+def without_etcd():
+    with rendered_cluster() as (cluster, objects, running, etcd):
+        etcd.kill()
+        etcd.wait()
+        # Longer than three liveness probes of a kubelet that asked every second.
+        for _ in range(4):
+            time.sleep(1)
+            for role, (process, address) in running.items():
+                assert process.poll() is None, f"{role} ended: {cluster.log(role)}"
+                equal(status(address + "/livez"), 200, f"{role} /livez")
+        equal(status(running["node"][1] + "/readyz"), 200, "node /readyz")
 
 
 @check("P34", "TLS on our own ports")

@@ -1,14 +1,7 @@
-"""What an upgrade may and may not do."""
+"""What a release lives through: installation, upgrades, scaling, roll-back, removal."""
 
-import http.server
-import json
-import tempfile
-import threading
-
-from chart import render
+from chart import apiserver, render
 from chart.registry import check, equal
-
-IMMUTABLE = {"Deployment": ("selector",), "StatefulSet": ("selector", "serviceName", "volumeClaimTemplates", "podManagementPolicy")}
 
 
 @check("R36", "no value that may change at an upgrade touches an immutable field")
@@ -17,8 +10,8 @@ def immutable():
         objects = render.template(render.merged(render.QUORUM, values))
         return {
             (item["kind"], item["metadata"]["name"], field): item["spec"][field]
-            for item in render.of_kind(objects, *IMMUTABLE)
-            for field in IMMUTABLE[item["kind"]]
+            for item in render.of_kind(objects, *apiserver.IMMUTABLE)
+            for field in apiserver.IMMUTABLE[item["kind"]]
             if field in item["spec"]
         }
 
@@ -33,63 +26,58 @@ def immutable():
         equal(fixed(values), before, f"after {values}")
 
 
-class Cluster(http.server.BaseHTTPRequestHandler):
-    """As much of an API server as `lookup` needs: one StatefulSet with three log stores."""
+class Release:
+    """A release on the stand-in API server."""
 
-    GROUPS = {"v1": [("secrets", "Secret")], "apps/v1": [("statefulsets", "StatefulSet")]}
+    def __init__(self, helm, kubeconfig):
+        self.helm, self.environment = helm, {"KUBECONFIG": kubeconfig}
 
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        status, answer = 200, None
-        resources = {("/api/" if version == "v1" else "/apis/") + version: version for version in self.GROUPS}
-        if path == "/version":
-            answer = {"major": "1", "minor": "33", "gitVersion": "v1.33.0"}
-        elif path == "/api":
-            answer = {"kind": "APIVersions", "versions": ["v1"]}
-        elif path == "/apis":
-            version = {"groupVersion": "apps/v1", "version": "v1"}
-            answer = {"kind": "APIGroupList", "apiVersion": "v1", "groups": [{"name": "apps", "versions": [version], "preferredVersion": version}]}
-        elif path in resources:
-            listed = [{"name": name, "kind": kind, "namespaced": True, "verbs": ["get"]} for name, kind in self.GROUPS[resources[path]]]
-            answer = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": resources[path], "resources": listed}
-        elif path.endswith("/statefulsets/s-streaming-logstore"):
-            answer = {"kind": "StatefulSet", "apiVersion": "apps/v1", "metadata": {"name": "s-streaming-logstore"}, "spec": {"replicas": 3}}
-        else:
-            status, answer = 404, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
-        body = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    def run(self, *arguments, values=None):
+        return render.run_helm(self.helm, *arguments, "-n", "wal", values=values, environment=self.environment)
 
-    def log_message(self, *_):
-        pass
+    def must(self, *arguments, values=None):
+        done = self.run(*arguments, values=values)
+        assert done.returncode == 0, f"helm {self.helm} {' '.join(map(str, arguments))}: {done.stderr[-800:]}"
+
+    def upgrade(self, *arguments, values=None):
+        self.must("upgrade", "s", render.CHART, "--disable-openapi-validation", *arguments, values=values)
 
 
-@check("R27", "a running cluster's log stores are not taken away without logstore.allowScaleDown")
+@check("R37", "install, upgrade with old values, roll back, uninstall: Helm 3 and 4, on a stand-in API server")
+def life():
+    for helm in render.both_helms():
+        with apiserver.running() as (objects, kubeconfig):
+            release = Release(helm, kubeconfig)
+            release.must("install", "s", render.CHART, "--disable-openapi-validation", values=render.QUORUM)
+            rendered = {(item["kind"], item["metadata"]["name"]) for item in render.template(render.QUORUM)}
+            hooks = {("ConfigMap", "s-streaming-test"), ("Pod", "s-streaming-test")}
+            mine = {key for key in objects if not key[1].startswith("sh.helm.release")}
+            equal(mine, rendered - hooks, "objects after install")
+            keys = objects["Secret", "s-streaming-s3"]["data"]
+            release.upgrade("--reuse-values", "--set", "node.replicas=5")
+            equal(objects["Deployment", "s-streaming-node"]["spec"]["replicas"], 5)
+            release.upgrade("--reset-then-reuse-values", "--set", "image.tag=2.0.0")
+            image = objects["StatefulSet", "s-streaming-logstore"]["spec"]["template"]["spec"]["containers"][0]["image"]
+            equal((image, objects["Deployment", "s-streaming-node"]["spec"]["replicas"]), ("streaming:2.0.0", 5))
+            equal(objects["Secret", "s-streaming-s3"]["data"], keys, "the bundled store's keys after upgrades")
+            release.must("rollback", "s", "1")
+            equal(objects["Deployment", "s-streaming-node"]["spec"]["replicas"], 2)
+            equal(objects["Secret", "s-streaming-s3"]["data"], keys, "the bundled store's keys after a roll-back")
+            release.must("uninstall", "s")
+            equal(objects, {}, "what is left")
+
+
+@check("R27", "log stores are not taken away without logstore.allowScaleDown: Helm 3 and 4, on a stand-in API server")
 def scale_down():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cluster)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as kubeconfig:
-            json.dump({
-                "apiVersion": "v1", "kind": "Config", "current-context": "c",
-                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}],
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
-            }, kubeconfig)  # fmt: skip
-            kubeconfig.flush()
-
-            def upgraded(values):
-                arguments = ["template", "s", render.CHART, "-n", "wal", "--dry-run=server"]
-                return render.run_helm(render.DEFAULT, *arguments, values=values, environment={"KUBECONFIG": kubeconfig.name})
-
-            two = {"logstore": {"enabled": True, "replicas": 2}}
-            for values, message in [(two, "from 3 to 2"), ({}, "from 3 to 0")]:
-                done = upgraded(values)
+    for helm in render.both_helms():
+        with apiserver.running() as (objects, kubeconfig):
+            release = Release(helm, kubeconfig)
+            four = render.merged(render.QUORUM, {"logstore": {"replicas": 4}})
+            release.must("install", "s", render.CHART, "--disable-openapi-validation", values=four)
+            for values, message in [(render.QUORUM, "from 4 to 3"), ({"logstore": {"enabled": False}}, "from 4 to 0")]:
+                done = release.run("upgrade", "s", render.CHART, values=values)
                 assert done.returncode != 0 and f"logstore.replicas: {message}" in done.stderr, f"{values}: {done.stderr[-500:]}"
-            for values in [render.QUORUM, render.merged(render.QUORUM, {"logstore": {"replicas": 4}}), render.merged(two, {"logstore": {"allowScaleDown": True}})]:
-                done = upgraded(values)
-                assert done.returncode == 0, f"{values}: {done.stderr}"
-    finally:
-        server.shutdown()
+                equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 4)
+            release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"replicas": 5}}))
+            release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"allowScaleDown": True}}))
+            equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 3)
