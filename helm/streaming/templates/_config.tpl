@@ -60,3 +60,13 @@
 {{- define "streaming.portOf" -}}
 {{- regexFind "[0-9]+$" (trimSuffix "/" .) | default "2379" -}}
 {{- end -}}
+
+{{/* The name of the first channel, as the binary makes it. */}}
+{{- define "streaming.firstChannel" -}}
+{{- $prefix := dig "msgChannel" "chanNamePrefix" (dict) .Values.config -}}
+{{- if dig "common" "preCreatedTopic" "enabled" false .Values.config -}}
+{{- first (default (list "") (dig "common" "preCreatedTopic" "names" list .Values.config)) -}}
+{{- else -}}
+{{- printf "%s-%s_0" (default "by-dev" $prefix.cluster) (default "rootcoord-dml" $prefix.rootCoordDml) -}}
+{{- end -}}
+{{- end -}}

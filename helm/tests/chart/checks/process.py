@@ -112,6 +112,17 @@ def values(etcd, s3, ports):
     }
 
 
+def run_test_pod(cluster, objects):
+    """What the pod of `helm test` prints last."""
+    (cluster.scratch / "lines").write_text(render.named(objects, "ConfigMap", "s-streaming-test")["data"]["lines"])
+    pod = render.named(objects, "Pod", "s-streaming-test")["spec"]
+    for container in (*pod["initContainers"], *pod["containers"]):
+        command, environment = cluster.container(objects, container)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=pod["activeDeadlineSeconds"])
+        assert done.returncode == 0, f"{container['name']}: {done.stderr}{cluster.log('node')}"
+    return done.stdout
+
+
 @contextlib.contextmanager
 def rendered_cluster():
     """(the cluster, its objects, {role: process and admin address}, etcd), all ready."""
@@ -143,15 +154,8 @@ def rendered_cluster():
 @check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works; SIGTERM ends with 0 in time")
 def round_trip():
     with rendered_cluster() as (cluster, objects, running, _):
-        (cluster.scratch / "lines").write_text(render.named(objects, "ConfigMap", "s-streaming-test")["data"]["lines"])
-        pod = render.named(objects, "Pod", "s-streaming-test")["spec"]
-        out = []
-        for container in (pod["initContainers"][0], pod["containers"][0]):
-            command, environment = cluster.container(objects, container)
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=pod["activeDeadlineSeconds"])
-            assert done.returncode == 0, f"{container['name']}: {done.stderr}{cluster.log('node')}"
-            out.append(done.stdout)
-        equal([word for word in ("one", "two", "three") if word not in out[1]], [], "lines not read back")
+        out = run_test_pod(cluster, objects)
+        equal([word for word in ("one", "two", "three") if word not in out], [], "lines not read back")
         with urllib.request.urlopen(running["node"][1] + "/metrics", timeout=5) as answer:
             text = answer.read().decode()
         assert re.search(r'^milvus_wal_append_message_total\{status="ok"\} [3-9]', text, re.M), text[:2000]
@@ -165,6 +169,7 @@ def round_trip():
 @check("P16", "without etcd the processes stay alive and what is assigned stays served")
 def without_etcd():
     with rendered_cluster() as (cluster, objects, running, etcd):
+        run_test_pod(cluster, objects)
         etcd.kill()
         etcd.wait()
         # Longer than three liveness probes of a kubelet that asked every second.

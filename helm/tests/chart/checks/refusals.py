@@ -94,6 +94,7 @@ COMBINATIONS = [
     ({"node": {"extraEnv": [{"name": "POD_IP", "value": "x"}]}}, "node.extraEnv: POD_IP is there already"),
     ({"node": {"extraEnv": [{"name": "A", "value": "x"}, {"name": "A", "value": "y"}]}}, "node.extraEnv: A is there already"),
     ({"node": {"extraVolumes": [{"name": "tmp"}]}}, "node.extraVolumes: tmp is there already"),
+    ({"config": {"common": {"preCreatedTopic": {"enabled": True}}}}, "config.common.preCreatedTopic.names: must name"),
     ({"node": {"autoscaling": {"minReplicas": 11}}}, "node.autoscaling.minReplicas: 11"),
 ]
 
