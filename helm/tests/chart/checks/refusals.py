@@ -75,6 +75,7 @@ COMBINATIONS = [
     ({"etcd": {"endpoints": ["e:2379"]}}, "etcd.endpoints: set together with etcd.bundled"),
     (NO_ETCD, "etcd.endpoints: name at least one"),
     ({"etcd": {"tls": {"enabled": True}}}, "etcd.auth, etcd.tls: the bundled etcd"),
+    ({"etcd": {"bundled": {"replicas": 3, "persistence": {"enabled": False}}}}, "etcd.bundled.persistence.enabled:"),
     (render.merged(EXTERNAL, {"etcd": {"tls": {"enabled": True}}}), "etcd.tls.existingSecret:"),
     (render.merged(EXTERNAL, {"etcd": {"auth": {"enabled": True}}}), "etcd.auth.existingSecret:"),
     ({"objectStorage": {"endpoint": "s3"}}, "objectStorage.endpoint: set together"),

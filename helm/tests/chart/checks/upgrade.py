@@ -78,6 +78,8 @@ def scale_down():
                 done = release.run("upgrade", "s", render.CHART, values=values)
                 assert done.returncode != 0 and f"logstore.replicas: {message}" in done.stderr, f"{values}: {done.stderr[-500:]}"
                 equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 4)
+            done = release.run("upgrade", "s", render.CHART, "--set", "etcd.bundled.replicas=3")
+            assert done.returncode != 0 and "etcd.bundled.replicas: from 1 to 3" in done.stderr, done.stderr[-500:]
             release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"replicas": 5}}))
             release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"allowScaleDown": True}}))
             equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 3)
