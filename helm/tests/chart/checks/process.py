@@ -62,6 +62,37 @@ class Cluster:
         self.stack.callback(end)
         return process
 
+    def role(self, objects, role, name=None, extra=()):
+        """Starts a role's container; (process, admin address)."""
+        container = render.main_container(objects, "Deployment", f"s-streaming-{role}")
+        file = self.scratch / f"{role}.yaml"
+        file.write_text(render.named(objects, "ConfigMap", f"s-streaming-{role}")["data"]["streaming.yaml"])
+        command, environment = self.container(objects, container, file)
+        process = self.start(name or role, [*command, *extra], environment)
+        admin = {port["name"]: port["containerPort"] for port in container["ports"]}["admin"]
+        return process, f"http://127.0.0.1:{admin}"
+
+    def etcd(self, client, peer):
+        client, peer = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+        process = self.start("etcd", ["etcd", "--data-dir", "etcd", "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}"], {})  # fmt: skip
+        until(lambda: status(f"{client}/health") == 200, 30, "etcd")
+        return process
+
+    def s3(self, port, spare):
+        """The bundled server, with its own arguments and probe."""
+        rendered = render.main_container(render.template(), "StatefulSet", "s-streaming-s3")
+        moved = {"-s3.port=8333": f"-s3.port={port}", "-dir=/data": f"-dir={self.scratch}/s3", "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1"}
+        arguments = [moved.get(word, word) for word in rendered["args"]]
+        (self.scratch / "s3").mkdir()
+        others = ("master.port", "volume.port", "filer.port", "admin.port", "s3.port.iceberg", "s3.port.lance")
+        arguments += [f"-{name}={port}" for name, port in zip(others, spare)]
+        keys = {"AWS_ACCESS_KEY_ID": KEYS["accessKey"], "AWS_SECRET_ACCESS_KEY": KEYS["secretKey"], "HOME": str(self.scratch)}
+        self.start("s3", [shutil.which("weed"), *arguments], keys)
+        path = rendered["readinessProbe"]["httpGet"]["path"]
+        # 403: it has the bucket, and asks for keys.
+        answers = lambda: (status(f"http://127.0.0.1:{port}{path}"), status(f"http://127.0.0.1:{port}/streaming"))  # noqa: E731
+        until(lambda: answers() == (200, 403), 60, "the S3 server's probe")
+
     def log(self, name):
         return (self.scratch / f"{name}.log").read_text()[-3000:]
 
@@ -80,27 +111,6 @@ class Cluster:
         return [tools.streaming(), *arguments], environment
 
 
-def stores(cluster, ports):
-    etcd, peer, s3, *spare = ports
-    if not shutil.which("etcd"):
-        raise Skip("etcd is not installed (`make etcd`)")
-    client = f"http://127.0.0.1:{etcd}"
-    at = f"http://127.0.0.1:{peer}"
-    store = cluster.start("etcd", ["etcd", "--data-dir", "etcd", "--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", at, "--initial-advertise-peer-urls", at, "--initial-cluster", f"default={at}"], {})  # fmt: skip
-    rendered = render.main_container(render.template(), "StatefulSet", "s-streaming-s3")
-    arguments = [re.sub(r"-s3\.port=\d+", f"-s3.port={s3}", word).replace("/data", str(cluster.scratch / "s3")) for word in rendered["args"]]
-    arguments = [word.replace("0.0.0.0", "127.0.0.1") for word in arguments]
-    (cluster.scratch / "s3").mkdir()
-    taken = ["master.port", "volume.port", "filer.port", "admin.port", "s3.port.iceberg", "s3.port.lance"]
-    arguments += [f"-{name}={port}" for name, port in zip(taken, spare)]
-    keys = {"AWS_ACCESS_KEY_ID": KEYS["accessKey"], "AWS_SECRET_ACCESS_KEY": KEYS["secretKey"], "HOME": str(cluster.scratch)}
-    cluster.start("s3", [shutil.which("weed"), *arguments], keys)
-    until(lambda: status(f"{client}/health") == 200, 30, "etcd")
-    path = rendered["readinessProbe"]["httpGet"]["path"]
-    until(lambda: status(f"http://127.0.0.1:{s3}{path}") == 200 and status(f"http://127.0.0.1:{s3}/streaming") == 403, 60, "the S3 server's probe")
-    return store
-
-
 def values(etcd, s3, ports):
     coord, coord_admin, node, node_admin = ports
     return {
@@ -108,8 +118,40 @@ def values(etcd, s3, ports):
         "objectStorage": {"endpoint": "127.0.0.1", "port": s3, "useSSL": False, "existingSecret": "keys", "bundled": {"enabled": False}},
         "coord": {"ports": {"grpc": coord, "admin": coord_admin}},
         "node": {"ports": {"grpc": node, "admin": node_admin}},
-        "config": {"rootCoord": {"dmlChannelNum": 2}},
+        "config": {"rootCoord": {"dmlChannelNum": 2}, "common": {"session": {"ttl": "3s"}}},
     }
+
+
+@contextlib.contextmanager
+def scratch_cluster():
+    """(a cluster in which nothing runs, its ports, the objects rendered for them)."""
+    tools.streaming()
+    if not shutil.which("etcd"):
+        raise Skip("etcd is not installed (`make etcd`)")
+    with contextlib.ExitStack() as stack:
+        cluster = Cluster(pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())), stack)
+        ports = free_ports(15)
+        yield cluster, ports, render.template(values(ports[0], ports[2], ports[3:7]))
+
+
+def until_ready(cluster, objects, running):
+    """Asks every probe as a kubelet would."""
+    for role, (process, address) in running.items():
+        container = render.main_container(objects, "Deployment", f"s-streaming-{role}")
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            url = address + container[probe]["httpGet"]["path"]
+            until(lambda: process.poll() is None and status(url) == 200, 30, f"{role} {probe}")
+
+
+@contextlib.contextmanager
+def rendered_cluster():
+    """(the cluster, its objects, {role: process and admin address}, etcd, spare ports), all ready."""
+    with scratch_cluster() as (cluster, ports, objects):
+        etcd = cluster.etcd(*ports[:2])
+        cluster.s3(ports[2], ports[9:])
+        running = {role: cluster.role(objects, role) for role in ("coord", "node")}
+        until_ready(cluster, objects, running)
+        yield cluster, objects, running, etcd, ports[7:9]
 
 
 def run_test_pod(cluster, objects):
@@ -123,37 +165,9 @@ def run_test_pod(cluster, objects):
     return done.stdout
 
 
-@contextlib.contextmanager
-def rendered_cluster():
-    """(the cluster, its objects, {role: process and admin address}, etcd), all ready."""
-    tools.streaming()
-    with contextlib.ExitStack() as stack:
-        scratch = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        cluster = Cluster(scratch, stack)
-        ports = free_ports(13)
-        etcd = stores(cluster, ports[:9])
-        objects = render.template(values(ports[0], ports[2], ports[9:13]))
-        running = {}
-        for role in ("coord", "node"):
-            container = render.main_container(objects, "Deployment", f"s-streaming-{role}")
-            file = scratch / f"{role}.yaml"
-            file.write_text(render.named(objects, "ConfigMap", f"s-streaming-{role}")["data"]["streaming.yaml"])
-            command, environment = cluster.container(objects, container, file)
-            process = cluster.start(role, command, environment)
-            admin = {port["name"]: port["containerPort"] for port in container["ports"]}["admin"]
-            running[role] = process, f"http://127.0.0.1:{admin}"
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-                url = running[role][1] + container[probe]["httpGet"]["path"]
-                # A coordinator without a node may say that it is not ready.
-                good = (200, 503) if (role, probe) == ("coord", "readinessProbe") else (200,)
-                until(lambda: process.poll() is None and status(url) in good, 30, f"{role} {probe}: {cluster.log(role)}")
-        until(lambda: status(running["coord"][1] + "/readyz") == 200, 30, "coord ready with a node")
-        yield cluster, objects, running, etcd
-
-
 @check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works; SIGTERM ends with 0 in time")
 def round_trip():
-    with rendered_cluster() as (cluster, objects, running, _):
+    with rendered_cluster() as (cluster, objects, running, *_):
         out = run_test_pod(cluster, objects)
         equal([word for word in ("one", "two", "three") if word not in out], [], "lines not read back")
         with urllib.request.urlopen(running["node"][1] + "/metrics", timeout=5) as answer:
@@ -166,9 +180,21 @@ def round_trip():
             equal(process.wait(timeout=grace), 0, f"{role}: exit code after SIGTERM; {cluster.log(role)}")
 
 
+@check("P15", "started before etcd: it says so, and is ready once etcd is there (restarted, as a kubelet does)")
+def before_etcd():
+    with scratch_cluster() as (cluster, ports, objects):
+        cluster.s3(ports[2], ports[9:])
+        first, _ = cluster.role(objects, "node")
+        until(lambda: first.poll() is not None, 60, "the node's end")
+        assert first.returncode not in (None, 0) and "etcd.endpoints" in cluster.log("node"), cluster.log("node")
+        cluster.etcd(*ports[:2])
+        until_ready(cluster, objects, {role: cluster.role(objects, role) for role in ("coord", "node")})
+        run_test_pod(cluster, objects)
+
+
 @check("P16", "without etcd the processes stay alive and what is assigned stays served")
 def without_etcd():
-    with rendered_cluster() as (cluster, objects, running, etcd):
+    with rendered_cluster() as (cluster, objects, running, etcd, _):
         run_test_pod(cluster, objects)
         etcd.kill()
         etcd.wait()
@@ -179,6 +205,36 @@ def without_etcd():
                 assert process.poll() is None, f"{role} ended: {cluster.log(role)}"
                 equal(status(address + "/livez"), 200, f"{role} /livez")
         equal(status(running["node"][1] + "/readyz"), 200, "node /readyz")
+
+
+@check("P17", "a coordinator that stands by is healthy, and leads within the session's time to live + 5 s when the leader is killed")
+def failover():
+    with rendered_cluster() as (cluster, objects, running, _, (grpc, admin)):
+        extra = ["--set", f"rootCoord.port={grpc}", "--set", f"rootCoord.advertise=127.0.0.1:{grpc}", "--set", f"admin.port={admin}"]
+        standby, _ = cluster.role(objects, "coord", "standby", extra)
+        address = f"http://127.0.0.1:{admin}"
+        until(lambda: status(address + "/healthz") == status(address + "/readyz") == 200, 30, "the standby's /healthz")
+        run_test_pod(cluster, objects)
+        assert '"active"' not in cluster.log("standby"), "two lead"
+        running["coord"][0].kill()
+        begun = time.monotonic()
+        until(lambda: '"active"' in cluster.log("standby"), 3 + 5, f"lead: {cluster.log('standby')}")
+        run_test_pod(cluster, objects)
+        assert standby.poll() is None and time.monotonic() - begun < 30
+
+
+@check("P20", "a second SIGTERM ends a process that cannot finish its stop")
+def impatient():
+    with rendered_cluster() as (cluster, objects, running, etcd, _):
+        run_test_pod(cluster, objects)
+        process = running["node"][0]
+        # A frozen etcd: the session cannot be given up.
+        etcd.send_signal(signal.SIGSTOP)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        equal(process.poll(), None, "stopped although etcd does not answer: the second signal shows nothing")
+        process.send_signal(signal.SIGTERM)
+        equal(process.wait(timeout=3), 130, cluster.log("node"))
 
 
 @check("P34", "TLS on our own ports")
