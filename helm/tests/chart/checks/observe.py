@@ -1,6 +1,8 @@
 """Metrics, alerts, dashboards, notes."""
 
+import functools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -21,17 +23,19 @@ CALL = re.compile(r'\b(counter|gauge|histogram)!\(\s*"([a-z0-9_]+)"((?:[^()]|\([
 def emitted():
     """{metric: (kind, labels)} of every metric in the Rust sources."""
     found = {}
-    for path in tools.ROOT.rglob("*.rs"):
-        if {"target", "tests"} & set(path.relative_to(tools.ROOT).parts):
-            continue
-        for kind, name, rest in CALL.findall(path.read_text()):
-            labels = set(re.findall(r'"([a-z_]+)"\s*=>', rest))
-            found.setdefault(name, (kind, set()))[1].update(labels)
+    for directory, below, files in os.walk(tools.ROOT):
+        below[:] = [name for name in below if name not in ("target", "tests") and not name.startswith(".")]
+        for name in files:
+            if name.endswith(".rs"):
+                for kind, metric, rest in CALL.findall(pathlib.Path(directory, name).read_text()):
+                    found.setdefault(metric, (kind, set()))[1].update(re.findall(r'"([a-z_]+)"\s*=>', rest))
     return found
 
 
-def series(metrics):
+@functools.cache
+def series():
     """{series: labels}: a histogram has three."""
+    metrics = emitted()
     result = {name: {"service", "namespace", "pod", "job", "instance"} for name in BUILT_IN}
     for name, (kind, labels) in metrics.items():
         suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ("",)
@@ -59,7 +63,7 @@ def grouped(expression):
 
 
 def assert_exists(where, expression):
-    known = series(emitted())
+    known = series()
     found = list(used(expression))
     assert found, f"{where}: no metric in {expression}"
     labels = set().union(*(known.get(name, set()) for name, _ in found))

@@ -20,7 +20,7 @@ CUSTOM = ("ServiceMonitor", "PrometheusRule")
 @check("R1", "helm lint --strict and helm package, Helm 3 and 4")
 def lint():
     for version in render.both_helms():
-        for values in [None, *render.SCENARIOS, render.CHART / "values-dev.yaml"]:
+        for values in [None, render.CHART / "values-dev.yaml", render.CHART / "ci/every-extension-values.yaml"]:
             done = render.run_helm(version, "lint", "--strict", render.CHART, *(["-f", values] if values else []))
             assert done.returncode == 0, f"helm {version} lint {values}: {done.stdout}{done.stderr}"
         with tempfile.TemporaryDirectory() as scratch:
