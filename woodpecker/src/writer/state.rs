@@ -297,7 +297,7 @@ impl State {
     /// Everything handed on is answered: the prepared segment may follow.
     fn promote(&mut self, after: &mut After) {
         if let Some((open, handle)) = self.prepared.take() {
-            self.retire_active(after);
+            self.retire_active(true, after);
             self.active = Some(Active {
                 segment: open.segment,
                 handle,
@@ -319,10 +319,13 @@ impl State {
         }
     }
 
-    fn retire_active(&mut self, after: &mut After) {
+    /// `sure` is whether nobody can find more in the segment than was acked.
+    fn retire_active(&mut self, sure: bool, after: &mut After) {
         if let Some(active) = self.active.take() {
             self.retired.push(active.end());
-            after.retired.push((active.segment, active.acked));
+            if sure {
+                after.retired.push((active.segment, active.acked));
+            }
             self.ask_to_settle(after);
         }
     }
@@ -336,7 +339,8 @@ impl State {
             SegmentEnd::Fenced => self.end(AppendError::Fenced, after),
             SegmentEnd::Failed(error) if is_active || is_prepared => self.end(AppendError::Failed(error), after),
             SegmentEnd::Displaced if is_active => {
-                self.retire_active(after);
+                // Readers learn the end when it is recorded: a later owner who comes first may find more.
+                self.retire_active(self.waiting.is_empty(), after);
                 // What was not acked is in no segment: it goes first.
                 let mut again = std::mem::take(&mut self.waiting);
                 again.append(&mut self.held);

@@ -28,9 +28,9 @@ pub trait SegmentOwner: Send + Sync + fmt::Debug {
 pub enum SegmentEnd {
     /// Another process fenced this segment: its log has, or is about to have, another writer.
     Fenced,
-    /// Another process fenced the volume because of some other segment in it. What was acked is all that the segment
-    /// holds; what was not acked will never be seen. The owner, if it still owns the log by epoch, closes the segment
-    /// there and appends the rest to a new one.
+    /// The segment cannot go on where it is: another process fenced the volume because of some other segment in it, or a
+    /// replica was lost. The owner, if it still owns the log by epoch, closes the segment where it was acked and appends
+    /// the rest to a new one; once that is recorded, what was not acked is never seen.
     Displaced,
     /// The medium failed and the volume stopped for good. Reads go on.
     Failed(StoreError),

@@ -7,3 +7,4 @@ pub mod disk;
 pub mod format;
 pub mod memory;
 pub mod object;
+pub mod quorum;
