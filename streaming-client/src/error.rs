@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use streaming_types::{StreamingError, message::InvalidMessage};
+use streaming_types::{StreamingCode, StreamingError, message::InvalidMessage};
 
 /// Why an append failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +64,67 @@ impl AppendError {
             Self::Timeout { sent, .. } | Self::Closed { sent } => *sent,
             Self::Overtaken | Self::Malformed(_) => true,
             Self::TooLarge { .. } | Self::InvalidMessage(_) | Self::Refused(_) | Self::Ignored(_) => false,
+        }
+    }
+}
+
+/// Why a transaction failed. Unless the error is of its commit and [`TxnError::has_side_effects`], nothing of the transaction
+/// is ever seen by a consumer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TxnError {
+    /// The transaction expired, or was ended by a change of its collection. Running it again, from its begin, may succeed.
+    #[error("the transaction has ended: {0}")]
+    Expired(StreamingError),
+    /// The message cannot be a part of the transaction; nothing was sent.
+    #[error("not a message of this transaction: {0}")]
+    InvalidBody(String),
+    /// A keepalive shorter than a millisecond; nothing was sent.
+    #[error("keepalive of {0:?} is shorter than a millisecond")]
+    InvalidKeepalive(Duration),
+    /// One of its messages could not be appended.
+    #[error(transparent)]
+    Append(AppendError),
+}
+
+impl From<AppendError> for TxnError {
+    fn from(error: AppendError) -> Self {
+        match error {
+            AppendError::Refused(refusal) if refusal.code() == StreamingCode::TransactionExpired => {
+                Self::Expired(refusal)
+            }
+            error => Self::Append(error),
+        }
+    }
+}
+
+impl TxnError {
+    /// A stable code for documentation and programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Expired(_) => "TXN_EXPIRED",
+            Self::InvalidBody(_) => "TXN_INVALID_BODY",
+            Self::InvalidKeepalive(_) => "TXN_INVALID_KEEPALIVE",
+            Self::Append(error) => error.code(),
+        }
+    }
+
+    /// Whether the whole transaction, run again, may succeed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Expired(_) => true,
+            Self::InvalidBody(_) | Self::InvalidKeepalive(_) => false,
+            Self::Append(error) => error.is_retryable(),
+        }
+    }
+
+    /// Whether the failed call may have taken effect: for a commit, whether the transaction may be committed.
+    #[must_use]
+    pub fn has_side_effects(&self) -> bool {
+        match self {
+            Self::Expired(_) | Self::InvalidBody(_) | Self::InvalidKeepalive(_) => false,
+            Self::Append(error) => error.has_side_effects(),
         }
     }
 }

@@ -47,6 +47,6 @@ mod settings;
 pub use assignment::{Channel, Node, Version};
 pub use client::{Client, Coordinator};
 pub use consumer::{ConsumeOptions, Consumer, Delivery, Txn};
-pub use error::{AppendError, ConsumeError, NotReady};
-pub use producer::{Append, AppendResult, Producer};
+pub use error::{AppendError, ConsumeError, NotReady, TxnError};
+pub use producer::{Append, AppendResult, Producer, Transaction};
 pub use settings::{Discovery, Edges, InvalidSetting, Limits, Order, Settings, Timeouts};

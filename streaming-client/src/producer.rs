@@ -3,7 +3,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -23,8 +26,10 @@ use crate::{
 mod actor;
 mod alarm;
 mod stream;
+mod transaction;
 mod window;
 
+pub use transaction::Transaction;
 use window::{Entry, Scope};
 
 /// Appends to one physical channel and its vchannels. Cheap to clone; all producers of a channel in a client share one
@@ -32,12 +37,14 @@ use window::{Entry, Scope};
 ///
 /// **Delivery.** An append is retried until it is acknowledged, refused, or [`Timeouts::append`](crate::Timeouts::append)
 /// is over. What was acknowledged is never sent again. A message that was sent but not acknowledged when its stream broke
-/// may be in the log, and is sent again: the log may then hold it twice, with different ids and time ticks.
+/// may be in the log, and is sent again. It carries an idempotency key, by which the node knows it: the log holds it once,
+/// and the result is that of the first time. Only without keys ([`Settings::idempotent`](crate::Settings::idempotent)), or
+/// at a node that does not know them or has forgotten the key, the log may hold it twice, with different ids and time ticks.
 ///
-/// **Order.** With [`Order::Strict`](crate::Order::Strict), taking the first copy of each message, the log holds the
-/// appends of one channel in the order of the `append` calls. The messages of a broken stream are sent again as one run,
-/// oldest first, before any newer one; late copies from the broken stream can only repeat a part of that run. This rests
-/// on a node that appends the requests of one stream in their order of arrival, which ours does; for another one set
+/// **Order.** With [`Order::Strict`](crate::Order::Strict), the log holds the appends of one channel in the order of the
+/// `append` calls, taking the first copy of each message if there are several. The messages of a broken stream are sent
+/// again as one run, oldest first, before any newer one; late copies from the broken stream can only repeat a part of that
+/// run. This rests on a node that appends the requests of one stream in their order of arrival, which ours does; for another one set
 /// [`Limits::in_flight_messages`](crate::Limits::in_flight_messages) to 1.
 #[derive(Debug, Clone)]
 pub struct Producer {
@@ -54,6 +61,20 @@ pub(crate) struct Shared {
     inbox: mpsc::Sender<Entry>,
     /// Byte budget of what is not acknowledged.
     credit: Arc<Semaphore>,
+    keys: Keys,
+}
+
+/// Idempotency keys: nobody else has the same, and they rise, which makes them cheap to find.
+#[derive(Debug)]
+struct Keys {
+    producer: u64,
+    next: AtomicU64,
+}
+
+impl Keys {
+    fn next(&self) -> String {
+        format!("{:016x}{:012x}", self.producer, self.next.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// Where an appended message stands.
@@ -134,10 +155,14 @@ impl Shared {
         let actor = actor::Actor::new(core.clone(), channel.clone(), entries);
         core.tasks.spawn(actor.run());
         let credit = Arc::new(Semaphore::new(limits.in_flight_bytes));
-        Arc::new(Self { core: core.clone(), channel, inbox, credit })
+        let keys = Keys { producer: core.random.u64(), next: AtomicU64::new(0) };
+        Arc::new(Self { core: core.clone(), channel, inbox, credit, keys })
     }
 
-    async fn append(&self, message: Message) -> Result<Append, AppendError> {
+    async fn append(&self, mut message: Message) -> Result<Append, AppendError> {
+        if self.core.settings.idempotent && message.properties.idempotency_key().is_none() {
+            message.properties.set_idempotency_key(self.keys.next());
+        }
         let limits = &self.core.settings.limits;
         check_produced(&message, &self.channel, limits.max_message).map_err(|invalid| match invalid {
             InvalidMessage::TooLarge { size, limit } => AppendError::TooLarge { size, limit },

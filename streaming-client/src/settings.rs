@@ -40,18 +40,21 @@ pub struct Settings {
     /// Sent with every call; a server of another cluster refuses it.
     pub cluster: String,
     pub order: Order,
+    /// Whether appends carry an idempotency key, so that one that is sent again is not stored twice.
+    pub idempotent: bool,
     pub timeouts: Timeouts,
     pub limits: Limits,
 }
 
 impl Settings {
-    /// The defaults: cluster `by-dev`, strict order.
+    /// The defaults: cluster `by-dev`, strict order, idempotent.
     #[must_use]
     pub fn new(discovery: Discovery) -> Self {
         Self {
             discovery,
             cluster: "by-dev".to_owned(),
             order: Order::default(),
+            idempotent: true,
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }

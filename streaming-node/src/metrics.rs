@@ -1,5 +1,7 @@
 //! What a node counts. Names are those that dashboards of Milvus know.
 
+use std::time::Duration;
+
 use metrics::{counter, gauge};
 
 pub fn scanner_opened(model: &'static str) {
@@ -72,4 +74,22 @@ pub fn checkpointed(pchannel: &str, tick: u64) {
 pub fn truncated(pchannel: &str, segment: u64) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
     gauge!("milvus_wal_truncated_segment", "channel_name" => pchannel.to_owned()).set(segment as f64);
+}
+
+/// How long the oldest append of a pchannel waits for its outcome.
+pub fn append_waits(pchannel: &str, waits: Duration) {
+    gauge!("milvus_wal_append_oldest_waiting_seconds", "channel_name" => pchannel.to_owned()).set(waits.as_secs_f64());
+}
+
+/// Transactions that are open on a pchannel.
+pub fn transactions(pchannel: &str, open: usize) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    gauge!("milvus_wal_inflight_txn_total", "channel_name" => pchannel.to_owned()).set(open as f64);
+}
+
+/// Messages whose idempotency key was known already.
+pub fn repeats(messages: usize) {
+    if messages > 0 {
+        counter!("milvus_wal_append_repeat_total").increment(messages as u64);
+    }
 }

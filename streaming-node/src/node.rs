@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use streaming_proto::common::StateCode;
+use streaming_types::{StreamingError, TimeTick};
 use tonic::service::Routes;
 use woodpecker_base::{
     clock::Clock,
@@ -143,6 +144,15 @@ impl Node {
         self.registration.begin(&self.services, &self.parts, &self.tasks, address).await?;
         self.services.identity.set_state(StateCode::Healthy);
         Ok(())
+    }
+
+    /// For strong-consistency reads in this process: the tick that a reader of the vchannel has to reach to have seen every
+    /// message that was acked before this call. Calls nobody and waits for nothing.
+    ///
+    /// # Errors
+    /// CHANNEL_NOT_EXIST when this node does not append to the vchannel, or may not do so any more.
+    pub fn latest_mvcc_time_tick(&self, vchannel: &str) -> Result<TimeTick, StreamingError> {
+        self.services.wals.read_point(vchannel).map(TimeTick)
     }
 
     /// Announces that the node goes, closes every WAL, ends the session. Takes little longer than closing a WAL may.

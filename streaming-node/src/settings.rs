@@ -21,6 +21,8 @@ pub struct Settings {
     pub session_ttl: Duration,
     /// Largest message that is accepted: payload and properties together, in bytes.
     pub max_message_bytes: usize,
+    /// Largest entry of a log, in bytes; a larger message is split into several, which no client sees.
+    pub entry_bytes: usize,
     /// Bytes of messages one write-ahead log holds that are not durable yet.
     pub in_flight_bytes: usize,
     /// Bytes of messages one producer may have in flight.
@@ -38,6 +40,11 @@ pub struct Settings {
     /// How long closing a write-ahead log may take before what is left is given up.
     #[serde(with = "humantime_serde")]
     pub close_timeout: Duration,
+    /// How long an append may be without an outcome before the write-ahead log is given up, so that another owner serves it.
+    #[serde(with = "humantime_serde")]
+    pub append_timeout: Duration,
+    /// Bytes of idempotency keys and results that are remembered of one vchannel; four times as many of one write-ahead log.
+    pub idempotency_bytes: usize,
     /// How a write-ahead log is made ready to be taken over.
     pub recovery: Recovery,
 }
@@ -68,6 +75,7 @@ impl Default for Settings {
             version: "2.6.2".to_owned(),
             session_ttl: Duration::from_secs(10),
             max_message_bytes: streaming_types::DEFAULT_MAX_MESSAGE_BYTES,
+            entry_bytes: 2 << 20,
             in_flight_bytes: 64 << 20,
             producer_in_flight_bytes: 32 << 20,
             buffer_bytes: 64 << 20,
@@ -75,6 +83,8 @@ impl Default for Settings {
             buffer_age: Duration::from_secs(30),
             heartbeat: Duration::from_millis(200),
             close_timeout: Duration::from_secs(10),
+            append_timeout: Duration::from_secs(60),
+            idempotency_bytes: 16 << 20,
             recovery: Recovery::default(),
         }
     }
@@ -115,6 +125,9 @@ impl Settings {
         if !(1..=MAX_GRPC_BYTES / 2).contains(&self.max_message_bytes) {
             return refuse("max_message_bytes", "must be between 1 and half of what one gRPC message holds (256 MiB)");
         }
+        if !(1024..=16 << 20).contains(&self.entry_bytes) {
+            return refuse("entry_bytes", "must be between 1 KiB and 16 MiB, which every backend takes");
+        }
         for (key, bytes) in
             [("in_flight_bytes", self.in_flight_bytes), ("producer_in_flight_bytes", self.producer_in_flight_bytes)]
         {
@@ -125,8 +138,10 @@ impl Settings {
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&self.heartbeat) {
             return refuse("heartbeat", "must be between 1ms and 10s");
         }
-        if self.close_timeout.is_zero() {
-            return refuse("close_timeout", "must not be zero");
+        for (key, duration) in [("close_timeout", self.close_timeout), ("append_timeout", self.append_timeout)] {
+            if duration.is_zero() {
+                return refuse(key, "must not be zero");
+            }
         }
         if self.recovery.persist_interval.is_zero() {
             return refuse("recovery.persist_interval", "must not be zero");
@@ -168,10 +183,12 @@ mod tests {
             ("session_ttl", Settings { session_ttl: Duration::ZERO, ..default() }),
             ("max_message_bytes", Settings { max_message_bytes: 0, ..default() }),
             ("max_message_bytes", Settings { max_message_bytes: MAX_GRPC_BYTES, ..default() }),
+            ("entry_bytes", Settings { entry_bytes: 1023, ..default() }),
             ("in_flight_bytes", Settings { in_flight_bytes: 1, ..default() }),
             ("producer_in_flight_bytes", Settings { producer_in_flight_bytes: 1, ..default() }),
             ("heartbeat", Settings { heartbeat: Duration::ZERO, ..default() }),
             ("close_timeout", Settings { close_timeout: Duration::ZERO, ..default() }),
+            ("append_timeout", Settings { append_timeout: Duration::ZERO, ..default() }),
             (
                 "recovery.persist_interval",
                 Settings {

@@ -1,22 +1,30 @@
 //! One write-ahead log on this node: a pchannel, opened at a term.
 //!
 //! ```text
-//! producers ─ inbox ─ appender ─ lock ─ time tick ─ log writer ─ the log
-//!                         └─ write-ahead buffer ─ scanners ─────────┘
+//! producers ─ inbox ─ appender ─ idempotency ─ lock ─ time tick ─ txn ─ log writer ─ the log
+//!                         └─ publisher ─ write-ahead buffer ─ scanners ────────────────┘
 //! ```
 
 pub mod appender;
 pub mod buffer;
+pub mod chunk;
+mod delivery;
 pub mod group;
+mod idempotency;
 mod lock;
 mod log_writer;
+mod mvcc;
 pub mod open;
+mod publisher;
 pub mod record;
 mod recovery;
 mod reorder;
 pub mod scanner;
+mod sessions;
 mod ticks;
 mod time_tick;
+mod txn;
+mod window;
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,6 +36,7 @@ use woodpecker_base::tasks::Tasks;
 
 use self::{
     group::Append,
+    mvcc::Mvcc,
     open::INBOX,
     scanner::{ScanEdges, ScanOptions, Scanner},
 };
@@ -61,6 +70,7 @@ struct Live {
     close_timeout: Duration,
     catalog: Catalog,
     progress: Arc<Progress>,
+    mvcc: Arc<Mvcc>,
     tasks: Tasks,
 }
 
@@ -95,6 +105,13 @@ impl Wal {
     /// Reads the WAL for one consumer.
     pub fn scanner(&self, options: ScanOptions) -> Scanner {
         Scanner::new(self.scan.clone(), options)
+    }
+
+    /// The tick that a reader of the vchannel has to reach to have seen everything that was acked before this call. `None`
+    /// when the WAL has ended, or this node does not append to it: then nobody here knows. Waits for nothing.
+    pub fn read_point(&self, vchannel: &str) -> Option<u64> {
+        let live = self.live.as_ref().filter(|_| !self.scan.ended.is_cancelled())?;
+        Some(live.mvcc.latest(vchannel))
     }
 
     /// How far it is, for the coordinator. Waits for nothing.

@@ -6,3 +6,4 @@ mod cluster;
 mod failover;
 mod first_stream;
 mod process;
+mod txn;

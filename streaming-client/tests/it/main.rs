@@ -13,3 +13,4 @@ mod consume;
 mod fake;
 mod produce;
 mod throughput;
+mod txn;

@@ -41,11 +41,27 @@ pub mod key {
     pub const NOT_PERSISTED: &str = "_np";
     /// Replicate header, in base64.
     pub const REPLICATE: &str = "_rh";
+    /// Idempotency key: of messages of one vchannel that carry the same one, only the first is appended.
+    pub const IDEMPOTENCY: &str = "_ik";
+    /// Which piece of a split message a log entry holds, from 0. Decimal; no reader of messages sees it.
+    pub const CHUNK_INDEX: &str = "_ci";
+    /// How many pieces a split message has. Decimal; no reader of messages sees it.
+    pub const CHUNK_TOTAL: &str = "_ct";
 }
 
+/// Longest idempotency key, in bytes.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 256;
+
 /// What only the node that appends a message may set.
-pub const SET_BY_NODE: [&str; 5] =
-    [key::TIME_TICK, key::LAST_CONFIRMED, key::LAST_CONFIRMED_IS_SELF, key::WAL_TERM, key::NOT_PERSISTED];
+pub const SET_BY_NODE: [&str; 7] = [
+    key::TIME_TICK,
+    key::LAST_CONFIRMED,
+    key::LAST_CONFIRMED_IS_SELF,
+    key::WAL_TERM,
+    key::NOT_PERSISTED,
+    key::CHUNK_INDEX,
+    key::CHUNK_TOTAL,
+];
 
 /// Whether a key belongs to the streaming system and not to users.
 #[must_use]
@@ -208,6 +224,12 @@ impl Properties {
         self.proto(key::REPLICATE)
     }
 
+    /// The key under which the message is appended only once.
+    #[must_use]
+    pub fn idempotency_key(&self) -> Option<&str> {
+        self.get(key::IDEMPOTENCY)
+    }
+
     #[must_use]
     pub fn is_not_persisted(&self) -> bool {
         self.contains(key::NOT_PERSISTED)
@@ -283,6 +305,10 @@ impl Properties {
 
     pub fn set_replicate(&mut self, header: &ReplicateHeader) {
         self.set_proto(key::REPLICATE, header);
+    }
+
+    pub fn set_idempotency_key(&mut self, key: impl Into<String>) {
+        self.set(key::IDEMPOTENCY, key);
     }
 
     pub fn set_not_persisted(&mut self) {

@@ -15,7 +15,7 @@ const INFINITE_KEEPALIVE_MS: i64 = -1000;
 /// Which transaction a message belongs to, and how long that lives without a new message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TxnContext {
-    /// Unique in the cluster.
+    /// Unique in its pchannel: the tick of its begin.
     pub txn_id: i64,
     /// Negative when the transaction never expires.
     pub keepalive_ms: i64,

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
 
+use super::seen::Seen;
 use crate::wal::{
     Stored,
     buffer::{Buffer, Page},
+    chunk::Joiner,
 };
 
 /// Bytes taken from the buffer at a time.
@@ -22,6 +24,7 @@ pub struct Follower {
     cursor: EntryId,
     /// Reads what the buffer does not hold any more.
     behind: Option<Box<Reader>>,
+    joiner: Joiner,
 }
 
 /// What came next.
@@ -35,7 +38,7 @@ impl Follower {
     /// Follows what comes after `cursor`.
     pub fn after(cursor: EntryId, log: Log, buffer: Arc<Buffer>) -> Self {
         let written = buffer.written();
-        Self { log, buffer, written, cursor, behind: None }
+        Self { log, buffer, written, cursor, behind: None, joiner: Joiner::default() }
     }
 
     /// The last entry that was given out.
@@ -54,14 +57,16 @@ impl Follower {
     /// The log's; the same call may go on where it was.
     pub async fn next(&mut self) -> Result<Batch, ReadError> {
         loop {
-            if self.buffer.covers(self.cursor) {
+            // In memory a message in pieces has the id of its first one, which is behind us while we read the others.
+            if self.buffer.covers(self.cursor) && !self.joiner.is_amid() {
                 self.behind = None;
             } else {
                 let reader = self.behind.get_or_insert_with(|| Box::new(self.log.reader(Position::After(self.cursor))));
                 let entries = reader.next().await?;
-                if let Some(newest) = entries.last() {
-                    self.cursor = newest.id;
-                    return Ok(Batch::Log(entries));
+                self.cursor = entries.last().map_or(self.cursor, |newest| newest.id);
+                let records: Vec<_> = entries.into_iter().filter_map(|entry| record(&mut self.joiner, entry)).collect();
+                if !records.is_empty() {
+                    return Ok(Batch::Log(records));
                 }
                 continue;
             }
@@ -79,4 +84,13 @@ impl Follower {
             }
         }
     }
+}
+
+/// The record that an entry is, or completes.
+fn record(joiner: &mut Joiner, entry: Entry) -> Option<Entry> {
+    // What is no message by itself may be a piece of one.
+    if Seen::read(entry.id, &entry.payload).is_ok() {
+        return Some(entry);
+    }
+    joiner.record(entry.id, entry.payload).map(|(id, payload)| Entry { id, payload })
 }

@@ -168,7 +168,7 @@ impl Keeper {
                     let Ok(seen) = Seen::read(entry.id, &entry.payload) else { continue };
                     self.state.apply(&seen);
                     if seen.is_broadcast()
-                        && let Ok(stored) = record::decode(entry.id, entry.payload.clone())
+                        && let Ok(stored) = record::decode_message(entry.id, entry.payload.clone())
                     {
                         broadcasts.push(stored.message);
                     }

@@ -7,7 +7,7 @@ use woodpecker::{EntryId, Log, Position, ReadError};
 use super::{seen::Seen, state::State};
 use crate::{
     metrics,
-    wal::{BadRecord, ReplayError, record},
+    wal::{BadRecord, ReplayError, chunk::Joiner, record},
 };
 
 /// What replaying gave beside the state.
@@ -27,6 +27,7 @@ pub async fn replay(log: &Log, state: &mut State) -> Result<Replayed, ReplayErro
     let Some(last) = log.last_entry().await? else { return Ok(replayed) };
     let done = state.observed_tick();
     let mut reader = log.reader(Position::At(state.checkpoint().id));
+    let mut joiner = Joiner::default();
     loop {
         let entries = match reader.next().await {
             Ok(entries) => entries,
@@ -41,7 +42,15 @@ pub async fn replay(log: &Log, state: &mut State) -> Result<Replayed, ReplayErro
         };
         for entry in entries {
             replayed.bytes += entry.payload.len() as u64;
-            if let Err(error) = meet(entry.id, &entry.payload, done, state, &mut replayed) {
+            let met = match meet(entry.id, &entry.payload, done, state, &mut replayed) {
+                Ok(()) => Ok(()),
+                // What is no message by itself may be a piece of one.
+                Err(_) => match joiner.record(entry.id, entry.payload) {
+                    Some((id, record)) => meet(id, &record, done, state, &mut replayed),
+                    None => Ok(()),
+                },
+            };
+            if let Err(error) = met {
                 metrics::bad_record();
                 tracing::error!(log = log.name(), %error, "skipped an entry that is no message");
             }
@@ -56,7 +65,7 @@ fn meet(id: EntryId, record: &Bytes, done: u64, state: &mut State, replayed: &mu
     let seen = Seen::read(id, record)?;
     state.apply(&seen);
     if seen.is_broadcast() && seen.tick > done {
-        replayed.broadcasts.push(record::decode(id, record.clone())?.message);
+        replayed.broadcasts.push(record::decode_message(id, record.clone())?.message);
     }
     Ok(())
 }

@@ -170,7 +170,7 @@ mod tests {
         message.properties.set_broadcast(&BroadcastHeader::default());
         message.properties.set_last_confirmed(MessageId::new(2, 4));
         let record = record::encode(&mut message, 4);
-        let stored = record::decode(AT, record.clone()).unwrap();
+        let stored = record::decode_message(AT, record.clone()).unwrap();
         for seen in [Seen::read(AT, &record).unwrap(), Seen::of(&stored)] {
             assert_eq!((seen.id, seen.tick, seen.kind), (AT, 77, MessageType::CreatePartition));
             assert_eq!((seen.payload, seen.bytes), (&b"payload"[..], stored.bytes));
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn tick_confirms_itself() {
-        let mut tick = record::tick(5, 1);
+        let mut tick = record::tick(5, None, 1);
         let record = record::encode(&mut tick, 1);
         let seen = Seen::read(AT, &record).unwrap();
         assert_eq!((seen.last_confirmed(), seen.vchannel()), (AT, None));
@@ -191,7 +191,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_entry_is_read_or_refused_as_the_full_decoder_does(bytes: Vec<u8>) {
-            let full = record::decode(AT, Bytes::copy_from_slice(&bytes));
+            let full = record::decode_message(AT, Bytes::copy_from_slice(&bytes));
             let seen = Seen::read(AT, &bytes).map(|seen| (seen.tick, seen.kind));
             if let Ok(full) = full {
                 prop_assert_eq!(seen, Ok((full.tick, full.kind)));

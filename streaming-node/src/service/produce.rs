@@ -12,7 +12,7 @@ use streaming_proto::streaming::{
     produce_response::Response,
 };
 use streaming_types::{
-    Message, MessageType, StreamingError,
+    Message, StreamingError, TxnContext,
     message::{Produced, check_produced},
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -219,13 +219,6 @@ impl Producer {
             let cause = format!("{} is primary, it takes no replicated messages", self.pchannel);
             return Err(StreamingError::replicate_violation(cause));
         }
-        let kind = produced.message_type;
-        if produced.txn.is_some()
-            || matches!(kind, MessageType::BeginTxn | MessageType::CommitTxn | MessageType::RollbackTxn)
-        {
-            let cause = format!("transactions are not served by this version, and {kind} is part of one");
-            return Err(StreamingError::unrecoverable(cause));
-        }
         let bytes = message.payload.len() + message.properties.size();
         Ok(Unsent { request_id: request.request_id, message, produced, bytes })
     }
@@ -234,15 +227,8 @@ impl Producer {
         let Unsent { request_id, message, produced, bytes } = unsent;
         self.in_flight += 1;
         self.in_flight_bytes += bytes;
-        self.appends.submit(Append {
-            message,
-            kind: produced.message_type,
-            barrier: produced.barrier,
-            tick: 0,
-            bytes,
-            _charge: charge,
-            reply: Reply::new(Arc::clone(&self.pchannel), request_id, bytes, self.answer.clone()),
-        });
+        let reply = Reply::new(Arc::clone(&self.pchannel), request_id, bytes, self.answer.clone());
+        self.appends.submit(Append::new(message, &produced, charge, reply));
     }
 
     fn answered(&mut self, answer: Answer) -> ProduceMessageResponse {
@@ -276,14 +262,12 @@ fn respond(response: Response) -> Option<Result<ProduceResponse, Status>> {
 }
 
 fn appended(request_id: i64, placed: Placed) -> ProduceMessageResponse {
-    let id = placed.id.to_proto();
     let result = ProduceMessageResponseResult {
-        id: Some(id.clone()),
+        id: Some(placed.id.to_proto()),
         timetick: placed.tick,
-        txn_context: None,
+        txn_context: placed.txn.map(TxnContext::to_proto),
         extra: None,
-        // Log order is tick order: a message is its own last-confirmed id.
-        last_confirmed_id: Some(id),
+        last_confirmed_id: Some(placed.last_confirmed.to_proto()),
     };
     ProduceMessageResponse { request_id, response: Some(produce_message_response::Response::Result(result)) }
 }

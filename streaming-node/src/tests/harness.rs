@@ -45,7 +45,10 @@ use woodpecker_store::{
 };
 
 use super::hanging::Hanging;
-use crate::{AckError, BroadcastAcks, IdError, IdSource, Node, Parts, Settings, TimestampError, TimestampSource};
+use crate::{
+    AckError, BroadcastAcks, IdError, IdSource, Node, Parts, Settings, TimestampError, TimestampSource,
+    wal::{buffer::NodeBudget, open::Opener},
+};
 
 pub const PCHANNEL: &str = "by-dev-rootcoord-dml_0";
 pub const VCHANNEL: &str = "by-dev-rootcoord-dml_0_1v0";
@@ -152,6 +155,21 @@ impl World {
         woodpecker::Client::new(settings, metadata, backends, self.clock.clone(), Random::seeded(3), tasks.clone())
     }
 
+    /// What opens WALs as a process whose storage dies with `storage`, and whose tasks are `tasks`.
+    pub fn opener(&self, settings: Settings, storage: &Tasks, tasks: &Tasks) -> Opener {
+        Opener {
+            buffers: Arc::new(NodeBudget::new(settings.node_buffer_bytes)),
+            settings: Arc::new(settings),
+            metadata: Arc::new(self.metadata.clone()),
+            logs: self.logs(storage),
+            acks: Arc::clone(&self.acks) as Arc<dyn BroadcastAcks>,
+            timestamps: Arc::clone(&self.timestamps) as Arc<dyn TimestampSource>,
+            clock: self.clock.clone(),
+            random: Random::seeded(5),
+            tasks: tasks.clone(),
+        }
+    }
+
     pub async fn node(&self, server_id: i64) -> TestNode {
         self.node_with(server_id, Settings::default()).await
     }
@@ -237,7 +255,7 @@ impl TestNode {
     }
 
     pub fn handler(&self) -> StreamingNodeHandlerServiceClient<Channel> {
-        StreamingNodeHandlerServiceClient::new(self.channel.clone())
+        StreamingNodeHandlerServiceClient::new(self.channel.clone()).max_decoding_message_size(256 << 20)
     }
 
     pub async fn assign(&self, pchannel: &PChannel) -> Result<(), StreamingError> {

@@ -1,12 +1,13 @@
 //! Input that no well-behaved client sends: each with its exact answer, and the stream lives on.
 
 use streaming_proto::{
-    messages::{BeginTxnMessageHeader, CommitTxnMessageHeader, Message, ReplicateHeader},
+    messages::{Message, ReplicateHeader},
     streaming::{GetReplicateCheckpointRequest, ProduceMessageRequest, StreamingCode, produce_request},
 };
-use streaming_types::{DEFAULT_MAX_MESSAGE_BYTES, MessageBuilder, PChannel, TxnContext, metadata::set_destination};
+use streaming_types::{DEFAULT_MAX_MESSAGE_BYTES, PChannel, TxnContext, metadata::set_destination};
 use tonic::Request;
 
+use super::parts::{begin, commit, rollback};
 use super::harness::{PCHANNEL, TestNode, VCHANNEL, World, code, error, insert, ro, rw};
 
 fn with(key: &str, value: &str) -> Message {
@@ -37,8 +38,7 @@ fn in_txn(message: Message) -> Message {
 async fn refused_messages_have_their_codes_and_leave_the_stream_usable() {
     let node = World::new().serving().await;
     let mut produce = node.producer(&rw(1)).await;
-    let begin = MessageBuilder::new(&BeginTxnMessageHeader::default()).vchannel(VCHANNEL).build().unwrap();
-    let commit = MessageBuilder::new(&CommitTxnMessageHeader {}).vchannel(VCHANNEL);
+    let unknown = TxnContext::new(7, 1000);
     let unrecoverable = StreamingCode::Unrecoverable;
     let mut broadcast = without("_vc");
     broadcast.properties.insert("_bh".to_owned(), "CAU=".to_owned());
@@ -70,9 +70,22 @@ async fn refused_messages_have_their_codes_and_leave_the_stream_usable() {
         ("memory mark of a client", with("_np", ""), unrecoverable),
         ("empty payload", insert(VCHANNEL, ""), unrecoverable),
         ("too large", insert(VCHANNEL, &"x".repeat(DEFAULT_MAX_MESSAGE_BYTES / 2)), unrecoverable),
-        ("begin", begin.into(), unrecoverable),
-        ("body", in_txn(insert(VCHANNEL, "x")), unrecoverable),
-        ("commit", commit.txn(TxnContext::new(7, 1000)).build().unwrap().into(), unrecoverable),
+        ("keepalive below 1 ms", begin(VCHANNEL, -1).into(), unrecoverable),
+        ("keepalive of years", begin(VCHANNEL, i64::MAX).into(), unrecoverable),
+        ("begin in a transaction", in_txn(begin(VCHANNEL, 0).into()), unrecoverable),
+        ("import in a transaction", in_txn(with("_t", "11")), unrecoverable),
+        ("body without begin", in_txn(insert(VCHANNEL, "x")), StreamingCode::TransactionExpired),
+        ("commit of an unknown transaction", commit(VCHANNEL, unknown).into(), StreamingCode::TransactionExpired),
+        ("rollback of an unknown transaction", rollback(VCHANNEL, unknown).into(), StreamingCode::TransactionExpired),
+        ("commit without its transaction", {
+            let mut message = commit(VCHANNEL, unknown);
+            message.properties.remove("_tx");
+            message.into()
+        }, unrecoverable),
+        ("broken transaction", with("_tx", "?"), unrecoverable),
+        ("empty idempotency key", with("_ik", ""), unrecoverable),
+        ("endless idempotency key", with("_ik", &"k".repeat(257)), unrecoverable),
+        ("piece of a message", with("_ci", "0"), unrecoverable),
         ("replicated", replicated(), StreamingCode::ReplicateViolation),
     ];
     for (what, message, expected) in cases {

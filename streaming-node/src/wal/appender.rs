@@ -17,16 +17,19 @@ use streaming_types::{StreamingError, TimeTick};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
-use woodpecker::{AppendError, Appended, Writer};
-use woodpecker_base::clock::Clock;
+use woodpecker::{AppendError, Writer};
+use woodpecker_base::clock::{Clock, Instant};
 
 use super::{
-    buffer::Buffer,
-    group::{Append, Group, Placed},
+    group::{Append, Group},
+    idempotency::{Idempotency, IdempotencyLayer},
     lock::{Lock, LockLayer},
     log_writer::LogWriter,
-    record::Stored,
+    publisher::Publisher,
+    sessions::{End, SharedSessions},
     time_tick::{MAX_GROUP, SharedTicks, TICKS_PER_GROUP, TimeTickLayer, TimeTicks},
+    txn::{TxnLayer, Txns},
+    window::Windows,
 };
 use crate::metrics;
 
@@ -36,12 +39,33 @@ const GROUP_BYTES: usize = 1 << 20;
 /// A message does not wait longer for its barrier to pass.
 const LONGEST_BARRIER_MS: u64 = 60_000;
 
-/// The append stack, outermost layer first.
-pub type Stack = Lock<TimeTicks<LogWriter>>;
+/// An append that has no outcome for so long is logged.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// The append stack over `W`, outermost layer first.
+pub type Stack<W = LogWriter> = Idempotency<Lock<TimeTicks<Txns<W>>>>;
+
+/// What the layers of a stack work with.
+pub struct StackParts {
+    pub pchannel: Arc<str>,
+    pub ticks: SharedTicks,
+    pub sessions: SharedSessions,
+    pub windows: Windows,
+}
 
 /// Puts the stack together.
-pub fn stack(pchannel: &str, ticks: SharedTicks, writer: LogWriter) -> Stack {
-    ServiceBuilder::new().layer(LockLayer { pchannel: pchannel.into() }).layer(TimeTickLayer { ticks }).service(writer)
+pub fn stack<W>(parts: StackParts, writer: W) -> Stack<W>
+where
+    W: Service<Group, Response = Group, Error = Infallible>,
+    W::Future: Unpin,
+{
+    let StackParts { pchannel, ticks, sessions, windows } = parts;
+    ServiceBuilder::new()
+        .layer(IdempotencyLayer::new(windows))
+        .layer(LockLayer { pchannel: Arc::clone(&pchannel) })
+        .layer(TimeTickLayer { ticks })
+        .layer(TxnLayer { pchannel, sessions })
+        .service(writer)
 }
 
 /// Why a WAL takes no more appends.
@@ -51,6 +75,8 @@ pub enum Ended {
     Closed,
     #[error(transparent)]
     Log(#[from] AppendError),
+    #[error("an append has no outcome after {0:?}")]
+    Stuck(Duration),
 }
 
 /// See the module.
@@ -58,16 +84,20 @@ pub struct Appender {
     pub pchannel: Arc<str>,
     pub stack: Stack,
     pub ticks: SharedTicks,
+    pub sessions: SharedSessions,
     pub writer: Arc<Writer>,
-    pub buffer: Arc<Buffer>,
+    pub publisher: Publisher,
     pub inbox: mpsc::Receiver<Append>,
     pub clock: Clock,
     pub heartbeat: Duration,
     pub close_timeout: Duration,
+    pub append_timeout: Duration,
     /// Messages without a tick, in arrival order.
     pub pending: VecDeque<Append>,
     /// Messages whose barrier the ticks have not passed.
     pub parked: Vec<Append>,
+    /// When something last had an outcome, or began to wait for one.
+    pub progress: Instant,
     pub in_flight: FuturesOrdered<<Stack as Service<Group>>::Future>,
     /// Whether the log ends with messages that no persisted tick follows.
     pub untold: bool,
@@ -84,13 +114,17 @@ impl Appender {
         ended.cancel();
         match &reason {
             Ended::Closed => tracing::info!(pchannel = %self.pchannel, "closing the write-ahead log"),
-            Ended::Log(error) => tracing::warn!(pchannel = %self.pchannel, %error, "the write-ahead log has ended"),
+            reason => tracing::error!(pchannel = %self.pchannel, %reason, "the write-ahead log has ended"),
         }
+        metrics::append_waits(&self.pchannel, Duration::ZERO);
         metrics::buffered(&self.pchannel, 0);
         self.inbox.close();
         while self.inbox.try_recv().is_ok() {}
         self.pending.clear();
         self.parked.clear();
+        if matches!(reason, Ended::Stuck(_)) {
+            return;
+        }
         let clock = self.clock.clone();
         if clock.timeout(self.close_timeout, self.finish(&reason)).await.is_err() {
             tracing::warn!(pchannel = %self.pchannel, "closing the write-ahead log took too long, the next owner fences it");
@@ -101,6 +135,7 @@ impl Appender {
         let mut heartbeat = self.clock.ticker(self.heartbeat);
         let writer = Arc::clone(&self.writer);
         let mut log_ended = std::pin::pin!(writer.ended());
+        let mvcc = Arc::clone(&self.publisher.mvcc);
         let mut arrived = Vec::with_capacity(MAX_GROUP);
         loop {
             let (stack, ticks) = (&mut self.stack, &self.ticks);
@@ -122,23 +157,61 @@ impl Appender {
                 }
                 () = poll_fn(|cx| advance(stack, due, cx)), if due || !self.in_flight.is_empty() => self.dispatch(),
                 () = poll_fn(|cx| ticks.lock().poll_fresh(cx)), if self.beat_due => self.beat(),
-                _ = heartbeat.tick() => {
-                    metrics::buffered(&self.pchannel, self.buffer.bytes());
-                    self.beat_due = self.untold || !self.parked.is_empty() || self.buffer.followers() > 0;
-                    if !self.beat_due {
-                        self.buffer.beat(self.clock.now());
-                    }
-                }
+                () = mvcc.wanted() => self.beat_due = true,
+                _ = heartbeat.tick() => if let Err(stuck) = self.heartbeat() {
+                    return stuck;
+                },
                 error = &mut log_ended => return error.into(),
             }
         }
     }
 
+    /// Looks after what no event does.
+    fn heartbeat(&mut self) -> Result<(), Ended> {
+        metrics::buffered(&self.pchannel, self.publisher.buffer.bytes());
+        metrics::transactions(&self.pchannel, self.sessions.lock().open());
+        let now = self.clock.now();
+        let waits = if self.is_idle() { Duration::ZERO } else { now.duration_since(self.progress) };
+        metrics::append_waits(&self.pchannel, waits);
+        if waits > self.append_timeout {
+            return Err(Ended::Stuck(waits));
+        }
+        if waits > SLOW {
+            tracing::warn!(pchannel = %self.pchannel, ?waits, "an append has no outcome yet");
+        }
+        self.beat_due = self.untold || !self.parked.is_empty() || self.publisher.buffer.followers() > 0;
+        if !self.beat_due {
+            self.publisher.beat(now);
+        }
+        Ok(())
+    }
+
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.in_flight.is_empty()
+    }
+
+    fn enqueue(&mut self, append: Append) {
+        if self.is_idle() {
+            self.progress = self.clock.now();
+        }
+        self.pending.push_back(append);
+    }
+
+    /// Whether a transaction is to end whose other messages wait for their barrier.
+    fn ends_early(&self, append: &Append) -> bool {
+        let same = |parked: &Append| parked.txn == append.txn && parked.vchannel() == append.vchannel();
+        !self.parked.is_empty() && End::of(append.kind).is_some() && self.parked.iter().any(same)
+    }
+
     fn arrive(&mut self, append: Append) {
-        let Some(barrier) = append.barrier else { return self.pending.push_back(append) };
+        if self.ends_early(&append) {
+            return self.parked.push(append);
+        }
+        let Some(barrier) = append.barrier else { return self.enqueue(append) };
         let ticks = self.ticks.lock();
         if ticks.is_past(barrier.into(), TICKS_PER_GROUP) {
-            self.pending.push_back(append);
+            drop(ticks);
+            self.enqueue(append);
         } else if barrier > TimeTick(ticks.time()).saturating_add_ms(LONGEST_BARRIER_MS) {
             let cause = format!("property _btt: {barrier} is more than {LONGEST_BARRIER_MS} ms ahead");
             append.reply.send(Err(StreamingError::unrecoverable(cause)));
@@ -171,36 +244,17 @@ impl Appender {
         self.in_flight.push_back(self.stack.call(group));
     }
 
-    /// Answers a group and shows it to readers.
-    fn complete(&mut self, mut group: Group) -> Result<(), AppendError> {
-        let placed = match group.written.take() {
-            Some(Ok(placed)) => placed,
-            Some(Err(error @ AppendError::TooLarge { .. })) => {
-                for append in group.appends {
-                    append.reply.send(Err(StreamingError::unrecoverable(error.to_string())));
-                }
-                return Ok(());
-            }
-            Some(Err(error)) => {
-                self.refuse(group.appends);
-                return Err(error);
-            }
-            None => return Err(AppendError::Closed),
-        };
-        let closing = group.closing;
-        self.untold = !closing.persisted;
+    /// Shows a group to readers and answers it.
+    fn complete(&mut self, group: Group) -> Result<(), AppendError> {
         let now = self.clock.now();
-        metrics::appended(group.appends.len(), group.appends.iter().map(|append| append.bytes).sum());
-        let messages = place(placed, group);
-        self.buffer.publish(messages, closing.tick, now);
-        metrics::sync(closing.persisted);
-        Ok(())
-    }
-
-    fn refuse(&self, appends: Vec<Append>) {
-        for append in appends {
-            append.reply.send(Err(StreamingError::channel_fenced(&self.pchannel)));
+        self.progress = now;
+        let wrote = group.written.is_some();
+        if let Some(closing) = self.publisher.publish(group, now)?
+            && wrote
+        {
+            self.untold = !closing.persisted;
         }
+        Ok(())
     }
 
     /// Gives readers a tick, and the log one if it ends with messages that none follows.
@@ -210,15 +264,16 @@ impl Appender {
         parked.into_iter().for_each(|append| self.arrive(append));
         // What is parked waits for the next heartbeat, not for as long as the ticks stay fresh.
         self.beat_due = false;
-        if self.pending.is_empty() && self.in_flight.is_empty() {
+        let now = self.clock.now();
+        if self.is_idle() {
             if self.untold {
                 self.tick_due = true;
             } else {
                 let tick = self.ticks.lock().take();
-                self.buffer.publish([], tick, self.clock.now());
+                self.publisher.tick(tick, self.sessions.at(tick), now);
             }
         }
-        self.buffer.beat(self.clock.now());
+        self.publisher.beat(now);
     }
 
     /// Waits for what is in flight and gives the log up so that the next owner finds a clean end.
@@ -261,29 +316,5 @@ fn advance(stack: &mut Stack, due: bool, cx: &mut Context<'_>) -> Poll<()> {
     if due && ready.is_ready() { Poll::Ready(()) } else { Poll::Pending }
 }
 
-/// Gives each message of a group the id it got, answers its producer, and yields it for readers.
-fn place(placed: Appended, group: Group) -> Vec<Arc<Stored>> {
-    let mut stored = Vec::with_capacity(group.appends.len() + 1);
-    let mut next = placed.first;
-    let mut take = || {
-        let id = next;
-        next.entry += 1;
-        id
-    };
-    for append in group.appends {
-        let id = take();
-        match Stored::new(id, append.message) {
-            Ok(message) => {
-                append.reply.send(Ok(Placed { id: message.message.id, tick: append.tick }));
-                stored.push(Arc::new(message));
-            }
-            Err(error) => append.reply.send(Err(StreamingError::inner(error.to_string()))),
-        }
-    }
-    if let Some(tick) = group.tick
-        && let Ok(tick) = Stored::new(take(), tick)
-    {
-        stored.push(Arc::new(tick));
-    }
-    stored
-}
+#[cfg(test)]
+mod tests;

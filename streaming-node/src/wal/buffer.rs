@@ -23,6 +23,9 @@ use super::record::Stored;
 pub struct Watermark {
     pub tick: u64,
     pub last: EntryId,
+    /// Where a reader has to start that wants everything after the tick: before the oldest open transaction. `None` is
+    /// behind `last`.
+    pub confirmed: Option<EntryId>,
 }
 
 /// Bounds of a buffer.
@@ -83,15 +86,20 @@ pub enum Page {
 
 impl Buffer {
     /// A buffer that begins after `first`, the message that opened the term.
-    pub fn new(first: &Stored, capacity: Capacity) -> Self {
-        let watermark = Watermark { tick: first.tick, last: first.id };
+    pub fn new(first: &Stored, confirmed: Option<EntryId>, capacity: Capacity) -> Self {
+        let watermark = Watermark { tick: first.tick, last: first.id, confirmed };
         let state = State { entries: VecDeque::new(), bytes: 0, evicted: first.id, watermark, heartbeats: 0 };
         let (changed, written) = (watch::Sender::new(()), watch::Sender::new(()));
         Self { state: Mutex::new(state), changed, written, capacity }
     }
 
-    /// Adds messages that are durable, and the tick that closes them.
-    pub fn publish(&self, messages: impl IntoIterator<Item = Arc<Stored>>, tick: u64, now: Instant) {
+    /// Adds messages that are durable, the tick that closes them and where to start for what follows.
+    pub fn publish(
+        &self,
+        messages: impl IntoIterator<Item = Arc<Stored>>,
+        (tick, confirmed): (u64, Option<EntryId>),
+        now: Instant,
+    ) {
         let wrote;
         {
             let mut state = self.lock();
@@ -104,6 +112,7 @@ impl Buffer {
             }
             wrote = state.watermark.last > before;
             state.watermark.tick = tick;
+            state.watermark.confirmed = confirmed;
             state.evict(&self.capacity, now);
         }
         self.changed.send_replace(());
@@ -208,7 +217,7 @@ mod tests {
     use crate::wal::record;
 
     fn at(entry: u64) -> Arc<Stored> {
-        Arc::new(Stored::new(EntryId { segment: 1, entry }, record::tick(100 + entry, 1)).unwrap())
+        Arc::new(Stored::new(EntryId { segment: 1, entry }, record::tick(100 + entry, None, 1)).unwrap())
     }
 
     fn id(entry: u64) -> EntryId {
@@ -220,7 +229,7 @@ mod tests {
     }
 
     fn buffer_of(node: &Arc<NodeBudget>, bytes: usize) -> Buffer {
-        Buffer::new(&at(0), Capacity { bytes, age: Duration::from_secs(30), node: Arc::clone(node) })
+        Buffer::new(&at(0), None, Capacity { bytes, age: Duration::from_secs(30), node: Arc::clone(node) })
     }
 
     fn entries(page: Page) -> Option<(Vec<u64>, Option<u64>)> {
@@ -236,13 +245,13 @@ mod tests {
     async fn reader_gets_what_follows_its_cursor_and_the_tick_at_the_end() {
         let (buffer, now) = (buffer(1 << 20), Clock::system().now());
         assert_eq!(entries(buffer.read(id(0), 1)), Some((vec![], Some(100))));
-        buffer.publish([at(1), at(2), at(3)], 200, now);
+        buffer.publish([at(1), at(2), at(3)], (200, None), now);
         assert_eq!(entries(buffer.read(id(0), usize::MAX)), Some((vec![1, 2, 3], Some(200))));
         assert_eq!(entries(buffer.read(id(2), usize::MAX)), Some((vec![3], Some(200))));
         assert_eq!(entries(buffer.read(id(0), 1)), Some((vec![1], None)), "not all there is");
         assert_eq!(entries(buffer.read(id(9), usize::MAX)), Some((vec![], Some(200))), "a reader ahead of the buffer");
-        buffer.publish([], 300, now);
-        assert_eq!(buffer.watermark(), Watermark { tick: 300, last: id(3) });
+        buffer.publish([], (300, None), now);
+        assert_eq!(buffer.watermark(), Watermark { tick: 300, last: id(3), confirmed: None });
     }
 
     #[tokio::test]
@@ -250,7 +259,7 @@ mod tests {
         let now = Clock::system().now();
         let two = at(1).bytes * 2;
         let buffer = buffer(two);
-        buffer.publish([at(1), at(2), at(3)], 200, now);
+        buffer.publish([at(1), at(2), at(3)], (200, None), now);
         assert_eq!(entries(buffer.read(id(0), usize::MAX)), None);
         assert!(!buffer.covers(id(0)) && buffer.covers(id(1)));
         assert_eq!(entries(buffer.read(id(1), usize::MAX)), Some((vec![2, 3], Some(200))));
@@ -267,11 +276,11 @@ mod tests {
         let now = Clock::system().now();
         let node = Arc::new(NodeBudget::new(at(1).bytes * 3));
         let (one, two) = (buffer_of(&node, usize::MAX), buffer_of(&node, usize::MAX));
-        one.publish([at(1), at(2)], 200, now);
-        two.publish([at(1), at(2)], 200, now);
+        one.publish([at(1), at(2)], (200, None), now);
+        two.publish([at(1), at(2)], (200, None), now);
         assert_eq!((one.bytes(), two.bytes()), (at(1).bytes * 2, at(1).bytes));
         drop(one);
-        two.publish([at(3), at(4)], 300, now);
+        two.publish([at(3), at(4)], (300, None), now);
         assert_eq!(two.bytes(), at(1).bytes * 3);
         drop(two);
         assert_eq!(node.held.load(Ordering::Relaxed), 0);
@@ -283,7 +292,7 @@ mod tests {
         assert_eq!(buffer.followers(), 0);
         let mut changed = buffer.subscribe();
         assert_eq!(buffer.followers(), 1);
-        buffer.publish([at(1)], 200, now);
+        buffer.publish([at(1)], (200, None), now);
         assert!(changed.has_changed().unwrap());
         changed.borrow_and_update();
         buffer.beat(now);

@@ -2,33 +2,73 @@
 
 use std::sync::Arc;
 
-use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick};
+use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick, TxnContext, message::Produced};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use woodpecker::{AppendError, Appended};
+use woodpecker::{AppendError, EntryId};
+
+use super::record::message_id;
 
 /// One message to append, and who wants to know.
 #[derive(Debug)]
 pub struct Append {
     pub message: Message,
     pub kind: MessageType,
+    /// The transaction it belongs to; the txn layer gives a begin its own.
+    pub txn: Option<TxnContext>,
     /// The tick must be greater than this.
     pub barrier: Option<TimeTick>,
     /// Given by the time tick layer, 0 before.
     pub tick: u64,
+    /// Given by the txn layer: where a reader has to start that wants everything from here on. `None` is the message itself.
+    pub confirmed: Option<EntryId>,
     /// Payload and properties as they came.
     pub bytes: usize,
     /// The message's share of the WAL's budget, given back when it is dropped.
     pub _charge: OwnedSemaphorePermit,
+    /// Known when the log has the message, or a layer has settled it without.
+    pub outcome: Option<Result<Placed, StreamingError>>,
+    /// Where the message is that this one stands in for; its producer hears that, whatever becomes of this one.
+    pub repeats: Option<Placed>,
     pub reply: Reply,
 }
 
 impl Append {
+    /// A message that passed all checks and was charged to the WAL's budget.
+    pub fn new(message: Message, produced: &Produced, charge: OwnedSemaphorePermit, reply: Reply) -> Self {
+        Self {
+            kind: produced.message_type,
+            txn: produced.txn,
+            barrier: produced.barrier,
+            tick: 0,
+            confirmed: None,
+            bytes: message.payload.len() + message.properties.size(),
+            _charge: charge,
+            outcome: None,
+            repeats: None,
+            reply,
+            message,
+        }
+    }
+
     pub fn vchannel(&self) -> Option<&str> {
         self.message.properties.vchannel()
     }
 
     pub fn is_exclusive(&self) -> bool {
         self.kind.is_exclusive()
+    }
+
+    /// The vchannel whose messages it is ordered with; `None`, for a message without one or with the pchannel's name in its
+    /// place, is the whole WAL.
+    pub fn scope(&self, pchannel: &str) -> Option<&str> {
+        self.vchannel().filter(|vchannel| *vchannel != pchannel)
+    }
+
+    /// Tells the producer. Without an outcome it hears that the WAL is gone.
+    pub fn answer(self) {
+        if let Some(outcome) = self.repeats.map(Ok).or(self.outcome) {
+            self.reply.send(outcome);
+        }
     }
 }
 
@@ -37,6 +77,16 @@ impl Append {
 pub struct Placed {
     pub id: MessageId,
     pub tick: u64,
+    pub last_confirmed: MessageId,
+    pub txn: Option<TxnContext>,
+}
+
+impl Placed {
+    /// Where `append` is when its entry is `id`; `None` if that does not fit the wire.
+    pub fn new(append: &Append, id: EntryId) -> Option<Self> {
+        let confirmed = message_id(append.confirmed.unwrap_or(id))?;
+        Some(Self { id: message_id(id)?, tick: append.tick, last_confirmed: confirmed, txn: append.txn })
+    }
 }
 
 /// The answer to one request of a stream.
@@ -87,47 +137,63 @@ pub struct Closing {
     pub tick: u64,
     /// Whether it is written to the log behind the messages, or told to readers in memory only.
     pub persisted: bool,
+    /// As of an [`Append`]. Given by the txn layer.
+    pub confirmed: Option<EntryId>,
 }
 
 /// Messages that are appended together. An empty group is a tick.
 #[derive(Debug, Default)]
 pub struct Group {
     pub appends: Vec<Append>,
-    /// Given by the time tick layer.
-    pub closing: Closing,
-    /// The closing tick as a message, if it is persisted. Given by the log writer.
-    pub tick: Option<Message>,
-    /// What the log made of it; `None` until then.
-    pub written: Option<Result<Appended, AppendError>>,
+    /// Messages that a layer settled without the log: they were refused, or appended before.
+    pub settled: Vec<Append>,
+    /// Given by the time tick layer; `None` in a group that did not get there.
+    pub closing: Option<Closing>,
+    /// The closing tick and its place, if it is persisted. Given by the log writer.
+    pub tick: Option<(EntryId, Message)>,
+    /// The last entry of the group, `None` if it needed none. Given by the log writer.
+    pub written: Option<Result<EntryId, AppendError>>,
+}
+
+impl Group {
+    /// Takes messages out for which `settle` knows an outcome.
+    pub fn settle(&mut self, mut settle: impl FnMut(&mut Append) -> Option<Result<Placed, StreamingError>>) {
+        let mut any = false;
+        for append in &mut self.appends {
+            append.outcome = settle(append);
+            any |= append.outcome.is_some();
+        }
+        if any {
+            self.settled.extend(self.appends.extract_if(.., |append| append.outcome.is_some()));
+        }
+    }
 }
 
 #[cfg(test)]
 pub mod samples {
     use streaming_proto::messages::{CreatePartitionMessageHeader, DeleteMessageHeader};
-    use streaming_types::MessageBuilder;
+    use streaming_types::{MessageBuilder, message::check_produced};
     use tokio::sync::Semaphore;
 
     use super::*;
 
-    /// A message that shares its vchannel, or needs it for itself.
+    /// A message of pchannel `p` that shares its vchannel, or needs it for itself.
     pub fn append(request_id: i64, vchannel: &str, exclusive: bool) -> (Append, mpsc::Receiver<Answer>) {
         let message = if exclusive {
             MessageBuilder::new(&CreatePartitionMessageHeader::default())
         } else {
             MessageBuilder::new(&DeleteMessageHeader::default())
         };
-        let message = message.vchannel(vchannel).payload("payload").build().unwrap();
+        of(request_id, message.vchannel(vchannel).payload("payload").build().unwrap())
+    }
+
+    /// A message of pchannel `p`.
+    pub fn of(request_id: i64, message: Message) -> (Append, mpsc::Receiver<Answer>) {
         let (sender, answers) = mpsc::channel(1);
-        let append = Append {
-            kind: message.properties.message_type().unwrap(),
-            barrier: None,
-            tick: 0,
-            bytes: message.size(),
-            _charge: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-            reply: Reply::new("p".into(), request_id, message.size(), sender),
-            message,
-        };
-        (append, answers)
+        let produced = check_produced(&message, "p", usize::MAX).unwrap();
+        let charge = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let reply = Reply::new("p".into(), request_id, message.size(), sender);
+        (Append::new(message, &produced, charge, reply), answers)
     }
 
     #[test]

@@ -20,7 +20,7 @@ use futures::{FutureExt, task::AtomicWaker};
 use tokio::sync::oneshot;
 use tower::{Layer, Service};
 
-use super::group::{Append, Group};
+use super::group::Group;
 
 /// Vchannels remembered before the ones with nothing in flight are forgotten.
 const REMEMBERED: usize = 1024;
@@ -98,17 +98,12 @@ impl Uses {
 }
 
 impl<S: Service<Group>> Lock<S> {
-    /// The vchannel that a message holds; `None` is the whole WAL.
-    fn scope<'a>(&self, append: &'a Append) -> Option<&'a str> {
-        append.vchannel().filter(|vchannel| !vchannel.is_empty() && *vchannel != &*self.pchannel)
-    }
-
     /// The last group that has to have its outcome before this one may go.
     fn waits_for(&self, group: &Group) -> u64 {
         let done = self.progress.done.load(Ordering::Acquire);
         let mut last = 0;
         for append in &group.appends {
-            let scope = self.scope(append);
+            let scope = append.scope(&self.pchannel);
             if append.is_exclusive() {
                 last = last.max(self.shared.last(scope)).max(self.exclusive.last(scope));
             } else if self.exclusive.any > done {
@@ -121,7 +116,7 @@ impl<S: Service<Group>> Lock<S> {
     fn pass(&mut self, group: Group) -> S::Future {
         let done = self.progress.done.load(Ordering::Acquire);
         for append in &group.appends {
-            let scope = append.vchannel().filter(|vchannel| !vchannel.is_empty() && **vchannel != *self.pchannel);
+            let scope = append.scope(&self.pchannel);
             let uses = if append.is_exclusive() { &mut self.exclusive } else { &mut self.shared };
             uses.note(scope, self.called, done);
         }

@@ -12,13 +12,16 @@ use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, r
 
 use super::{
     Live, Wal,
-    appender::{self, Appender},
+    appender::{self, Appender, StackParts},
     buffer::{Buffer, Capacity, NodeBudget},
     group::Group,
     log_writer::LogWriter,
+    mvcc::Mvcc,
+    publisher::Publisher,
     record::{BadRecord, Stored},
-    recovery::{self, ReplayError},
+    recovery::{self, Recovered, ReplayError},
     scanner::ScanEdges,
+    sessions::SharedSessions,
     ticks::Ticks,
     time_tick::SharedTicks,
 };
@@ -127,9 +130,9 @@ impl Opener {
         let root = &self.settings.metadata_root;
         let catalog = Catalog::claim(Arc::clone(&self.metadata), root, channel.name(), channel.term()).await?;
         let writer = Arc::new(log.open_writer().await?);
-        let recovered = recovery::replay(&log).await?;
+        let recovered = recovery::replay(&log, self.settings.idempotency_bytes).await?;
         let kept = self.recover(&log, catalog).await?;
-        let (live, buffer) = self.begin(channel, node, writer, recovered.last_tick, kept, ended.clone()).await?;
+        let (live, buffer) = self.begin(channel, node, writer, recovered, kept, ended.clone()).await?;
         Ok(Wal { channel: channel.clone(), scan: scan(log, Some(buffer)), live: Some(live) })
     }
 
@@ -149,36 +152,56 @@ impl Opener {
         channel: &PChannel,
         node: i64,
         writer: Arc<Writer>,
-        last_tick: u64,
+        recovered: Recovered,
         kept: Kept,
         ended: CancellationToken,
     ) -> Result<(Live, Arc<Buffer>), OpenError> {
+        let Recovered { last_tick, sessions, windows } = recovered;
+        let pchannel: Arc<str> = channel.name().into();
         let ticks = Ticks::above(last_tick, Arc::clone(&self.timestamps), self.clock.clone(), &self.random).await;
         let ticks = SharedTicks::new(ticks);
-        let log_writer = LogWriter::new(Arc::clone(&writer), channel.term(), node);
-        let mut stack = appender::stack(channel.name(), ticks.clone(), log_writer);
+        let log_writer = LogWriter::new(Arc::clone(&writer), channel.term(), node, self.settings.entry_bytes);
+        let sessions = SharedSessions::new(sessions);
+        let parts = StackParts {
+            pchannel: Arc::clone(&pchannel),
+            ticks: ticks.clone(),
+            sessions: sessions.clone(),
+            windows,
+        };
+        let mut stack = appender::stack(parts, log_writer);
 
         let Ok(()) = poll_fn(|cx| stack.poll_ready(cx)).await;
         let opened: Result<Group, Infallible> = stack.call(Group::default()).await;
         let Ok(group) = opened;
-        let placed = group.written.unwrap_or(Err(AppendError::Closed))?;
-        let first = Stored::new(placed.first, group.tick.unwrap_or_default())?;
+        group.written.unwrap_or(Err(AppendError::Closed))?;
+        let (id, tick) = group.tick.ok_or(AppendError::Closed)?;
+        let first = Stored::new(id, tick)?;
 
         let settings = &self.settings;
         let node_budget = Arc::clone(&self.buffers);
         let capacity = Capacity { bytes: settings.buffer_bytes, age: settings.buffer_age, node: node_budget };
-        let buffer = Arc::new(Buffer::new(&first, capacity));
+        let confirmed = sessions.lock().confirmed();
+        let buffer = Arc::new(Buffer::new(&first, confirmed, capacity));
+        let mvcc = Arc::new(Mvcc::default());
+        mvcc.told(first.tick);
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let appender = Appender {
-            pchannel: channel.name().into(),
+            publisher: Publisher {
+                pchannel: Arc::clone(&pchannel),
+                buffer: Arc::clone(&buffer),
+                mvcc: Arc::clone(&mvcc),
+            },
+            pchannel,
             stack,
             ticks,
+            sessions,
             writer,
-            buffer: Arc::clone(&buffer),
+            progress: self.clock.now(),
             inbox: arrivals,
             clock: self.clock.clone(),
             heartbeat: settings.heartbeat,
             close_timeout: settings.close_timeout.mul_f32(APPENDER_SHARE),
+            append_timeout: settings.append_timeout,
             pending: Default::default(),
             parked: Vec::new(),
             in_flight: FuturesOrdered::new(),
@@ -219,7 +242,7 @@ impl Opener {
         tasks.spawn(keeper.run(replayed.broadcasts, ends));
         let budget = Arc::new(Semaphore::new(settings.in_flight_bytes));
         let (in_flight_bytes, close_timeout) = (settings.in_flight_bytes, settings.close_timeout);
-        let live = Live { inbox, budget, in_flight_bytes, close_timeout, catalog, progress, tasks };
+        let live = Live { inbox, budget, in_flight_bytes, close_timeout, catalog, progress, mvcc, tasks };
         Ok((live, buffer))
     }
 }

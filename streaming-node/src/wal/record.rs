@@ -4,9 +4,12 @@ use bytes::Bytes;
 use prost::{Message as _, encoding::encoded_len_varint};
 use streaming_proto::common;
 use streaming_types::{
-    ImmutableMessage, Message, MessageId, MessageType, TimeTick, message::time_tick_message, properties::PropertyError,
+    ImmutableMessage, Message, MessageId, MessageType, Properties, TimeTick, message::time_tick_message,
+    properties::PropertyError,
 };
 use woodpecker::EntryId;
+
+use super::{buffer::Watermark, chunk::Piece};
 
 /// A message in the log, with what every reader needs to know of it.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub enum BadRecord {
 impl Stored {
     /// A message that got its place.
     pub fn new(id: EntryId, message: Message) -> Result<Self, BadRecord> {
-        let place = MessageId::from_u64(id.segment, id.entry).ok_or(BadRecord::BadId(id))?;
+        let place = message_id(id).ok_or(BadRecord::BadId(id))?;
         let message = message.into_immutable(place);
         let bad = |error| BadRecord::Property { id, error };
         let tick = message.time_tick().map_err(bad)?.into();
@@ -42,14 +45,34 @@ impl Stored {
         Ok(Self { id, tick, kind, bytes, message })
     }
 
-    /// A tick that is told in memory only, for a reader that has met everything up to `last`.
-    pub fn memory_tick(tick: u64, last: EntryId, node: i64) -> Result<Self, BadRecord> {
+    /// A tick that is told in memory only, for a reader that has met everything up to the watermark.
+    pub fn memory_tick(watermark: Watermark, node: i64) -> Result<Self, BadRecord> {
+        let Watermark { tick, last, confirmed } = watermark;
         let mut message = time_tick_message(TimeTick(tick), node);
         message.properties.set_not_persisted();
-        message
-            .properties
-            .set_last_confirmed(MessageId::from_u64(last.segment, last.entry).ok_or(BadRecord::BadId(last))?);
+        let confirmed = confirmed.unwrap_or(last);
+        message.properties.set_last_confirmed(message_id(confirmed).ok_or(BadRecord::BadId(confirmed))?);
         Self::new(last, message)
+    }
+
+    /// Where a reader has to start that wants every message with a larger tick.
+    pub fn confirmed(&self) -> Result<EntryId, BadRecord> {
+        let confirmed = self.message.last_confirmed().map_err(|error| BadRecord::Property { id: self.id, error })?;
+        let (segment, entry) = confirmed.to_u64();
+        Ok(EntryId { segment, entry })
+    }
+}
+
+/// The id on the wire of what stands at an entry.
+pub fn message_id(entry: EntryId) -> Option<MessageId> {
+    MessageId::from_u64(entry.segment, entry.entry)
+}
+
+/// Writes where a reader has to start that wants everything from this message on; `None` is the message itself.
+pub fn set_confirmed(properties: &mut Properties, confirmed: Option<EntryId>) {
+    match confirmed.and_then(message_id) {
+        Some(id) => properties.set_last_confirmed(id),
+        None => properties.set_last_confirmed_is_self(),
     }
 }
 
@@ -71,16 +94,35 @@ pub fn encode(message: &mut Message, term: i64) -> Bytes {
 }
 
 /// The tick that closes a group.
-pub fn tick(tick: u64, node: i64) -> Message {
+pub fn tick(tick: u64, confirmed: Option<EntryId>, node: i64) -> Message {
     let mut message = time_tick_message(TimeTick(tick), node);
-    message.properties.set_last_confirmed_is_self();
+    set_confirmed(&mut message.properties, confirmed);
     message
 }
 
+/// What an entry holds.
+#[derive(Debug)]
+pub enum Record {
+    Message(Stored),
+    Piece(Piece, Bytes),
+}
+
 /// Reads an entry.
-pub fn decode(id: EntryId, record: Bytes) -> Result<Stored, BadRecord> {
+pub fn decode(id: EntryId, record: Bytes) -> Result<Record, BadRecord> {
     let record = common::ImmutableMessage::decode(record).map_err(|_| BadRecord::NotAMessage(id))?;
-    Stored::new(id, Message { payload: record.payload, properties: record.properties.into() })
+    let properties = Properties::from(record.properties);
+    match Piece::of(&properties) {
+        Some(piece) => Ok(Record::Piece(piece, record.payload)),
+        None => Ok(Record::Message(Stored::new(id, Message { payload: record.payload, properties })?)),
+    }
+}
+
+/// Reads a record that is a whole message.
+pub fn decode_message(id: EntryId, record: Bytes) -> Result<Stored, BadRecord> {
+    match decode(id, record)? {
+        Record::Message(stored) => Ok(stored),
+        Record::Piece(..) => Err(BadRecord::NotAMessage(id)),
+    }
 }
 
 #[cfg(test)]
@@ -90,7 +132,7 @@ mod tests {
     use super::*;
 
     fn message(payload: &[u8]) -> Message {
-        let mut message = tick(7 << 18, 1);
+        let mut message = tick(7 << 18, None, 1);
         message.payload = Bytes::copy_from_slice(payload);
         message.properties.set("user", "value");
         message
@@ -104,7 +146,7 @@ mod tests {
             let record = encode(&mut sent, 36);
             assert_eq!(&sent.payload[..], &payload[..]);
             let id = EntryId { segment: 1, entry: 4 };
-            let stored = decode(id, record).unwrap();
+            let stored = decode_message(id, record).unwrap();
             assert_eq!((stored.tick, stored.kind), (7 << 18, MessageType::TimeTick));
             assert_eq!(stored.message, sent.into_immutable(MessageId::new(1, 4)));
             assert_eq!(stored.message.properties.get("_wt"), Some("10"));
@@ -112,11 +154,15 @@ mod tests {
     }
 
     #[test]
-    fn memory_ticks_carry_the_last_id_as_theirs_and_as_last_confirmed() {
-        let stored = Stored::memory_tick(9, EntryId { segment: 2, entry: 3 }, 1).unwrap();
+    fn memory_ticks_carry_the_last_id_as_theirs_and_where_to_resume() {
+        let last = EntryId { segment: 2, entry: 3 };
+        let stored = Stored::memory_tick(Watermark { tick: 9, last, confirmed: None }, 1).unwrap();
         assert_eq!(stored.message.id, MessageId::new(2, 3));
         assert_eq!(stored.message.last_confirmed(), Ok(MessageId::new(2, 3)));
         assert!(stored.message.properties.is_not_persisted());
+        let confirmed = Some(EntryId { segment: 1, entry: 7 });
+        let stored = Stored::memory_tick(Watermark { tick: 9, last, confirmed }, 1).unwrap();
+        assert_eq!(stored.confirmed(), Ok(EntryId { segment: 1, entry: 7 }));
     }
 
     proptest! {

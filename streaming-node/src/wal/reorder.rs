@@ -45,7 +45,7 @@ mod tests {
     use crate::wal::record;
 
     fn at(tick: u64) -> Arc<Stored> {
-        Arc::new(Stored::new(EntryId { segment: 1, entry: tick }, record::tick(tick, 1)).unwrap())
+        Arc::new(Stored::new(EntryId { segment: 1, entry: tick }, record::tick(tick, None, 1)).unwrap())
     }
 
     #[test]

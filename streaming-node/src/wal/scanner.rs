@@ -14,7 +14,9 @@ use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
 
 use super::{
     buffer::{Buffer, Page, Watermark},
-    record::{self, Stored},
+    chunk::Joiner,
+    delivery::{Delivery, Visible},
+    record::Stored,
     reorder::Reorder,
 };
 use crate::metrics;
@@ -60,7 +62,9 @@ pub struct Scanner {
     edges: ScanEdges,
     options: ScanOptions,
     source: Source,
+    joiner: Joiner,
     reorder: Reorder,
+    delivery: Delivery,
     /// What passed and is not taken yet.
     ready: VecDeque<Arc<Stored>>,
     /// The tick of the last message or tick that was released.
@@ -79,15 +83,17 @@ enum Source {
 
 impl Scanner {
     /// A scanner at the position that `options` name. A position that was truncated away means the earliest one there is.
-    pub fn new(edges: ScanEdges, options: ScanOptions) -> Self {
-        let (source, released) = start(&edges, options.policy);
+    pub fn new(edges: ScanEdges, mut options: ScanOptions) -> Self {
+        let (source, released) = start(&edges, &mut options);
         metrics::scanner_opened(source.model());
         let backoff = Backoff::new(edges.clock.clone(), &edges.random, FIRST_PAUSE, LONGEST_PAUSE);
         Self {
             edges,
             options,
             source,
+            joiner: Joiner::default(),
             reorder: Reorder::after(released),
+            delivery: Delivery::default(),
             ready: VecDeque::new(),
             told: released,
             heartbeats: None,
@@ -140,8 +146,9 @@ impl Scanner {
             if let Source::Log { last, .. } = &mut self.source {
                 *last = Some(id);
             }
-            match record::decode(id, payload) {
-                Ok(stored) => self.meet(Arc::new(stored)),
+            match self.joiner.accept(id, payload) {
+                Ok(Some(stored)) => self.meet(Arc::new(stored)),
+                Ok(None) => {}
                 // Waiting for it to become readable would stop every consumer for ever.
                 Err(error) => {
                     metrics::bad_record();
@@ -150,6 +157,7 @@ impl Scanner {
             }
         }
         if let (Source::Log { last: Some(last), .. }, Some(buffer)) = (&self.source, &self.edges.buffer)
+            && !self.joiner.is_amid()
             && buffer.covers(*last)
         {
             self.source = follow(buffer, *last);
@@ -213,7 +221,7 @@ impl Scanner {
         }
         self.heartbeats = Some(heartbeats);
         if watermark.tick > self.told
-            && let Ok(tick) = Stored::memory_tick(watermark.tick, watermark.last, self.edges.node)
+            && let Ok(tick) = Stored::memory_tick(watermark, self.edges.node)
         {
             self.told = watermark.tick;
             self.give(Arc::new(tick));
@@ -243,13 +251,25 @@ impl Scanner {
     }
 
     fn give(&mut self, message: Arc<Stored>) {
-        let properties = &message.message.properties;
         let wanted = &self.options.vchannel;
-        let here = wanted.is_empty() || properties.vchannel().is_none_or(|vchannel| vchannel == wanted);
-        let in_txn = properties.contains(key::TXN);
-        let passes = |filter: &DeliverFilter| filter.passes(message.kind, in_txn, TimeTick(message.tick));
-        if here && self.options.filters.iter().all(passes) {
-            self.ready.push_back(message);
+        let vchannel = message.message.properties.vchannel();
+        if !wanted.is_empty() && vchannel.is_some_and(|vchannel| vchannel != wanted) {
+            return;
+        }
+        let filters = &self.options.filters;
+        let passes = |message: &Arc<Stored>| {
+            let in_txn = message.message.properties.contains(key::TXN);
+            filters.iter().all(|filter| filter.passes(message.kind, in_txn, TimeTick(message.tick)))
+        };
+        match self.delivery.accept(message, self.edges.log.name()) {
+            Visible::Nothing => {}
+            Visible::Message(message) => self.ready.extend(Some(message).filter(passes)),
+            // The commit decides for all.
+            Visible::Txn(whole) => {
+                if whole.last().is_some_and(passes) {
+                    self.ready.extend(whole.into_iter().filter(passes));
+                }
+            }
         }
     }
 }
@@ -274,17 +294,19 @@ fn follow(buffer: &Arc<Buffer>, cursor: EntryId) -> Source {
 }
 
 /// Where to begin, and the tick up to which nothing is wanted.
-fn start(edges: &ScanEdges, policy: DeliverPolicy) -> (Source, u64) {
+fn start(edges: &ScanEdges, options: &mut ScanOptions) -> (Source, u64) {
     let entry = |id: streaming_types::MessageId| {
         let (segment, entry) = id.to_u64();
         EntryId { segment, entry }
     };
-    let (position, after) = match policy {
+    let (position, after) = match options.policy {
         DeliverPolicy::All => (Position::Earliest, None),
-        DeliverPolicy::Latest => match &edges.buffer {
-            Some(buffer) => {
-                let Watermark { tick, last } = buffer.watermark();
-                return (follow(buffer, last), tick);
+        DeliverPolicy::Latest => match edges.buffer.as_ref().map(|buffer| (buffer, buffer.watermark())) {
+            Some((buffer, Watermark { tick, last, confirmed: None })) => return (follow(buffer, last), tick),
+            // What is open began before, and may be committed after.
+            Some((_, Watermark { tick, confirmed: Some(confirmed), .. })) => {
+                options.filters.push(DeliverFilter::TimeTickGreaterThan(TimeTick(tick)));
+                (Position::At(confirmed), before(confirmed))
             }
             None => (Position::Latest, None),
         },

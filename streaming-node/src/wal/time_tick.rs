@@ -1,8 +1,6 @@
-//! Gives every message its time tick and its last-confirmed id. The only place that does.
+//! Gives every message its time tick. The only place that does.
 //!
-//! Groups go to the log in the order in which they get their ticks, so log order is tick order, and a reader that starts
-//! at a message meets every message with a larger tick: **a message is its own last-confirmed id** (`_lcs`). There are no
-//! transactions yet whose earlier parts could lie before it.
+//! Groups go to the log in the order in which they get their ticks, so log order is tick order.
 //!
 //! Every group is closed by a tick. It is written to the log when the ones before it are too long ago, for readers that
 //! have nothing but the log; otherwise it is told to readers in memory only, as soon as the group is durable.
@@ -87,19 +85,20 @@ where
         for append in &mut group.appends {
             append.tick = ticks.take_above(append.barrier.map_or(0, u64::from));
             append.message.properties.set_time_tick(TimeTick(append.tick));
-            append.message.properties.set_last_confirmed_is_self();
             self.unpersisted_bytes += append.bytes;
         }
         let tick = TimeTick(ticks.take());
         drop(ticks);
-        let persisted = group.appends.is_empty()
+        // Messages that were all settled without the log need no tick in it either.
+        let asked = group.appends.is_empty() && group.settled.is_empty();
+        let persisted = asked
             || self.unpersisted_bytes >= PERSIST_BYTES
             || tick.physical_ms().saturating_sub(self.persisted.physical_ms()) >= PERSIST_MS;
         if persisted {
             self.persisted = tick;
             self.unpersisted_bytes = 0;
         }
-        group.closing = Closing { tick: tick.into(), persisted };
+        group.closing = Some(Closing { tick: tick.into(), persisted, confirmed: None });
         self.inner.call(group)
     }
 }
@@ -152,33 +151,33 @@ mod tests {
         let mut layer = layer.layer(service_fn(|group: Group| std::future::ready(Ok::<_, Infallible>(group))));
 
         let first = call(&mut layer, 0, 0).await;
-        assert!(first.closing.persisted, "an empty group is a tick");
-        let mut last = first.closing.tick;
+        let closing = |group: &Group| group.closing.unwrap();
+        assert!(closing(&first).persisted, "an empty group is a tick");
+        let mut last = closing(&first).tick;
         let mut rises = |group: &Group| {
             for append in &group.appends {
                 assert!(append.tick > last);
                 assert_eq!(append.message.properties.time_tick(), Ok(Some(TimeTick(append.tick))));
-                assert!(append.message.properties.contains("_lcs"));
                 last = append.tick;
             }
-            assert!(group.closing.tick > last);
-            last = group.closing.tick;
+            assert!(closing(group).tick > last);
+            last = closing(group).tick;
         };
         let group = call(&mut layer, 3, 100).await;
         rises(&group);
-        assert!(!group.closing.persisted, "the last one is not long ago");
+        assert!(!closing(&group).persisted, "the last one is not long ago");
         let group = call(&mut layer, 2, PERSIST_BYTES / 2).await;
         rises(&group);
-        assert!(group.closing.persisted, "much came after the last one");
+        assert!(closing(&group).persisted, "much came after the last one");
         let group = call(&mut layer, 1, 1).await;
         rises(&group);
-        assert!(!group.closing.persisted);
+        assert!(!closing(&group).persisted);
 
         clock.sleep(Duration::from_millis(PERSIST_MS + 100)).await;
         // Ticks follow time only as fast as fresh batches come.
         std::future::poll_fn(|cx| layer.ticks.lock().poll_fresh(cx)).await;
         let group = call(&mut layer, 1, 1).await;
         rises(&group);
-        assert!(group.closing.persisted, "the last one is long ago");
+        assert!(closing(&group).persisted, "the last one is long ago");
     }
 }

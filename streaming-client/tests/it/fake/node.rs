@@ -17,7 +17,7 @@ use streaming_proto::streaming::{
     streaming_node_handler_service_server::{StreamingNodeHandlerService, StreamingNodeHandlerServiceServer},
 };
 use streaming_types::{
-    DeliverFilter, DeliverPolicy, ImmutableMessage, Message, StreamingError, metadata, properties::key,
+    DeliverFilter, DeliverPolicy, ImmutableMessage, Message, StreamingError, TxnContext, metadata, properties::key,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -239,6 +239,7 @@ async fn answer(state: &State, produce: ProduceMessageRequest, responses: &Out<P
             id: Some(message.id.to_proto()),
             timetick: message.time_tick().unwrap().0,
             last_confirmed_id: Some(message.last_confirmed().unwrap().to_proto()),
+            txn_context: message.properties.txn().unwrap().map(TxnContext::to_proto),
             ..Default::default()
         })
     };

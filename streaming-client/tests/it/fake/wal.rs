@@ -2,8 +2,10 @@
 
 use std::sync::Mutex;
 
+use streaming_proto::messages::{BeginTxnMessageHeader, CommitTxnMessageHeader};
 use streaming_types::{
     ImmutableMessage, Message, MessageId, MessageType, TimeTick, TxnContext, message::time_tick_message,
+    properties::key,
 };
 use tokio::sync::watch;
 
@@ -28,6 +30,12 @@ impl Wal {
         let entry = i64::try_from(messages.len()).unwrap();
         message.properties.set_time_tick(TimeTick(100 + u64::try_from(entry).unwrap() * 10));
         message.properties.set_last_confirmed(MessageId::new(1, (entry - 2).max(0)));
+        if let Ok(begin) = message.header::<BeginTxnMessageHeader>()
+            && !message.properties.contains(key::TXN)
+        {
+            let keepalive = begin.keepalive_milliseconds;
+            message.properties.set_txn(TxnContext::new(entry, if keepalive == 0 { 10_000 } else { keepalive }));
+        }
         let message = message.into_immutable(MessageId::new(1, entry));
         messages.push(message.clone());
         self.length.send_replace(messages.len());
@@ -41,7 +49,6 @@ impl Wal {
 
     /// A committed transaction, as a node delivers it: bodies carry tick and last confirmed id of the commit.
     pub fn txn(&self, id: i64, bodies: Vec<Message>) {
-        use streaming_proto::messages::{BeginTxnMessageHeader, CommitTxnMessageHeader};
         let txn = TxnContext::new(id, 10_000);
         let part = |mut message: Message| {
             message.properties.set_txn(txn);
@@ -99,6 +106,12 @@ impl Wal {
     pub fn first_copies(&self) -> Vec<String> {
         let mut seen = std::collections::BTreeSet::new();
         self.payloads().into_iter().filter(|payload| seen.insert(payload.clone())).collect()
+    }
+
+    /// Every message, with its type.
+    pub fn typed(&self) -> Vec<(MessageType, ImmutableMessage)> {
+        let messages = lock(&self.messages);
+        messages.iter().map(|message| (message.properties.message_type().unwrap(), message.clone())).collect()
     }
 
     pub fn watch(&self) -> watch::Receiver<usize> {

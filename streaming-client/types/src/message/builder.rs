@@ -94,6 +94,13 @@ impl MessageBuilder {
         self
     }
 
+    /// Of messages of one vchannel with the same key only the first is appended; the others get its result. Up to 256
+    /// bytes.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.message.properties.set_idempotency_key(key);
+        self
+    }
+
     /// A property of the user's own. Keys with a leading underscore are reserved.
     pub fn property(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         let key = key.into();

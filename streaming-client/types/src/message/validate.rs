@@ -6,7 +6,7 @@ use crate::{
     Message, MessageType, StreamingCode, StreamingError, TimeTick, TxnContext,
     channel::to_physical,
     message::{Version, header_decodes},
-    properties::{PropertyError, PropertyFault, SET_BY_NODE, key},
+    properties::{MAX_IDEMPOTENCY_KEY_BYTES, PropertyError, PropertyFault, SET_BY_NODE, key},
 };
 
 /// What was read of a message while it was checked, so that nobody reads it again.
@@ -44,6 +44,8 @@ pub enum InvalidMessage {
     NotInTxn(MessageType),
     #[error("property _tx: a message of type {0} needs its transaction")]
     WithoutTxn(MessageType),
+    #[error("property _ik: a key has 1 to {MAX_IDEMPOTENCY_KEY_BYTES} bytes, not {0}")]
+    BadIdempotencyKey(usize),
     #[error("payload is empty, a message of type {0} has a body")]
     EmptyPayload(MessageType),
 }
@@ -89,6 +91,11 @@ pub fn check_produced(message: &Message, pchannel: &str, limit: usize) -> Result
         return Err(InvalidMessage::EmptyPayload(message_type));
     }
     properties.cipher()?;
+    if let Some(key) = properties.idempotency_key()
+        && !(1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&key.len())
+    {
+        return Err(InvalidMessage::BadIdempotencyKey(key.len()));
+    }
     let produced = Produced {
         message_type,
         barrier: properties.barrier()?,

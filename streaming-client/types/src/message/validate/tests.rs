@@ -217,3 +217,20 @@ fn a_refused_message_is_unrecoverable_and_says_why() {
     assert_eq!((streaming.code(), error.code()), (StreamingCode::Unrecoverable, StreamingCode::Unrecoverable));
     assert_eq!(streaming.cause(), "property _wt is set by the node that appends, not by a client");
 }
+
+#[test]
+fn idempotency_key_has_a_length() {
+    for (length, fits) in [(0, false), (1, true), (256, true), (257, false)] {
+        let mut message = insert();
+        message.properties.set_idempotency_key("k".repeat(length));
+        let expected = if fits { None } else { Some(InvalidMessage::BadIdempotencyKey(length)) };
+        assert_eq!(check(&message).err(), expected);
+    }
+}
+
+#[test]
+fn pieces_of_messages_do_not_come_from_clients() {
+    for key in [key::CHUNK_INDEX, key::CHUNK_TOTAL] {
+        assert_eq!(refused_with(key, "0"), InvalidMessage::SetByClient(key));
+    }
+}

@@ -1,0 +1,205 @@
+//! Puts transactions together for one reader: nothing of them before their commit, then begin, bodies and commit in a row,
+//! the bodies at the place of the commit. What is rolled back, or expires, is never seen. Pure.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use streaming_types::{MessageType, TimeTick, TxnContext, properties::key, txn::place_body_at_commit};
+
+use super::record::Stored;
+
+/// The open transactions that a reader has met.
+#[derive(Debug, Default)]
+pub struct Delivery {
+    open: BTreeMap<i64, Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    context: TxnContext,
+    /// The tick of the newest message.
+    newest: TimeTick,
+    begin: Arc<Stored>,
+    bodies: Vec<Arc<Stored>>,
+}
+
+/// What a message makes visible.
+#[derive(Debug)]
+pub enum Visible {
+    Nothing,
+    /// The message itself.
+    Message(Arc<Stored>),
+    /// A whole transaction, its commit last.
+    Txn(Vec<Arc<Stored>>),
+}
+
+impl Delivery {
+    /// Takes the next message in tick order; `pchannel` is the name of its log.
+    pub fn accept(&mut self, message: Arc<Stored>, pchannel: &str) -> Visible {
+        if message.kind == MessageType::TimeTick {
+            self.expire(TimeTick(message.tick));
+            return Visible::Message(message);
+        }
+        let properties = &message.message.properties;
+        if message.kind.is_exclusive() {
+            let scope = properties.vchannel().filter(|vchannel| *vchannel != pchannel);
+            let survives = |open: &Open| scope.is_some_and(|scope| open.begin.message.properties.vchannel() != Some(scope));
+            self.open.retain(|_, open| survives(open));
+        }
+        if !properties.contains(key::TXN) {
+            return Visible::Message(message);
+        }
+        // The node wrote the property itself, or checked it.
+        let Ok(Some(context)) = properties.txn() else { return Visible::Nothing };
+        match message.kind {
+            MessageType::BeginTxn => {
+                let open = Open { context, newest: TimeTick(message.tick), begin: message, bodies: Vec::new() };
+                self.open.insert(context.txn_id, open);
+                Visible::Nothing
+            }
+            MessageType::CommitTxn => {
+                // Who started behind the begin gets nothing of it.
+                self.open.remove(&context.txn_id).map_or(Visible::Nothing, |open| Visible::Txn(open.commit(message)))
+            }
+            MessageType::RollbackTxn => {
+                self.open.remove(&context.txn_id);
+                Visible::Nothing
+            }
+            _ => {
+                if let Some(open) = self.open.get_mut(&context.txn_id) {
+                    open.newest = TimeTick(message.tick);
+                    open.bodies.push(message);
+                }
+                Visible::Nothing
+            }
+        }
+    }
+
+    /// Drops what has expired when everything up to `tick` is known.
+    pub fn expire(&mut self, tick: TimeTick) {
+        if !self.open.is_empty() {
+            self.open.retain(|_, open| open.context.expires_at(open.newest).is_none_or(|deadline| deadline > tick));
+        }
+    }
+}
+
+impl Open {
+    fn commit(self, commit: Arc<Stored>) -> Vec<Arc<Stored>> {
+        let tick = TimeTick(commit.tick);
+        let confirmed = commit.message.last_confirmed();
+        let placed = |body: Arc<Stored>| {
+            let Stored { id, kind, bytes, .. } = *body;
+            let mut message = body.message.clone();
+            if let Ok(confirmed) = confirmed {
+                place_body_at_commit(&mut message, tick, confirmed);
+            }
+            Arc::new(Stored { id, tick: tick.into(), kind, bytes, message })
+        };
+        let mut whole = Vec::with_capacity(self.bodies.len() + 2);
+        whole.push(self.begin);
+        whole.extend(self.bodies.into_iter().map(placed));
+        whole.push(commit);
+        whole
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use streaming_proto::messages::{
+        BeginTxnMessageHeader, CommitTxnMessageHeader, CreatePartitionMessageHeader, DeleteMessageHeader,
+        RollbackTxnMessageHeader,
+    };
+    use streaming_types::{MessageBuilder, MessageId, message::Header};
+    use woodpecker::EntryId;
+
+    use super::*;
+    use crate::wal::record;
+
+    const V: &str = "p_1v0";
+
+    fn ms(ms: u64) -> u64 {
+        TimeTick::new(ms, 0).0
+    }
+
+    fn at<H: Header>(entry: u64, header: &H, txn: Option<TxnContext>, vchannel: &str) -> Arc<Stored> {
+        let builder = MessageBuilder::new(header).payload("x").vchannel(vchannel);
+        let mut message = match txn {
+            Some(txn) if H::TYPE != MessageType::BeginTxn => builder.txn(txn).build().unwrap(),
+            _ => builder.build().unwrap(),
+        };
+        txn.into_iter().for_each(|txn| message.properties.set_txn(txn));
+        message.properties.set_time_tick(TimeTick(ms(entry)));
+        record::set_confirmed(&mut message.properties, txn.map(|_| EntryId { segment: 1, entry: 1 }));
+        Arc::new(Stored::new(EntryId { segment: 1, entry }, message).unwrap())
+    }
+
+    fn begin(entry: u64, txn: TxnContext) -> Arc<Stored> {
+        at(entry, &BeginTxnMessageHeader::default(), Some(txn), V)
+    }
+
+    fn body(entry: u64, txn: TxnContext) -> Arc<Stored> {
+        at(entry, &DeleteMessageHeader::default(), Some(txn), V)
+    }
+
+    fn commit(entry: u64, txn: TxnContext) -> Arc<Stored> {
+        at(entry, &CommitTxnMessageHeader {}, Some(txn), V)
+    }
+
+    fn run(messages: impl IntoIterator<Item = Arc<Stored>>) -> Vec<Vec<(u64, u64)>> {
+        let mut delivery = Delivery::default();
+        let mut out = Vec::new();
+        for message in messages {
+            match delivery.accept(message, "p") {
+                Visible::Nothing => {}
+                Visible::Message(message) => out.push(vec![(message.id.entry, message.tick)]),
+                Visible::Txn(whole) => {
+                    assert!(whole.iter().all(|part| part.message.time_tick().unwrap().0 == part.tick));
+                    out.push(whole.iter().map(|part| (part.id.entry, part.tick)).collect());
+                }
+            }
+        }
+        out
+    }
+
+    const A: TxnContext = TxnContext { txn_id: 1, keepalive_ms: 10 };
+    const B: TxnContext = TxnContext { txn_id: 2, keepalive_ms: -1 };
+
+    #[test]
+    fn transactions_come_as_a_whole_at_their_commit() {
+        let plain = at(3, &DeleteMessageHeader::default(), None, V);
+        let out = run([begin(1, A), begin(2, B), plain, body(4, A), body(5, B), commit(6, A), commit(7, B)]);
+        let whole_a = vec![(1, ms(1)), (4, ms(6)), (6, ms(6))];
+        let whole_b = vec![(2, ms(2)), (5, ms(7)), (7, ms(7))];
+        assert_eq!(out, [vec![(3, ms(3))], whole_a, whole_b]);
+    }
+
+    #[test]
+    fn bodies_take_tick_and_last_confirmed_id_of_the_commit() {
+        let mut delivery = Delivery::default();
+        delivery.accept(begin(2, A), "p");
+        delivery.accept(body(3, A), "p");
+        let Visible::Txn(whole) = delivery.accept(commit(4, A), "p") else { panic!("no transaction") };
+        assert_eq!(whole[1].message.time_tick(), Ok(TimeTick(ms(4))));
+        assert_eq!(whole[1].message.last_confirmed(), Ok(MessageId::new(1, 1)));
+        assert_eq!(whole[1].message.id, MessageId::new(1, 3), "its id stays");
+    }
+
+    #[test]
+    fn rolled_back_orphaned_and_expired_transactions_are_not_seen() {
+        let rollback = at(3, &RollbackTxnMessageHeader {}, Some(A), V);
+        assert!(run([begin(1, A), body(2, A), rollback, commit(4, A)]).is_empty());
+        assert!(run([body(2, A), commit(3, A)]).is_empty());
+        let tick = |entry| Arc::new(Stored::new(EntryId { segment: 1, entry }, record::tick(ms(entry), None, 1)).unwrap());
+        assert_eq!(run([begin(1, A), body(5, A), tick(15), commit(16, A)]).len(), 1, "only the tick");
+        assert_eq!(run([begin(1, A), body(5, A), tick(14), commit(14, A)]).len(), 2, "still alive");
+        assert_eq!(run([begin(1, B), tick(1_000_000), commit(1_000_001, B)]).len(), 2, "never expires");
+    }
+
+    #[test]
+    fn exclusive_message_drops_the_transactions_of_its_vchannel() {
+        let exclusive = |vchannel| at(3, &CreatePartitionMessageHeader::default(), None, vchannel);
+        for (vchannel, survives) in [(V, false), ("p_2v0", true), ("p", false)] {
+            let out = run([begin(1, A), exclusive(vchannel), commit(4, A)]);
+            assert_eq!(out.len() == 2, survives, "{vchannel}");
+        }
+    }
+}

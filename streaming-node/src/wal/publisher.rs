@@ -1,0 +1,81 @@
+//! Shows a durable group to readers, then answers its producers: who was answered finds his message.
+
+use std::sync::Arc;
+
+use streaming_types::{MessageId, StreamingError};
+use woodpecker::{AppendError, EntryId};
+use woodpecker_base::clock::Instant;
+
+use super::{
+    buffer::Buffer,
+    group::{Append, Closing, Group},
+    mvcc::Mvcc,
+    record::{BadRecord, Stored},
+};
+use crate::metrics;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    pub pchannel: Arc<str>,
+    pub buffer: Arc<Buffer>,
+    pub mvcc: Arc<Mvcc>,
+}
+
+impl Publisher {
+    /// Publishes what the log answered, and says by which tick the group was closed.
+    pub fn publish(&self, mut group: Group, now: Instant) -> Result<Option<Closing>, AppendError> {
+        if let Some(Err(error)) = group.written {
+            for append in group.appends.into_iter().chain(group.settled) {
+                append.answer();
+            }
+            return Err(error);
+        }
+        if let Some(closing) = group.closing {
+            metrics::appended(group.appends.len(), group.appends.iter().map(|append| append.bytes).sum());
+            metrics::sync(closing.persisted);
+            self.mvcc.appended(&group.appends, &self.pchannel);
+            let mut messages = Vec::with_capacity(group.appends.len() + 1);
+            messages.extend(group.appends.iter_mut().filter_map(stored).map(Arc::new));
+            let tick = group.tick.and_then(|(id, tick)| Stored::new(id, tick).ok());
+            messages.extend(tick.map(Arc::new));
+            self.buffer.publish(messages, (closing.tick, closing.confirmed), now);
+        }
+        for append in group.appends.into_iter().chain(group.settled) {
+            append.answer();
+        }
+        Ok(group.closing)
+    }
+
+    /// Gives readers a tick, by which everything up to it is there.
+    pub fn tick(&self, tick: u64, confirmed: Option<EntryId>, now: Instant) {
+        self.buffer.publish([], (tick, confirmed), now);
+    }
+
+    /// Makes every reader give its client a tick.
+    pub fn beat(&self, now: Instant) {
+        self.buffer.beat(now);
+        self.mvcc.told(self.buffer.watermark().tick);
+    }
+}
+
+/// The message as readers get it.
+fn stored(append: &mut Append) -> Option<Stored> {
+    let Some(Ok(placed)) = &append.outcome else { return None };
+    match Stored::new(entry_id(placed.id), std::mem::take(&mut append.message)) {
+        Ok(stored) => Some(stored),
+        Err(error) => {
+            append.outcome = Some(Err(unreadable(&error)));
+            None
+        }
+    }
+}
+
+fn entry_id(id: MessageId) -> EntryId {
+    let (segment, entry) = id.to_u64();
+    EntryId { segment, entry }
+}
+
+fn unreadable(error: &BadRecord) -> StreamingError {
+    StreamingError::inner(error.to_string())
+}

@@ -1,0 +1,233 @@
+//! Which idempotency keys were appended on which vchannel, and where: the newest of them, as far as they fit. Pure.
+//!
+//! The first message with a key is appended; a repeat waits for its outcome, or gets it. What is remembered is bounded in
+//! bytes, oldest first out, and rebuilt from the end of the log when the WAL is opened. A message that was refused leaves
+//! its key free.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::{
+    group::{Append, Placed},
+    record::Stored,
+};
+
+/// What an entry costs beside its key.
+const ENTRY_COST: usize = 160;
+/// Times the bytes of one vchannel that a WAL remembers in all.
+const TOTAL: usize = 4;
+/// Vchannels that are remembered.
+const MAX_VCHANNELS: usize = 4096;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Windows {
+    by_vchannel: BTreeMap<Box<str>, Window>,
+    /// Bytes of one vchannel at most.
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    known: HashMap<Arc<str>, Known>,
+    /// Keys with an outcome, oldest first.
+    order: VecDeque<Arc<str>>,
+    bytes: usize,
+    /// The tick of the newest.
+    newest: u64,
+}
+
+#[derive(Debug)]
+enum Known {
+    /// On its way to the log, with its repeats.
+    Pending(Vec<Append>),
+    Done(Placed),
+}
+
+/// What is known of a key.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing: whoever asked appends it.
+    New,
+    Pending,
+    Done(Placed),
+}
+
+impl Windows {
+    /// Remembers up to `limit` bytes of a vchannel.
+    pub fn new(limit: usize) -> Self {
+        Self { by_vchannel: BTreeMap::new(), limit }
+    }
+
+    /// Asks for a key, and takes it if nobody has it.
+    pub fn claim(&mut self, vchannel: &str, key: &str) -> Claim {
+        let window = self.window(vchannel);
+        match window.known.get(key) {
+            Some(Known::Pending(_)) => Claim::Pending,
+            Some(Known::Done(placed)) => Claim::Done(*placed),
+            None => {
+                window.known.insert(key.into(), Known::Pending(Vec::new()));
+                Claim::New
+            }
+        }
+    }
+
+    /// Keeps a repeat until its key has an outcome; gives it back when the key has none to come.
+    pub fn wait(&mut self, vchannel: &str, key: &str, repeat: Append) -> Option<Append> {
+        match self.window(vchannel).known.get_mut(key) {
+            Some(Known::Pending(repeats)) => {
+                repeats.push(repeat);
+                None
+            }
+            _ => Some(repeat),
+        }
+    }
+
+    /// The message with a key was appended; gives back its repeats.
+    pub fn done(&mut self, vchannel: &str, key: &str, placed: Placed) -> Vec<Append> {
+        let share = self.share();
+        let window = self.window(vchannel);
+        let (key, repeats) = match window.known.remove_entry(key) {
+            Some((key, Known::Pending(repeats))) => (key, repeats),
+            // The log holds it twice; the first one counts.
+            Some((key, done)) => {
+                window.known.insert(key, done);
+                return Vec::new();
+            }
+            None => (key.into(), Vec::new()),
+        };
+        window.bytes += key.len() + ENTRY_COST;
+        window.newest = placed.tick;
+        window.order.push_back(Arc::clone(&key));
+        window.known.insert(key, Known::Done(placed));
+        window.evict(share);
+        repeats
+    }
+
+    /// The message with a key was not appended; gives back its repeats.
+    pub fn forget(&mut self, vchannel: &str, key: &str) -> Vec<Append> {
+        let window = self.window(vchannel);
+        match window.known.remove_entry(key) {
+            Some((_, Known::Pending(repeats))) => repeats,
+            Some((key, done)) => {
+                window.known.insert(key, done);
+                Vec::new()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// Takes a message of the log.
+    pub fn observe(&mut self, message: &Stored) {
+        let properties = &message.message.properties;
+        let (Some(key), Some(vchannel)) = (key_of(properties), properties.vchannel()) else { return };
+        let (Ok(last_confirmed), Ok(txn)) = (message.message.last_confirmed(), properties.txn()) else { return };
+        let placed = Placed { id: message.message.id, tick: message.tick, last_confirmed, txn };
+        self.done(vchannel, key, placed);
+    }
+
+    fn share(&self) -> usize {
+        (self.limit.saturating_mul(TOTAL) / self.by_vchannel.len().max(1)).min(self.limit)
+    }
+
+    fn window(&mut self, vchannel: &str) -> &mut Window {
+        if !self.by_vchannel.contains_key(vchannel) {
+            self.make_room();
+        }
+        self.by_vchannel.entry(vchannel.into()).or_default()
+    }
+
+    /// One more vchannel makes the shares of the others smaller.
+    fn make_room(&mut self) {
+        if self.by_vchannel.len() >= MAX_VCHANNELS {
+            let idle = self.by_vchannel.iter().filter(|(_, window)| window.known.len() == window.order.len());
+            let oldest = idle.min_by_key(|(_, window)| window.newest).map(|(vchannel, _)| vchannel.clone());
+            oldest.and_then(|vchannel| self.by_vchannel.remove(&vchannel));
+        }
+        let share = self.share();
+        self.by_vchannel.values_mut().for_each(|window| window.evict(share));
+    }
+}
+
+impl Window {
+    fn evict(&mut self, limit: usize) {
+        while self.bytes > limit
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.bytes -= oldest.len() + ENTRY_COST;
+            self.known.remove(&oldest);
+        }
+    }
+}
+
+/// The key that counts here. What another cluster wrote was appended once there, and is known by its place there.
+pub fn key_of(properties: &streaming_types::Properties) -> Option<&str> {
+    properties.idempotency_key().filter(|_| !properties.contains(streaming_types::properties::key::REPLICATE))
+}
+
+#[cfg(test)]
+mod tests {
+    use streaming_types::MessageId;
+
+    use super::*;
+    use crate::wal::group::samples;
+
+    const V: &str = "p_1v0";
+
+    fn placed(tick: u64) -> Placed {
+        let id = MessageId::new(1, tick.cast_signed());
+        Placed { id, tick, last_confirmed: id, txn: None }
+    }
+
+    #[test]
+    fn key_is_new_then_pending_then_done() {
+        let mut windows = Windows::new(1 << 20);
+        assert_eq!(windows.claim(V, "k"), Claim::New);
+        assert_eq!(windows.claim(V, "k"), Claim::Pending);
+        assert!(windows.wait(V, "k", samples::append(1, V, false).0).is_none());
+        assert_eq!(windows.done(V, "k", placed(7)).len(), 1, "the repeat comes back");
+        assert_eq!(windows.claim(V, "k"), Claim::Done(placed(7)));
+        assert_eq!(windows.claim("p_2v0", "k"), Claim::New, "another vchannel");
+        assert!(windows.wait(V, "k", samples::append(1, V, false).0).is_some(), "nothing to wait for");
+    }
+
+    #[test]
+    fn refused_message_leaves_its_key_free_and_a_done_one_does_not() {
+        let mut windows = Windows::new(1 << 20);
+        windows.claim(V, "k");
+        windows.wait(V, "k", samples::append(1, V, false).0);
+        assert_eq!(windows.forget(V, "k").len(), 1);
+        assert_eq!(windows.claim(V, "k"), Claim::New);
+        windows.done(V, "k", placed(7));
+        assert!(windows.forget(V, "k").is_empty() && windows.done(V, "k", placed(9)).is_empty());
+        assert_eq!(windows.claim(V, "k"), Claim::Done(placed(7)), "the first copy counts");
+    }
+
+    #[test]
+    fn window_keeps_the_newest_within_its_bytes_and_never_lets_go_of_what_is_pending() {
+        let mut windows = Windows::new(10 * (ENTRY_COST + 4));
+        assert_eq!(windows.claim(V, "open"), Claim::New);
+        for n in 0..1000 {
+            windows.done(V, &format!("{n:04}"), placed(n));
+        }
+        assert_eq!(windows.claim(V, "open"), Claim::Pending);
+        assert_eq!(windows.claim(V, "0990"), Claim::Done(placed(990)));
+        assert_eq!(windows.claim(V, "0989"), Claim::New);
+        let window = &windows.by_vchannel[V];
+        assert_eq!((window.order.len(), window.bytes), (10, 10 * (ENTRY_COST + 4)));
+    }
+
+    #[test]
+    fn vchannels_share_what_the_wal_may_remember() {
+        let mut windows = Windows::new(100 * ENTRY_COST);
+        for vchannel in 0..5000 {
+            for n in 0..3 {
+                windows.done(&format!("p_{vchannel}v0"), &n.to_string(), placed(vchannel * 10 + n));
+            }
+        }
+        let total: usize = windows.by_vchannel.values().map(|window| window.bytes).sum();
+        assert!(windows.by_vchannel.len() <= MAX_VCHANNELS && total <= TOTAL * 100 * ENTRY_COST, "{total}");
+    }
+}
