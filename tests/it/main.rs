@@ -6,4 +6,3 @@ mod cluster;
 mod failover;
 mod first_stream;
 mod process;
-mod txn;

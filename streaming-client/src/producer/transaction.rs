@@ -3,9 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use futures::FutureExt;
-use streaming_proto::messages::{
-    BeginTxnMessageHeader, CommitTxnMessageHeader, RollbackTxnMessageHeader,
-};
+use streaming_proto::messages::{BeginTxnMessageHeader, CommitTxnMessageHeader, RollbackTxnMessageHeader};
 use streaming_types::{Message, MessageBuilder, StreamingCode, TxnContext, message::Header};
 
 use super::{Append, AppendResult, Producer};

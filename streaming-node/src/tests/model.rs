@@ -77,7 +77,8 @@ impl Channel {
     /// Opens the WAL as a process whose storage dies with `storage`.
     async fn open(&self, term: i64, read_only: bool, storage: &Tasks, tasks: &Tasks) -> Arc<Wal> {
         let opener = self.world.opener(settings(), storage, tasks);
-        let channel = if read_only { PChannel::read_only(&self.name, term) } else { PChannel::read_write(&self.name, term) };
+        let channel =
+            if read_only { PChannel::read_only(&self.name, term) } else { PChannel::read_write(&self.name, term) };
         Arc::new(opener.open(&channel.unwrap(), term).await.unwrap())
     }
 
@@ -102,9 +103,8 @@ impl Channel {
     /// The served WAL, other than one that has ended.
     async fn serving(&self, ended: Option<&Arc<Wal>>) -> Arc<Wal> {
         let mut wals = self.wal.subscribe();
-        let other = |wal: &Option<Arc<Wal>>| {
-            wal.as_ref().is_some_and(|wal| ended.is_none_or(|ended| !Arc::ptr_eq(ended, wal)))
-        };
+        let other =
+            |wal: &Option<Arc<Wal>>| wal.as_ref().is_some_and(|wal| ended.is_none_or(|ended| !Arc::ptr_eq(ended, wal)));
         wals.wait_for(other).await.unwrap().clone().unwrap()
     }
 

@@ -7,8 +7,8 @@ use streaming_proto::{
 use streaming_types::{DEFAULT_MAX_MESSAGE_BYTES, PChannel, TxnContext, metadata::set_destination};
 use tonic::Request;
 
-use super::parts::{begin, commit, rollback};
 use super::harness::{PCHANNEL, TestNode, VCHANNEL, World, code, error, insert, ro, rw};
+use super::parts::{begin, commit, rollback};
 
 fn with(key: &str, value: &str) -> Message {
     let mut message = insert(VCHANNEL, "payload");
@@ -77,11 +77,15 @@ async fn refused_messages_have_their_codes_and_leave_the_stream_usable() {
         ("body without begin", in_txn(insert(VCHANNEL, "x")), StreamingCode::TransactionExpired),
         ("commit of an unknown transaction", commit(VCHANNEL, unknown).into(), StreamingCode::TransactionExpired),
         ("rollback of an unknown transaction", rollback(VCHANNEL, unknown).into(), StreamingCode::TransactionExpired),
-        ("commit without its transaction", {
-            let mut message = commit(VCHANNEL, unknown);
-            message.properties.remove("_tx");
-            message.into()
-        }, unrecoverable),
+        (
+            "commit without its transaction",
+            {
+                let mut message = commit(VCHANNEL, unknown);
+                message.properties.remove("_tx");
+                message.into()
+            },
+            unrecoverable,
+        ),
         ("broken transaction", with("_tx", "?"), unrecoverable),
         ("empty idempotency key", with("_ik", ""), unrecoverable),
         ("endless idempotency key", with("_ik", &"k".repeat(257)), unrecoverable),

@@ -176,8 +176,7 @@ async fn transaction_outlives_the_owner_of_its_wal_and_so_does_the_way_back_to_i
     let mut latest = node.consumer(&rw(4), DeliverPolicy::Latest, &[]).await;
     let tick = latest.any().await;
     let behind = DeliverFilter::TimeTickGreaterThan(tick.time_tick().unwrap());
-    let mut resumed =
-        node.consumer(&rw(4), DeliverPolicy::StartFrom(tick.last_confirmed().unwrap()), &[behind]).await;
+    let mut resumed = node.consumer(&rw(4), DeliverPolicy::StartFrom(tick.last_confirmed().unwrap()), &[behind]).await;
     let mut produce = node.producer(&rw(4)).await;
     append(&mut produce, delete(VCHANNEL, "second", Some(txn))).await;
     append(&mut produce, commit(VCHANNEL, txn)).await;

@@ -42,7 +42,8 @@ impl Delivery {
         let properties = &message.message.properties;
         if message.kind.is_exclusive() {
             let scope = properties.vchannel().filter(|vchannel| *vchannel != pchannel);
-            let survives = |open: &Open| scope.is_some_and(|scope| open.begin.message.properties.vchannel() != Some(scope));
+            let survives =
+                |open: &Open| scope.is_some_and(|scope| open.begin.message.properties.vchannel() != Some(scope));
             self.open.retain(|_, open| survives(open));
         }
         if !properties.contains(key::TXN) {
@@ -188,7 +189,8 @@ mod tests {
         let rollback = at(3, &RollbackTxnMessageHeader {}, Some(A), V);
         assert!(run([begin(1, A), body(2, A), rollback, commit(4, A)]).is_empty());
         assert!(run([body(2, A), commit(3, A)]).is_empty());
-        let tick = |entry| Arc::new(Stored::new(EntryId { segment: 1, entry }, record::tick(ms(entry), None, 1)).unwrap());
+        let tick =
+            |entry| Arc::new(Stored::new(EntryId { segment: 1, entry }, record::tick(ms(entry), None, 1)).unwrap());
         assert_eq!(run([begin(1, A), body(5, A), tick(15), commit(16, A)]).len(), 1, "only the tick");
         assert_eq!(run([begin(1, A), body(5, A), tick(14), commit(14, A)]).len(), 2, "still alive");
         assert_eq!(run([begin(1, B), tick(1_000_000), commit(1_000_001, B)]).len(), 2, "never expires");

@@ -107,7 +107,7 @@ impl<S: Service<Group>> Lock<S> {
             if append.is_exclusive() {
                 last = last.max(self.shared.last(scope)).max(self.exclusive.last(scope));
             } else if self.exclusive.any > done {
-                last = last.max(self.exclusive.last(scope.or(Some(""))));
+                last = last.max(self.exclusive.last(scope));
             }
         }
         last
@@ -316,6 +316,17 @@ mod tests {
         fixture.answer();
         assert!(fixture.ready());
         assert_eq!(fixture.inner.seen(), vec![vec!["p_9v0"]]);
+    }
+
+    #[test]
+    fn message_for_the_whole_wal_waits_for_an_exclusive_one_on_any_vchannel() {
+        let mut fixture = Fixture::new();
+        fixture.send(true, &["p_1v0"]);
+        fixture.send(false, &["p"]);
+        assert_eq!(fixture.inner.seen(), vec![vec!["p_1v0"]]);
+        fixture.answer();
+        assert!(fixture.ready());
+        assert_eq!(fixture.inner.seen(), vec![vec!["p"]]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, r
 
 use super::{
     Live, Wal,
-    appender::{self, Appender, StackParts},
+    appender::{self, Appender, Stack, StackParts},
     buffer::{Buffer, Capacity, NodeBudget},
     group::Group,
     log_writer::LogWriter,
@@ -162,20 +162,11 @@ impl Opener {
         let ticks = SharedTicks::new(ticks);
         let log_writer = LogWriter::new(Arc::clone(&writer), channel.term(), node, self.settings.entry_bytes);
         let sessions = SharedSessions::new(sessions);
-        let parts = StackParts {
-            pchannel: Arc::clone(&pchannel),
-            ticks: ticks.clone(),
-            sessions: sessions.clone(),
-            windows,
-        };
+        let parts =
+            StackParts { pchannel: Arc::clone(&pchannel), ticks: ticks.clone(), sessions: sessions.clone(), windows };
         let mut stack = appender::stack(parts, log_writer);
 
-        let Ok(()) = poll_fn(|cx| stack.poll_ready(cx)).await;
-        let opened: Result<Group, Infallible> = stack.call(Group::default()).await;
-        let Ok(group) = opened;
-        group.written.unwrap_or(Err(AppendError::Closed))?;
-        let (id, tick) = group.tick.ok_or(AppendError::Closed)?;
-        let first = Stored::new(id, tick)?;
+        let first = first_tick(&mut stack).await?;
 
         let settings = &self.settings;
         let node_budget = Arc::clone(&self.buffers);
@@ -222,29 +213,46 @@ impl Opener {
             let _quiet = quiet.drop_guard();
             appender.run(stop, ended).await;
         });
-        let Kept { log, catalog, mut state, replayed } = kept;
-        state.apply(&Seen::of(&first));
-        let progress = Arc::new(Progress::at(first.id, first.tick));
-        let keeper = Keeper {
-            pchannel: channel.name().into(),
-            state,
-            follower: Follower::after(first.id, log.clone(), Arc::clone(&buffer)),
-            catalog: catalog.clone(),
-            log,
-            acks: Arc::clone(&self.acks),
-            clock: self.clock.clone(),
-            random: self.random.clone(),
-            settings: settings.recovery.clone(),
-            progress: Arc::clone(&progress),
-            taken: replayed.bytes,
-            saved: 0,
-        };
-        tasks.spawn(keeper.run(replayed.broadcasts, ends));
+        let catalog = kept.catalog.clone();
+        let progress = self.keep(kept, &first, Arc::clone(&buffer), ends, &tasks);
         let budget = Arc::new(Semaphore::new(settings.in_flight_bytes));
         let (in_flight_bytes, close_timeout) = (settings.in_flight_bytes, settings.close_timeout);
         let live = Live { inbox, budget, in_flight_bytes, close_timeout, catalog, progress, mvcc, tasks };
         Ok((live, buffer))
     }
+
+    /// Keeps up with the WAL from its first tick on what its next owner needs.
+    fn keep(&self, kept: Kept, first: &Stored, buffer: Arc<Buffer>, ends: Ends, tasks: &Tasks) -> Arc<Progress> {
+        let Kept { log, catalog, mut state, replayed } = kept;
+        state.apply(&Seen::of(first));
+        let progress = Arc::new(Progress::at(first.id, first.tick));
+        let keeper = Keeper {
+            pchannel: log.name().into(),
+            state,
+            follower: Follower::after(first.id, log.clone(), buffer),
+            catalog,
+            log,
+            acks: Arc::clone(&self.acks),
+            clock: self.clock.clone(),
+            random: self.random.clone(),
+            settings: self.settings.recovery.clone(),
+            progress: Arc::clone(&progress),
+            taken: replayed.bytes,
+            saved: 0,
+        };
+        tasks.spawn(keeper.run(replayed.broadcasts, ends));
+        progress
+    }
+}
+
+/// Appends the tick that begins a term.
+async fn first_tick(stack: &mut Stack) -> Result<Stored, OpenError> {
+    let Ok(()) = poll_fn(|cx| stack.poll_ready(cx)).await;
+    let opened: Result<Group, Infallible> = stack.call(Group::default()).await;
+    let Ok(group) = opened;
+    group.written.unwrap_or(Err(AppendError::Closed))?;
+    let (id, tick) = group.tick.ok_or(AppendError::Closed)?;
+    Ok(Stored::new(id, tick)?)
 }
 
 /// What a former owner left, as of the end of its log.

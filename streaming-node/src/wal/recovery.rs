@@ -103,12 +103,7 @@ async fn tail(log: &Log, last: EntryId, least: u64) -> Result<Tail, ReplayError>
 }
 
 /// Gives `observe` every message from `start` to `last`; what was truncated there is left out.
-async fn read(
-    log: &Log,
-    start: EntryId,
-    last: EntryId,
-    mut observe: impl FnMut(Stored),
-) -> Result<(), ReplayError> {
+async fn read(log: &Log, start: EntryId, last: EntryId, mut observe: impl FnMut(Stored)) -> Result<(), ReplayError> {
     let mut joiner = Joiner::default();
     entries_of(log, start, last, |id, payload| match joiner.accept(id, payload) {
         Ok(Some(stored)) => observe(stored),

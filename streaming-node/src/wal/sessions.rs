@@ -185,7 +185,9 @@ impl Sessions {
             (Some(session), _) => session,
             (None, Some(end)) => return Err(StreamingError::invalid_transaction_state(operation, "TxnInFlight", end)),
             (None, None) => {
-                return Err(StreamingError::transaction_expired(format!("transaction {id} is unknown, or has expired")));
+                return Err(StreamingError::transaction_expired(format!(
+                    "transaction {id} is unknown, or has expired"
+                )));
             }
         };
         if session.deadline().is_some_and(|deadline| deadline <= tick) {

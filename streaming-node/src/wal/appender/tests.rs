@@ -70,7 +70,8 @@ impl Held {
             self.last_tick = tick;
         }
         let in_flight = self.waiting.iter().flat_map(|(group, _)| &group.appends);
-        for (earlier, append) in in_flight.flat_map(|earlier| group.appends.iter().map(move |append| (earlier, append))) {
+        for (earlier, append) in in_flight.flat_map(|earlier| group.appends.iter().map(move |append| (earlier, append)))
+        {
             let (one, other) = (earlier.scope("p"), append.scope("p"));
             let meet = one.is_none() || other.is_none() || one == other;
             let shared = !earlier.is_exclusive() && !append.is_exclusive();
@@ -115,7 +116,12 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let sent = (0..4_u8, prop::bool::weighted(0.15), prop::option::weighted(0.3, 0..5_u8), prop::option::weighted(0.1, any::<u16>()))
+    let sent = (
+        0..4_u8,
+        prop::bool::weighted(0.15),
+        prop::option::weighted(0.3, 0..5_u8),
+        prop::option::weighted(0.1, any::<u16>()),
+    )
         .prop_map(|(vchannel, exclusive, key, barrier)| Sent { vchannel, exclusive, key, barrier });
     let step = prop_oneof![3 => prop::collection::vec(sent, 0..6).prop_map(Step::Send), 2 => Just(Step::Answer)];
     prop::collection::vec(step, 1..40)
@@ -132,7 +138,11 @@ fn append(sent: &Sent) -> Append {
 /// Groups as an appender makes them.
 fn groups(sent: &[Sent]) -> Vec<Group> {
     let of = |sent: &[Sent]| Group { appends: sent.iter().map(append).collect(), ..Group::default() };
-    if sent.is_empty() { vec![Group::default()] } else { sent.chunk_by(|a, b| !a.exclusive && !b.exclusive).map(of).collect() }
+    if sent.is_empty() {
+        vec![Group::default()]
+    } else {
+        sent.chunk_by(|a, b| !a.exclusive && !b.exclusive).map(of).collect()
+    }
 }
 
 struct Run {
