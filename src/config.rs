@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     load::{Sources, load},
     secret::Secret,
-    storage::{Etcd, Metastore, MetastoreType, Minio, StorageType, Woodpecker},
+    storage::{AffinityMode, Etcd, Metastore, MetastoreType, Minio, Quorum, SelectStrategy, StorageType, Woodpecker},
 };
 
 /// Everything that can be set.

@@ -54,7 +54,8 @@ impl Limits {
 impl Medium {
     pub(super) fn open(config: &Config, _machine: &Machine) -> anyhow::Result<Self> {
         match config.woodpecker.storage.kind {
-            StorageType::Local => Ok(Self::Disk(config.data_path("medium"))),
+            // Log stores have disks like this one, where they run on one machine with the bench.
+            StorageType::Local | StorageType::Quorum => Ok(Self::Disk(config.data_path("medium"))),
             StorageType::Object => Ok(Self::Object(object_store(config).open()?)),
         }
     }

@@ -114,6 +114,9 @@ pub(crate) enum StorageType {
     /// Objects in the store that `minio` describes.
     #[serde(alias = "minio")]
     Object,
+    /// Log stores, of which most must have an entry.
+    #[serde(alias = "service")]
+    Quorum,
 }
 
 impl StorageType {
@@ -121,6 +124,7 @@ impl StorageType {
         match self {
             Self::Local => "local",
             Self::Object => "object",
+            Self::Quorum => "quorum",
         }
     }
 }
@@ -130,6 +134,78 @@ impl StorageType {
 pub(crate) struct WoodpeckerClient {
     pub(crate) segment_rolling_policy: SegmentRollingPolicy,
     pub(crate) segment_append: SegmentAppend,
+    pub(crate) quorum: Quorum,
+}
+
+/// How log stores are used.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Quorum {
+    /// Where this process runs: replicas near it are read first.
+    pub(crate) region: String,
+    pub(crate) az: String,
+    /// Under which log stores register in the metadata store, `<etcd.rootPath>/<woodpecker.meta.prefix>` of who runs them;
+    /// empty for this instance's own.
+    pub(crate) log_store_prefix: String,
+    pub(crate) quorum_select_strategy: QuorumSelectStrategy,
+}
+
+/// Which log stores a new segment goes to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct QuorumSelectStrategy {
+    /// `soft` takes what comes closest to the strategy, `hard` nothing else.
+    pub(crate) affinity_mode: AffinityMode,
+    /// 3 or 5; a majority of them acks.
+    pub(crate) replicas: usize,
+    pub(crate) strategy: SelectStrategy,
+    /// One for each replica, with the strategy `custom`.
+    pub(crate) custom_placement: Vec<CustomPlacement>,
+}
+
+impl Default for QuorumSelectStrategy {
+    fn default() -> Self {
+        Self {
+            affinity_mode: AffinityMode::Soft,
+            replicas: 3,
+            strategy: SelectStrategy::Random,
+            custom_placement: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AffinityMode {
+    #[default]
+    Soft,
+    Hard,
+}
+
+/// Zones (az) and resource groups (rg): one for all replicas, or as many as there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SelectStrategy {
+    #[default]
+    Random,
+    RandomGroup,
+    SingleAzSingleRg,
+    SingleAzMultiRg,
+    MultiAzSingleRg,
+    MultiAzMultiRg,
+    CrossRegion,
+    Custom,
+}
+
+/// Where one replica goes: whole names, in which `*` stands for any characters; empty for any.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct CustomPlacement {
+    /// For people.
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) az: String,
+    pub(crate) resource_group: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

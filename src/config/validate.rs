@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{bail, ensure};
 
-use super::{Config, MetastoreType, StorageType};
+use super::{Config, MetastoreType, SelectStrategy, StorageType};
 
 impl Config {
     /// Says which key is impossible, and why.
@@ -104,6 +104,15 @@ impl Config {
         if self.woodpecker.storage.kind == StorageType::Object {
             ensure!(!self.minio.bucket_name.is_empty(), "minio.bucketName: must be set for object storage");
         }
+        let quorum = &self.woodpecker.client.quorum.quorum_select_strategy;
+        let key = "woodpecker.client.quorum.quorumSelectStrategy";
+        ensure!(matches!(quorum.replicas, 3 | 5), "{key}.replicas: {} is neither 3 nor 5", quorum.replicas);
+        let (placed, custom) = (quorum.custom_placement.len(), quorum.strategy == SelectStrategy::Custom);
+        ensure!(
+            placed == if custom { quorum.replicas } else { 0 },
+            "{key}.customPlacement: must name {} replicas with the strategy custom, and none with another",
+            quorum.replicas
+        );
         ensure!(!self.woodpecker.storage.root_path.is_empty(), "woodpecker.storage.rootPath: must not be empty");
         Ok(())
     }

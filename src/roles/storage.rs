@@ -8,6 +8,7 @@ use woodpecker_base::{
     clock::Clock,
     disk::{Disk, RealDisk},
     metadata::{EtcdSettings, EtcdStore, EtcdTls, EtcdUser, MetadataStore, RedbStore},
+    net::tcp_connector,
     random::Random,
     tasks::Tasks,
 };
@@ -18,9 +19,13 @@ use woodpecker_store::{
         ObjectBackend, ObjectSettings,
         store::{ObjectStoreSettings, Provider, Secret, probe},
     },
+    quorum::{
+        QuorumBackend, QuorumSettings,
+        selection::{Affinity, SelectionPolicy, Selector, Spread, Strategy},
+    },
 };
 
-use crate::config::{Config, MetastoreType, StorageType};
+use crate::config::{AffinityMode, Config, MetastoreType, Quorum, SelectStrategy, StorageType};
 
 /// The machine, as far as a process uses it.
 #[derive(Debug, Clone)]
@@ -104,14 +109,74 @@ pub(crate) async fn logs(
         backends.insert(StorageType::Object.name().into(), Arc::new(object));
     }
     let rolling = &config.woodpecker.client.segment_rolling_policy;
+    let metadata_prefix = format!("{}/{}", config.etcd.root_path, config.woodpecker.meta.prefix);
     let settings = woodpecker::Settings {
-        metadata_prefix: format!("{}/{}", config.etcd.root_path, config.woodpecker.meta.prefix),
+        metadata_prefix: metadata_prefix.clone(),
         backend: kind.name().into(),
         segment_bytes: rolling.max_size.as_u64(),
         segment_age: rolling.max_interval,
         in_flight_bytes: usize::try_from(config.woodpecker.client.segment_append.max_in_flight.as_u64())?,
     };
+    if kind == StorageType::Quorum {
+        // Log stores outlive the metadata: what belongs to records that are gone must meet none of the new ones.
+        let names = Client::new(
+            settings.clone(),
+            metadata.clone(),
+            BTreeMap::new(),
+            clock.clone(),
+            random.clone(),
+            tasks.clone(),
+        );
+        let namespace = names.instance().await.context("the instance's identity")?;
+        let quorum = &config.woodpecker.client.quorum;
+        let prefix = match quorum.log_store_prefix.as_str() {
+            "" => &metadata_prefix,
+            prefix => prefix,
+        };
+        let backend = QuorumBackend::start(
+            QuorumSettings {
+                region: quorum.region.clone(),
+                zone: quorum.az.clone(),
+                ..QuorumSettings::new(&namespace, selection(quorum))
+            },
+            metadata.clone(),
+            prefix,
+            tcp_connector(),
+            (clock.clone(), random.clone()),
+            tasks,
+        );
+        backends.insert(StorageType::Quorum.name().into(), Arc::new(backend));
+    }
     Ok(Client::new(settings, metadata, backends, clock.clone(), random.clone(), tasks.clone()))
+}
+
+/// Which log stores new segments go to.
+fn selection(quorum: &Quorum) -> SelectionPolicy {
+    let chosen = &quorum.quorum_select_strategy;
+    let spread = |zone, resource_group, region| Strategy::Spread { zone, resource_group, region };
+    let (any, one, many) = (Spread::Any, Spread::One, Spread::Many);
+    let strategy = match chosen.strategy {
+        SelectStrategy::Random => spread(any, any, any),
+        SelectStrategy::RandomGroup => spread(any, one, any),
+        SelectStrategy::SingleAzSingleRg => spread(one, one, any),
+        SelectStrategy::SingleAzMultiRg => spread(one, many, any),
+        SelectStrategy::MultiAzSingleRg => spread(many, one, any),
+        SelectStrategy::MultiAzMultiRg => spread(many, many, any),
+        SelectStrategy::CrossRegion => spread(any, any, many),
+        SelectStrategy::Custom => {
+            let selectors = chosen.custom_placement.iter().map(|place| Selector {
+                region: place.region.clone(),
+                zone: place.az.clone(),
+                resource_group: place.resource_group.clone(),
+            });
+            Strategy::Custom(selectors.collect())
+        }
+    };
+    let affinity = match chosen.affinity_mode {
+        AffinityMode::Soft => Affinity::Soft,
+        AffinityMode::Hard => Affinity::Hard,
+    };
+    SelectionPolicy { replicas: chosen.replicas, strategy, affinity }
 }
 
 /// The object store of the configuration.
