@@ -1,6 +1,7 @@
 //! The streaming node: serves write-ahead logs to producers and consumers.
 
 mod coordinator;
+mod flow;
 mod identity;
 mod ids;
 mod metrics;
@@ -10,6 +11,7 @@ mod registration;
 mod serve;
 mod service;
 mod settings;
+mod shard;
 #[cfg(test)]
 mod tests;
 mod timestamps;
@@ -17,9 +19,10 @@ mod wal;
 mod wals;
 
 pub use coordinator::RootCoord;
+pub use flow::{Memory, Usage};
 pub use ids::{IdError, IdSource};
 pub use node::{Node, Parts, StartError};
 pub use recovery::acks::{AckError, BroadcastAcks};
 pub use serve::{Edges, serve, server};
-pub use settings::{Recovery, Settings, SettingsError};
+pub use settings::{Adaptive, Flow, Marks, Recovering, Recovery, Segments, Settings, SettingsError, Slowdown};
 pub use timestamps::{TimestampError, TimestampSource};

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use metrics::{counter, gauge};
 
+use crate::flow::Limit;
+
 pub fn scanner_opened(model: &'static str) {
     gauge!("milvus_wal_scanner_total", "scanner_model" => model).increment(1.0);
 }
@@ -92,4 +94,20 @@ pub fn repeats(messages: usize) {
     if messages > 0 {
         counter!("milvus_wal_append_repeat_total").increment(messages as u64);
     }
+}
+
+/// A segment was sealed.
+pub fn sealed(policy: &'static str) {
+    counter!("milvus_wal_segment_assign_flushed_segment_total", "policy" => policy).increment(1);
+}
+
+/// What the writers of a pchannel are limited to, in bytes a second; -1 without a limit.
+pub fn rate_limited(pchannel: &str, limit: Limit) {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
+    let rate = match limit {
+        Limit::None => -1.0,
+        Limit::Rate(rate) => rate as f64,
+        Limit::Reject => 0.0,
+    };
+    gauge!("milvus_wal_rate_limit_bytes", "channel_name" => pchannel.to_owned()).set(rate);
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use streaming_proto::common::StateCode;
 use streaming_types::{StreamingError, TimeTick};
+use tokio::sync::watch;
 use tonic::service::Routes;
 use woodpecker_base::{
     clock::Clock,
@@ -15,6 +16,7 @@ use woodpecker_base::{
 };
 
 use crate::{
+    flow::Memory,
     identity::Identity,
     ids::IdSource,
     recovery::acks::BroadcastAcks,
@@ -34,6 +36,7 @@ pub struct Parts {
     pub timestamps: Arc<dyn TimestampSource>,
     pub ids: Arc<dyn IdSource>,
     pub acks: Arc<dyn BroadcastAcks>,
+    pub memory: Memory,
     pub clock: Clock,
     pub random: Random,
 }
@@ -88,6 +91,7 @@ pub struct Node {
     services: Services,
     parts: Parts,
     registration: Registration,
+    paused: watch::Sender<bool>,
     tasks: Tasks,
 }
 
@@ -102,12 +106,17 @@ impl Node {
         let tasks = Tasks::new();
         let server_id = server_id::allocate(&*parts.metadata, &settings.metadata_root).await?;
         let identity = Arc::new(Identity::new(settings.cluster.clone(), server_id));
+        let paused = watch::Sender::new(false);
         let opener = Opener {
             settings: Arc::clone(&settings),
             metadata: Arc::clone(&parts.metadata),
             logs: parts.logs.clone(),
             timestamps: Arc::clone(&parts.timestamps),
+            ids: Arc::clone(&parts.ids),
             acks: Arc::clone(&parts.acks),
+            memory: parts.memory.clone(),
+            growth: Arc::default(),
+            paused: paused.clone(),
             clock: parts.clock.clone(),
             random: parts.random.clone(),
             tasks: tasks.clone(),
@@ -118,6 +127,7 @@ impl Node {
             services: Services { settings, identity, wals },
             parts,
             registration: Registration::default(),
+            paused,
             tasks,
         })
     }
@@ -133,6 +143,12 @@ impl Node {
     #[must_use]
     pub fn server_id(&self) -> i64 {
         self.services.identity.server_id()
+    }
+
+    /// Lets every consumer stand still where it is, or go on: the emergency brake for consumers that break on what they
+    /// read. Appends go on, and so do consumers that asked not to be paused. A node starts without a pause.
+    pub fn pause_scanners(&self, paused: bool) {
+        self.paused.send_replace(paused);
     }
 
     /// Makes the node known at `address`, where its services must be reachable by now. A session that is lost later is

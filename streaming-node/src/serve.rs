@@ -12,7 +12,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use crate::{Node, Parts, RootCoord, Settings, StartError};
+use crate::{Memory, Node, Parts, RootCoord, Settings, StartError};
 
 /// Everything of the outside world that a node touches.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
         timestamps: Arc::<RootCoord>::clone(&root),
         ids: Arc::<RootCoord>::clone(&root),
         acks: root,
+        memory: Memory::process(),
         clock: clock.clone(),
         random,
     };

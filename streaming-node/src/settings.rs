@@ -4,6 +4,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+mod flow;
+mod segments;
+
+pub use self::{
+    flow::{Adaptive, Flow, Marks, Recovering, Slowdown},
+    segments::Segments,
+};
+
 /// Settings of a streaming node; unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -47,6 +55,10 @@ pub struct Settings {
     pub idempotency_bytes: usize,
     /// How a write-ahead log is made ready to be taken over.
     pub recovery: Recovery,
+    /// When writers are slowed down.
+    pub flow: Flow,
+    /// How large and how old growing segments become.
+    pub segments: Segments,
 }
 
 /// How often a write-ahead log writes down how far it is done.
@@ -86,6 +98,8 @@ impl Default for Settings {
             append_timeout: Duration::from_secs(60),
             idempotency_bytes: 16 << 20,
             recovery: Recovery::default(),
+            flow: Flow::default(),
+            segments: Segments::default(),
         }
     }
 }
@@ -146,6 +160,8 @@ impl Settings {
         if self.recovery.persist_interval.is_zero() {
             return refuse("recovery.persist_interval", "must not be zero");
         }
+        self.flow.validate()?;
+        self.segments.validate()?;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 
 mod consume;
 mod fence;
+mod flow;
 mod hanging;
 mod harness;
 mod idempotency;
@@ -13,6 +14,7 @@ mod produce;
 mod recovery;
 mod refusals;
 mod registration;
+mod shard;
 mod stuck;
 mod txn;
 mod without_coordinator;

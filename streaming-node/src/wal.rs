@@ -20,7 +20,7 @@ pub mod record;
 mod recovery;
 mod reorder;
 pub mod scanner;
-mod sessions;
+pub mod sessions;
 mod ticks;
 mod time_tick;
 mod txn;
@@ -29,8 +29,8 @@ mod window;
 use std::{sync::Arc, time::Duration};
 
 use streaming_proto::streaming as pb;
-use streaming_types::PChannel;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use streaming_types::{Message, MessageType, PChannel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::tasks::Tasks;
 
@@ -44,10 +44,13 @@ pub use self::{
     record::{BadRecord, Stored},
     recovery::ReplayError,
 };
-use crate::recovery::{
-    catalog::{Catalog, CatalogError},
-    keeper::Progress,
-    state::Checkpoint,
+use crate::{
+    flow::{Limit, Limiter},
+    recovery::{
+        catalog::{Catalog, CatalogError},
+        keeper::Progress,
+        state::Checkpoint,
+    },
 };
 
 /// What clients are told the kind of log is; it names the codec of message ids.
@@ -64,9 +67,7 @@ pub struct Wal {
 
 #[derive(Debug)]
 struct Live {
-    inbox: mpsc::Sender<Append>,
-    budget: Arc<Semaphore>,
-    in_flight_bytes: usize,
+    appends: Appends,
     close_timeout: Duration,
     catalog: Catalog,
     progress: Arc<Progress>,
@@ -80,6 +81,7 @@ pub struct Appends {
     inbox: mpsc::Sender<Append>,
     budget: Arc<Semaphore>,
     in_flight_bytes: usize,
+    limiter: Limiter,
 }
 
 impl Wal {
@@ -95,11 +97,7 @@ impl Wal {
 
     /// The way to append, unless the WAL is open for reading only.
     pub fn appends(&self) -> Option<Appends> {
-        self.live.as_ref().map(|live| Appends {
-            inbox: live.inbox.clone(),
-            budget: Arc::clone(&live.budget),
-            in_flight_bytes: live.in_flight_bytes,
-        })
+        self.live.as_ref().map(|live| live.appends.clone())
     }
 
     /// Reads the WAL for one consumer.
@@ -153,6 +151,33 @@ impl Wal {
 }
 
 impl Appends {
+    /// Room for a message: its part of the rate, if its kind is limited, and its share of the WAL's budget.
+    pub fn try_admit(&self, kind: MessageType, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let charge = self.try_charge(bytes)?;
+        (!Limiter::concerns(kind) || self.limiter.try_pass(bytes)).then_some(charge)
+    }
+
+    /// Waits for room for a message.
+    pub async fn admit(self, kind: MessageType, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        if Limiter::concerns(kind) {
+            self.limiter.pass(bytes).await;
+        }
+        self.charge(bytes).await
+    }
+
+    /// How fast producers may be, and every change of it.
+    pub fn limits(&self) -> watch::Receiver<Limit> {
+        self.limiter.subscribe()
+    }
+
+    /// Appends a message of the node's own.
+    pub async fn append_own(self, kind: MessageType, message: Message) {
+        let bytes = message.payload.len() + message.properties.size();
+        if let Some(charge) = self.clone().charge(bytes).await {
+            self.submit(Append::own(kind, message, Some(charge)));
+        }
+    }
+
     /// A share of the WAL's budget for a message of so many bytes, if there is one now.
     pub fn try_charge(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.budget).try_acquire_many_owned(self.share(bytes)).ok()

@@ -217,8 +217,9 @@ impl Actor {
         match response.response {
             Some(Response::Produce(answer)) => self.on_answer(answer, serving),
             Some(Response::Close(_)) => serving.leave(StreamingError::unknown("the node closes the stream")),
-            // A second `create` says nothing, and arms of later protocol versions are not for us.
-            Some(Response::Create(_)) | None => {}
+            // The node holds back what comes too fast by itself. A second `create` says nothing, and arms of later protocol
+            // versions are not for us.
+            Some(Response::RateLimit(_) | Response::Create(_)) | None => {}
         }
     }
 

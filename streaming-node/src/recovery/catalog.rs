@@ -11,7 +11,6 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 use streaming_proto::streaming::{SegmentAssignmentMeta, VChannelMeta, WalCheckpoint};
-use woodpecker::EntryId;
 use woodpecker_base::metadata::{Compare, KeyValue, MetadataError, MetadataStore, Txn, TxnOutcome, Write};
 
 use super::state::{Checkpoint, Schema, VChannel};
@@ -153,17 +152,17 @@ impl Catalog {
         Ok(())
     }
 
-    /// Where the registered consumers are: who, and the entry from which on it may still need the log.
+    /// Where the registered consumers are: who, and from where on it may still need the log.
     ///
     /// # Errors
     /// The metadata store's.
-    pub async fn consumers(&self) -> Result<BTreeMap<String, EntryId>, CatalogError> {
+    pub async fn consumers(&self) -> Result<BTreeMap<String, Checkpoint>, CatalogError> {
         let prefix = self.key(CONSUMER);
         let items = self.store.list(&prefix).await?.items;
         // A position that cannot be read holds back everything.
         let position = |item: &KeyValue| {
             let checkpoint = WalCheckpoint::decode(item.value.as_ref()).ok();
-            checkpoint.and_then(|proto| Checkpoint::from_proto(&proto)).unwrap_or_default().id
+            checkpoint.and_then(|proto| Checkpoint::from_proto(&proto)).unwrap_or_default()
         };
         Ok(items.iter().map(|item| (item.key[prefix.len()..].to_owned(), position(item))).collect())
     }

@@ -2,7 +2,10 @@
 //! and then the checkpoint, and gives up the log behind it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -37,11 +40,13 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 pub struct Progress {
     /// The last message that was taken in, and its tick.
     met: Mutex<(EntryId, u64)>,
+    tail: AtomicU64,
+    slowest: AtomicU64,
 }
 
 impl Progress {
     pub fn at(met: EntryId, tick: u64) -> Self {
-        Self { met: Mutex::new((met, tick)) }
+        Self { met: Mutex::new((met, tick)), tail: AtomicU64::new(0), slowest: AtomicU64::new(0) }
     }
 
     /// The tick up to which everything was taken in. Whoever has met every message is as far as the WAL's newest tick,
@@ -49,6 +54,16 @@ impl Progress {
     pub fn tick(&self, newest: Watermark) -> u64 {
         let (met, tick) = *self.met.lock().unwrap_or_else(PoisonError::into_inner);
         if met >= newest.last { newest.tick.max(tick) } else { tick }
+    }
+
+    /// Bytes of the log that the next owner would have to replay.
+    pub fn tail(&self) -> u64 {
+        self.tail.load(Ordering::Relaxed)
+    }
+
+    /// The tick of the registered consumer that is furthest behind, if there is one.
+    pub fn slowest(&self) -> Option<u64> {
+        Some(self.slowest.load(Ordering::Relaxed)).filter(|tick| *tick > 0)
     }
 }
 
@@ -155,7 +170,7 @@ impl Keeper {
             Batch::Memory(messages) => {
                 for stored in messages {
                     let seen = Seen::of(&stored);
-                    self.taken += seen.bytes as u64;
+                    self.taken += stored.bytes as u64;
                     self.state.apply(&seen);
                     if seen.is_broadcast() {
                         broadcasts.push(stored.message.clone());
@@ -203,14 +218,16 @@ impl Keeper {
         let changes = self.state.take_changes();
         let vchannels = self.state.vchannels().keys().cloned().collect();
         let (catalog, log, pchannel) = (self.catalog.clone(), self.log.clone(), Arc::clone(&self.pchannel));
+        let progress = Arc::clone(&self.progress);
         let backoff = Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE);
         let saved = Saved { taken: self.taken, tick: changes.checkpoint.tick };
         let saving = async move {
             write(&catalog, &changes, backoff).await?;
             metrics::checkpointed(&pchannel, saved.tick);
             // The log is not the worse for being truncated later.
-            if let Err(error) = truncation::truncate(&log, &catalog, &changes.checkpoint, vchannels).await {
-                tracing::warn!(%pchannel, %error, "truncating failed, the next checkpoint tries again");
+            match truncation::truncate(&log, &catalog, &changes.checkpoint, vchannels).await {
+                Ok(slowest) => progress.slowest.store(slowest.unwrap_or(0), Ordering::Relaxed),
+                Err(error) => tracing::warn!(%pchannel, %error, "truncating failed, the next checkpoint tries again"),
             }
             Ok(saved)
         };
@@ -238,6 +255,7 @@ impl Keeper {
     fn publish(&self) {
         let met = (self.follower.cursor(), self.state.observed_tick());
         *self.progress.met.lock().unwrap_or_else(PoisonError::into_inner) = met;
+        self.progress.tail.store(self.taken.saturating_sub(self.saved), Ordering::Relaxed);
     }
 }
 

@@ -17,8 +17,6 @@ pub struct Seen<'a> {
     pub id: EntryId,
     pub tick: u64,
     pub kind: MessageType,
-    /// Payload and properties.
-    pub bytes: usize,
     pub payload: &'a [u8],
     texts: Texts<'a>,
 }
@@ -54,7 +52,7 @@ impl<'a> Seen<'a> {
     /// It is no message.
     pub fn read(id: EntryId, record: &'a [u8]) -> Result<Self, BadRecord> {
         let not = || BadRecord::NotAMessage(id);
-        let (mut texts, mut payload, mut bytes) = (Texts::default(), &record[..0], 0);
+        let (mut texts, mut payload) = (Texts::default(), &record[..0]);
         let mut rest = record;
         while !rest.is_empty() {
             let (tag, field) = length_delimited(&mut rest).ok_or_else(not)?;
@@ -70,7 +68,6 @@ impl<'a> Seen<'a> {
                             _ => {}
                         }
                     }
-                    bytes += name.len() + value.len();
                     texts.note(name, std::str::from_utf8(value).map_err(|_| not())?);
                 }
                 _ => {}
@@ -81,7 +78,7 @@ impl<'a> Seen<'a> {
         let kind = kind.ok_or_else(|| bad(error(key::TYPE, PropertyFault::UnknownType)))?;
         let tick =
             TimeTick::from_base36(texts.tick).ok_or_else(|| bad(error(key::TIME_TICK, PropertyFault::NotBase36)))?;
-        Ok(Self { id, tick: tick.into(), kind, bytes: bytes + payload.len(), payload, texts })
+        Ok(Self { id, tick: tick.into(), kind, payload, texts })
     }
 
     /// A message that is in memory already.
@@ -90,8 +87,8 @@ impl<'a> Seen<'a> {
         for (name, value) in stored.message.properties.iter() {
             texts.note(name.as_bytes(), value);
         }
-        let Stored { id, tick, kind, bytes, .. } = *stored;
-        Self { id, tick, kind, bytes, payload: &stored.message.payload, texts }
+        let Stored { id, tick, kind, .. } = *stored;
+        Self { id, tick, kind, payload: &stored.message.payload, texts }
     }
 
     /// The vchannel, unless the message concerns the whole WAL.
@@ -173,7 +170,7 @@ mod tests {
         let stored = record::decode_message(AT, record.clone()).unwrap();
         for seen in [Seen::read(AT, &record).unwrap(), Seen::of(&stored)] {
             assert_eq!((seen.id, seen.tick, seen.kind), (AT, 77, MessageType::CreatePartition));
-            assert_eq!((seen.payload, seen.bytes), (&b"payload"[..], stored.bytes));
+            assert_eq!(seen.payload, &b"payload"[..]);
             assert_eq!((seen.vchannel(), seen.is_broadcast()), (Some("p_7v0"), true));
             assert_eq!(seen.last_confirmed(), EntryId { segment: 2, entry: 4 });
             assert_eq!(seen.header::<CreatePartitionMessageHeader>(), Some(header));

@@ -25,7 +25,6 @@ impl Segments {
         Self { growing, changed: BTreeSet::new() }
     }
 
-    #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = &SegmentAssignmentMeta> {
         self.growing.values()
     }

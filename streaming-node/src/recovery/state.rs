@@ -165,7 +165,6 @@ impl State {
         &self.vchannels
     }
 
-    #[cfg(test)]
     pub fn segments(&self) -> &Segments {
         &self.segments
     }

@@ -23,21 +23,24 @@ pub enum TruncateError {
     Log(#[from] LogError),
 }
 
-/// Truncates `log` as far as everyone is done with it, if that frees a segment.
+/// Truncates `log` as far as everyone is done with it, if that frees a segment. Returns the tick of the registered consumer
+/// that is furthest behind.
 pub async fn truncate(
     log: &Log,
     catalog: &Catalog,
     checkpoint: &Checkpoint,
     vchannels: Vec<String>,
-) -> Result<(), TruncateError> {
+) -> Result<Option<u64>, TruncateError> {
     let consumers = catalog.consumers().await?;
-    let Some(needed) = needed_from(log.name(), checkpoint.id, &vchannels, &consumers) else { return Ok(()) };
+    let slowest = consumers.values().map(|position| position.tick).min();
+    let positions = consumers.into_iter().map(|(name, position)| (name, position.id)).collect();
+    let Some(needed) = needed_from(log.name(), checkpoint.id, &vchannels, &positions) else { return Ok(slowest) };
     // Space comes back a segment at a time.
-    let Some(segment) = needed.segment.checked_sub(1).filter(|segment| *segment > 0) else { return Ok(()) };
+    let Some(segment) = needed.segment.checked_sub(1).filter(|segment| *segment > 0) else { return Ok(slowest) };
     let end = EntryId { segment, entry: u64::MAX };
     log.truncate(end).await?;
     metrics::truncated(log.name(), segment);
-    Ok(())
+    Ok(slowest)
 }
 
 /// The first entry that somebody needs; `None` when that cannot be known.

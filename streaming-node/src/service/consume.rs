@@ -149,7 +149,8 @@ fn options(request: CreateVChannelConsumerRequest) -> Result<ScanOptions, Stream
     let invalid = |error: streaming_types::deliver::DeliverError| StreamingError::invalid_argument(error.to_string());
     let policy = DeliverPolicy::from_proto(request.deliver_policy.as_ref()).map_err(invalid)?;
     let filters: Result<_, _> = request.deliver_filters.iter().map(DeliverFilter::try_from).collect();
-    Ok(ScanOptions { vchannel: request.vchannel, policy, filters: filters.map_err(invalid)? })
+    let ignores_pause = request.ignore_pause_consumption;
+    Ok(ScanOptions { vchannel: request.vchannel, policy, filters: filters.map_err(invalid)?, ignores_pause })
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the item of a stream that may end")]

@@ -3,30 +3,38 @@
 //! Requests go to the WAL in the order in which they come, and are answered as they complete. The stream is driven by
 //! the peer that reads it: one that does not read its answers sends no more requests after a while.
 
-use std::{pin::Pin, sync::Arc};
+use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
-use streaming_proto::streaming::{
-    CloseProducerResponse, CreateProducerResponse, ProduceMessageRequest, ProduceMessageResponse,
-    ProduceMessageResponseResult, ProduceRequest, ProduceResponse, produce_message_response, produce_request,
-    produce_response::Response,
+use prost::Message as _;
+use streaming_proto::{
+    messages::ManualFlushExtraResponse,
+    streaming::{
+        CloseProducerResponse, CreateProducerResponse, ProduceMessageRequest, ProduceMessageResponse,
+        ProduceMessageResponseResult, ProduceRateLimitResponse, ProduceRequest, ProduceResponse,
+        produce_message_response, produce_request, produce_response::Response,
+    },
 };
 use streaming_types::{
     Message, StreamingError, TxnContext,
     message::{Produced, check_produced},
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
 use super::Services;
 use crate::{
+    flow::{Limit, Limiter, to_wire},
     metrics,
     wal::{
         Appends, WAL_NAME, Wal,
         group::{Answer, Append, Placed, Reply},
     },
 };
+
+/// What kind of extra result says which segments a flush has ended.
+const MANUAL_FLUSH_EXTRA: &str = "type.googleapis.com/milvus.proto.messages.ManualFlushExtraResponse";
 
 /// Requests of one stream that may be in flight.
 const IN_FLIGHT: usize = 4096;
@@ -42,6 +50,10 @@ pub fn serve(
         return Err(StreamingError::invalid_argument(cause).into());
     };
     let (answer, answers) = mpsc::channel(IN_FLIGHT);
+    let mut limits = appends.limits();
+    if *limits.borrow() != Limit::None {
+        limits.mark_changed();
+    }
     metrics::producer_opened();
     let producer = Producer {
         pchannel: wal.channel().name().into(),
@@ -55,7 +67,10 @@ pub fn serve(
         answers,
         in_flight: 0,
         in_flight_bytes: 0,
-        waiting: None,
+        waiting: VecDeque::new(),
+        admission: None,
+        half_closed: false,
+        limits,
         stage: Stage::Opening,
     };
     Ok(stream::unfold(producer, |mut producer| async {
@@ -77,8 +92,13 @@ struct Producer {
     answers: mpsc::Receiver<Answer>,
     in_flight: usize,
     in_flight_bytes: usize,
-    /// A message that waits for its share of the WAL's budget.
-    waiting: Option<(Unsent, BoxFuture<'static, Option<OwnedSemaphorePermit>>)>,
+    /// Messages that wait for room, the first of them for its admission.
+    waiting: VecDeque<Unsent>,
+    admission: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    /// Nothing more comes.
+    half_closed: bool,
+    /// How fast the client may be, as far as it was told.
+    limits: watch::Receiver<Limit>,
     stage: Stage,
 }
 
@@ -119,7 +139,7 @@ impl Producer {
                 }
                 Stage::Serving => {
                     if let Some(response) = self.serve().await {
-                        return respond(Response::Produce(response));
+                        return respond(response);
                     }
                 }
                 Stage::Draining(end) => {
@@ -138,36 +158,69 @@ impl Producer {
         }
     }
 
-    /// One step: an answer, a request, or an end.
-    async fn serve(&mut self) -> Option<ProduceMessageResponse> {
+    /// One step: an answer, a request, a new limit, or an end.
+    async fn serve(&mut self) -> Option<Response> {
+        if self.half_closed && self.waiting.is_empty() {
+            self.stage = Stage::Draining(End::Client);
+            return None;
+        }
         let room = self.in_flight < IN_FLIGHT && self.in_flight_bytes < self.max_in_flight_bytes;
-        let idle = self.waiting.is_none();
+        // While messages that bring data wait for the rate, others are looked for behind them.
+        let reads = self.waiting.is_empty() || *self.limits.borrow() != Limit::None;
         tokio::select! {
             biased;
-            Some(answer) = self.answers.recv() => Some(self.answered(answer)),
+            Some(answer) = self.answers.recv() => Some(Response::Produce(self.answered(answer))),
             () = &mut self.ended => {
                 self.stage = Stage::Draining(End::Wal);
-                self.refuse_waiting()
-            }
-            charge = charged(&mut self.waiting), if !idle => {
-                if let (Some((unsent, _)), Some(charge)) = (self.waiting.take(), charge) {
-                    self.submit(unsent, charge);
-                }
                 None
             }
-            request = self.requests.next(), if idle && room => match request {
-                Some(Ok(request)) => self.request(request),
+            Ok(()) = self.limits.changed() => {
+                let (state, rate) = to_wire(*self.limits.borrow_and_update());
+                Some(Response::RateLimit(ProduceRateLimitResponse { state: state.into(), rate }))
+            }
+            charge = admitted(&mut self.admission) => {
+                self.admission = None;
+                if let (Some(unsent), Some(charge)) = (self.waiting.pop_front(), charge) {
+                    self.in_flight -= 1;
+                    self.in_flight_bytes -= unsent.bytes;
+                    self.submit(unsent, charge);
+                }
+                self.admit_first();
+                None
+            }
+            request = self.requests.next(), if reads && room && !self.half_closed => match request {
+                Some(Ok(request)) => self.request(request).map(Response::Produce),
                 // Half-closed, or gone.
                 Some(Err(_)) | None => {
-                    self.stage = Stage::Draining(End::Client);
+                    self.half_closed = true;
                     None
                 }
             },
         }
     }
 
+    /// Keeps a message until there is room for it. It counts as in flight meanwhile.
+    fn wait(&mut self, unsent: Unsent) {
+        self.in_flight += 1;
+        self.in_flight_bytes += unsent.bytes;
+        self.waiting.push_back(unsent);
+        self.admit_first();
+    }
+
+    fn admit_first(&mut self) {
+        if self.admission.is_none()
+            && let Some(first) = self.waiting.front()
+        {
+            let admission = self.appends.clone().admit(first.produced.message_type, first.bytes);
+            self.admission = Some(admission.boxed());
+        }
+    }
+
     /// What is left to answer before the close.
     async fn drain(&mut self, end: End) -> Option<ProduceMessageResponse> {
+        if let Some(refused) = self.refuse_waiting() {
+            return Some(refused);
+        }
         if self.in_flight > 0 {
             let answer = self.answers.recv().await?;
             return Some(self.answered(answer));
@@ -185,7 +238,9 @@ impl Producer {
     }
 
     fn refuse_waiting(&mut self) -> Option<ProduceMessageResponse> {
-        let (unsent, _) = self.waiting.take()?;
+        let unsent = self.waiting.pop_front()?;
+        self.in_flight -= 1;
+        self.in_flight_bytes -= unsent.bytes;
         Some(refused(unsent.request_id, &StreamingError::channel_fenced(&self.pchannel)))
     }
 
@@ -195,12 +250,13 @@ impl Producer {
         let request_id = request.request_id;
         match self.check(request) {
             Ok(unsent) => {
-                match self.appends.try_charge(unsent.bytes) {
+                let kind = unsent.produced.message_type;
+                // What is limited keeps its order.
+                let may_pass = self.waiting.is_empty() || !Limiter::concerns(kind);
+                let charge = if may_pass { self.appends.try_admit(kind, unsent.bytes) } else { None };
+                match charge {
                     Some(charge) => self.submit(unsent, charge),
-                    None => {
-                        let charge = self.appends.clone().charge(unsent.bytes);
-                        self.waiting = Some((unsent, charge.boxed()));
-                    }
+                    None => self.wait(unsent),
                 }
                 None
             }
@@ -235,7 +291,7 @@ impl Producer {
         self.in_flight -= 1;
         self.in_flight_bytes -= answer.bytes;
         match answer.result {
-            Ok(placed) => appended(answer.request_id, placed),
+            Ok(placed) => appended(answer.request_id, placed, answer.flushed),
             Err(error) => refused(answer.request_id, &error),
         }
     }
@@ -247,12 +303,12 @@ impl Drop for Producer {
     }
 }
 
-async fn charged(
-    waiting: &mut Option<(Unsent, BoxFuture<'static, Option<OwnedSemaphorePermit>>)>,
+async fn admitted(
+    admission: &mut Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
 ) -> Option<OwnedSemaphorePermit> {
-    match waiting {
-        Some((_, charge)) => charge.await,
-        None => None,
+    match admission {
+        Some(admission) => admission.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -261,14 +317,19 @@ fn respond(response: Response) -> Option<Result<ProduceResponse, Status>> {
     Some(Ok(ProduceResponse { response: Some(response) }))
 }
 
-fn appended(request_id: i64, placed: Placed) -> ProduceMessageResponse {
-    let result = ProduceMessageResponseResult {
+fn appended(request_id: i64, placed: Placed, flushed: Option<Vec<i64>>) -> ProduceMessageResponse {
+    let mut result = ProduceMessageResponseResult {
         id: Some(placed.id.to_proto()),
         timetick: placed.tick,
         txn_context: placed.txn.map(TxnContext::to_proto),
         extra: None,
         last_confirmed_id: Some(placed.last_confirmed.to_proto()),
     };
+    if let Some(segment_ids) = flushed {
+        let extra = result.extra.get_or_insert_default();
+        MANUAL_FLUSH_EXTRA.clone_into(&mut extra.type_url);
+        extra.value = ManualFlushExtraResponse { segment_ids }.encode_to_vec();
+    }
     ProduceMessageResponse { request_id, response: Some(produce_message_response::Response::Result(result)) }
 }
 

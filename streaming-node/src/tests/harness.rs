@@ -46,7 +46,7 @@ use woodpecker_store::{
 
 use super::hanging::Hanging;
 use crate::{
-    AckError, BroadcastAcks, IdError, IdSource, Node, Parts, Settings, TimestampError, TimestampSource,
+    AckError, BroadcastAcks, IdError, IdSource, Memory, Node, Parts, Settings, TimestampError, TimestampSource, Usage,
     wal::{buffer::NodeBudget, open::Opener},
 };
 
@@ -123,6 +123,8 @@ pub struct World {
     pub acks: Arc<Acks>,
     /// Whether storage answers nobody.
     pub hung: watch::Sender<bool>,
+    /// Memory in use, in percent.
+    pub memory_percent: Arc<AtomicU64>,
 }
 
 impl World {
@@ -134,9 +136,15 @@ impl World {
             timestamps: Timestamps::new(clock.clone()),
             ids: Arc::default(),
             hung: watch::Sender::new(false),
+            memory_percent: Arc::new(AtomicU64::new(10)),
             acks: Arc::new(Acks { acked: Mutex::default(), answers: watch::Sender::new(true) }),
             clock,
         }
+    }
+
+    fn memory(&self) -> Memory {
+        let percent = Arc::clone(&self.memory_percent);
+        Memory::from_fn(move || Some(Usage { used: percent.load(Ordering::SeqCst) << 20, total: 100 << 20 }))
     }
 
     /// A client of the logs, as another process would have one.
@@ -162,8 +170,12 @@ impl World {
             settings: Arc::new(settings),
             metadata: Arc::new(self.metadata.clone()),
             logs: self.logs(storage),
-            acks: Arc::clone(&self.acks) as Arc<dyn BroadcastAcks>,
             timestamps: Arc::clone(&self.timestamps) as Arc<dyn TimestampSource>,
+            ids: Arc::clone(&self.ids) as Arc<dyn IdSource>,
+            acks: Arc::clone(&self.acks) as Arc<dyn BroadcastAcks>,
+            memory: self.memory(),
+            growth: Arc::default(),
+            paused: watch::Sender::new(false),
             clock: self.clock.clone(),
             random: Random::seeded(5),
             tasks: tasks.clone(),
@@ -184,6 +196,7 @@ impl World {
             timestamps: Arc::clone(&self.timestamps) as Arc<dyn TimestampSource>,
             ids: Arc::clone(&self.ids) as Arc<dyn IdSource>,
             acks: Arc::clone(&self.acks) as Arc<dyn BroadcastAcks>,
+            memory: self.memory(),
             clock: self.clock.clone(),
             random: Random::seeded(5),
         };
@@ -317,6 +330,11 @@ pub fn code(status: &Status) -> StreamingCode {
     error(status).code()
 }
 
+/// The code of an answer that is an error.
+pub fn code_of(result: Result<ProduceMessageResponseResult, WireError>) -> Option<StreamingCode> {
+    result.err().map(|error| error.code())
+}
+
 pub fn insert(vchannel: &str, payload: &str) -> messages::Message {
     let header = InsertMessageHeader { collection_id: 1, ..InsertMessageHeader::default() };
     let message = MessageBuilder::new(&header).vchannel(vchannel).payload(payload.to_owned());
@@ -382,6 +400,19 @@ pub struct Consume {
 impl Consume {
     pub async fn send_raw(&self, request: Option<consume_request::Request>) {
         let _ = self.requests.as_ref().unwrap().send(ConsumeRequest { request }).await;
+    }
+
+    /// As [`Consume::ask`], without filters; a brave consumer is not paused.
+    pub async fn ask_with(&mut self, vchannel: &str, policy: DeliverPolicy, brave: bool) {
+        assert!(matches!(self.next().await, Some(Ok(consume_response::Response::Create(_)))));
+        let request = CreateVChannelConsumerRequest {
+            vchannel: vchannel.to_owned(),
+            deliver_policy: Some(policy.to_proto()),
+            ignore_pause_consumption: brave,
+            ..CreateVChannelConsumerRequest::default()
+        };
+        self.send_raw(Some(consume_request::Request::CreateVchannelConsumer(request))).await;
+        assert!(matches!(self.next().await, Some(Ok(consume_response::Response::CreateVchannel(_)))));
     }
 
     pub async fn create(&self, vchannel: &str, policy: DeliverPolicy, filters: &[DeliverFilter]) {

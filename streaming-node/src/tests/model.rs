@@ -321,7 +321,7 @@ impl Read {
                 (DeliverPolicy::StartFrom(confirmed), vec![DeliverFilter::TimeTickGreaterThan(TimeTick(tick))])
             }
         };
-        ScanOptions { vchannel: String::new(), policy, filters }
+        ScanOptions { vchannel: String::new(), policy, filters, ignores_pause: false }
     }
 
     fn last_unit(&self) -> Option<u64> {

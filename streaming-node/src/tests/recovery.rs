@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prost::Message as _;
 use streaming_proto::{
     data::{UpdateChannelCheckpointRequest, data_coord_client::DataCoordClient},
-    messages::{self, BroadcastHeader, CreateCollectionMessageHeader},
+    messages::{self, BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader},
     msg::{CreateCollectionRequest, MsgPosition},
     streaming::{StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics},
 };
@@ -105,7 +105,9 @@ async fn broadcasts_are_acknowledged_before_the_checkpoint_passes_them() {
     let mut produce = node.producer(&rw(1)).await;
     let before = produce.append(insert(VCHANNEL, "before")).await.unwrap();
     let first = produce.append(broadcast(1)).await.unwrap();
-    produce.append(insert(VCHANNEL, "after")).await.unwrap();
+    let after = CreatePartitionMessageHeader { collection_id: 1, partition_id: 11 };
+    let after = MessageBuilder::new(&after).vchannel(VCHANNEL).payload("after").build().unwrap();
+    produce.append(after.into()).await.unwrap();
     until_saved(&world, before.timetick).await;
     world.clock.sleep(Duration::from_millis(100)).await;
     let (_, tick) = checkpoint(&world).await.unwrap();

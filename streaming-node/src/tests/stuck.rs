@@ -51,7 +51,8 @@ async fn stuck_append_ends_the_wal_in_bounded_time_and_is_appended_once_by_the_n
     let wal = opener.open(&rw(2), 1).await.unwrap();
     let placed = append(&world, &wal).await.unwrap();
     assert_eq!(append(&world, &wal).await, Ok(placed));
-    let options = ScanOptions { vchannel: String::new(), policy: DeliverPolicy::All, filters: Vec::new() };
+    let options =
+        ScanOptions { vchannel: String::new(), policy: DeliverPolicy::All, filters: Vec::new(), ignores_pause: false };
     let mut scanner = wal.scanner(options);
     let mut ids = Vec::new();
     while ids.last() != Some(&placed.id) {

@@ -31,7 +31,10 @@ use super::{
     txn::{TxnLayer, Txns},
     window::Windows,
 };
-use crate::metrics;
+use crate::{
+    metrics,
+    shard::{ShardLayer, Sharding},
+};
 
 /// Bytes that are appended together; a larger message goes alone.
 const GROUP_BYTES: usize = 1 << 20;
@@ -43,7 +46,7 @@ const LONGEST_BARRIER_MS: u64 = 60_000;
 const SLOW: Duration = Duration::from_secs(3);
 
 /// The append stack over `W`, outermost layer first.
-pub type Stack<W = LogWriter> = Idempotency<Lock<TimeTicks<Txns<W>>>>;
+pub type Stack<W = LogWriter> = Idempotency<Lock<Sharding<TimeTicks<Txns<W>>>>>;
 
 /// What the layers of a stack work with.
 pub struct StackParts {
@@ -51,6 +54,7 @@ pub struct StackParts {
     pub ticks: SharedTicks,
     pub sessions: SharedSessions,
     pub windows: Windows,
+    pub sharding: ShardLayer,
 }
 
 /// Puts the stack together.
@@ -59,13 +63,15 @@ where
     W: Service<Group, Response = Group, Error = Infallible>,
     W::Future: Unpin,
 {
-    let StackParts { pchannel, ticks, sessions, windows } = parts;
+    let StackParts { pchannel, ticks, sessions, windows, sharding } = parts;
+    let lower = ServiceBuilder::new()
+        .layer(TimeTickLayer { ticks })
+        .layer(TxnLayer { pchannel: Arc::clone(&pchannel), sessions })
+        .service(writer);
     ServiceBuilder::new()
         .layer(IdempotencyLayer::new(windows))
-        .layer(LockLayer { pchannel: Arc::clone(&pchannel) })
-        .layer(TimeTickLayer { ticks })
-        .layer(TxnLayer { pchannel, sessions })
-        .service(writer)
+        .layer(LockLayer { pchannel })
+        .service(sharding.layer(lower))
 }
 
 /// Why a WAL takes no more appends.

@@ -24,7 +24,9 @@ pub struct Append {
     /// Payload and properties as they came.
     pub bytes: usize,
     /// The message's share of the WAL's budget, given back when it is dropped.
-    pub _charge: OwnedSemaphorePermit,
+    pub _charge: Option<OwnedSemaphorePermit>,
+    /// Segments that the message ends, if its producer wants to know. Given by the shard layer.
+    pub flushed: Option<Vec<i64>>,
     /// Known when the log has the message, or a layer has settled it without.
     pub outcome: Option<Result<Placed, StreamingError>>,
     /// Where the message is that this one stands in for; its producer hears that, whatever becomes of this one.
@@ -42,10 +44,29 @@ impl Append {
             tick: 0,
             confirmed: None,
             bytes: message.payload.len() + message.properties.size(),
-            _charge: charge,
+            _charge: Some(charge),
+            flushed: None,
             outcome: None,
             repeats: None,
             reply,
+            message,
+        }
+    }
+
+    /// A message of the node's own.
+    pub fn own(kind: MessageType, message: Message, charge: Option<OwnedSemaphorePermit>) -> Self {
+        Self {
+            kind,
+            txn: None,
+            barrier: None,
+            tick: 0,
+            confirmed: None,
+            bytes: message.payload.len() + message.properties.size(),
+            _charge: charge,
+            flushed: None,
+            repeats: None,
+            outcome: None,
+            reply: Reply::nobody(),
             message,
         }
     }
@@ -65,9 +86,9 @@ impl Append {
     }
 
     /// Tells the producer. Without an outcome it hears that the WAL is gone.
-    pub fn answer(self) {
+    pub fn answer(mut self) {
         if let Some(outcome) = self.repeats.map(Ok).or(self.outcome) {
-            self.reply.send(outcome);
+            self.reply.answer(outcome, self.flushed);
         }
     }
 }
@@ -96,6 +117,8 @@ pub struct Answer {
     /// Bytes of the message that is answered.
     pub bytes: usize,
     pub result: Result<Placed, StreamingError>,
+    /// See [`Append::flushed`].
+    pub flushed: Option<Vec<i64>>,
 }
 
 /// The way back to a producer. It answers exactly once: when it is dropped unused, it says that the WAL is gone.
@@ -113,21 +136,26 @@ impl Reply {
         Self { pchannel, request_id, bytes, answers: Some(answers) }
     }
 
-    pub fn send(mut self, result: Result<Placed, StreamingError>) {
-        self.answer(result);
+    /// Nobody wants to know.
+    pub fn nobody() -> Self {
+        Self { pchannel: "".into(), request_id: 0, bytes: 0, answers: None }
     }
 
-    fn answer(&mut self, result: Result<Placed, StreamingError>) {
+    pub fn send(mut self, result: Result<Placed, StreamingError>) {
+        self.answer(result, None);
+    }
+
+    fn answer(&mut self, result: Result<Placed, StreamingError>, flushed: Option<Vec<i64>>) {
         if let Some(answers) = self.answers.take() {
             // A producer that hung up wants no answer.
-            let _ = answers.try_send(Answer { request_id: self.request_id, bytes: self.bytes, result });
+            let _ = answers.try_send(Answer { request_id: self.request_id, bytes: self.bytes, result, flushed });
         }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.answer(Err(StreamingError::channel_fenced(&self.pchannel)));
+        self.answer(Err(StreamingError::channel_fenced(&self.pchannel)), None);
     }
 }
 

@@ -4,17 +4,17 @@ use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
 use futures::stream::FuturesOrdered;
 use streaming_types::PChannel;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 use woodpecker::{AppendError, Log, LogError, OpenWriterError, Writer};
 use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, random::Random, tasks::Tasks};
 
 use super::{
-    Live, Wal,
+    Appends, Live, Wal,
     appender::{self, Appender, Stack, StackParts},
     buffer::{Buffer, Capacity, NodeBudget},
-    group::Group,
+    group::{Append, Group},
     log_writer::LogWriter,
     mvcc::Mvcc,
     publisher::Publisher,
@@ -26,6 +26,8 @@ use super::{
     time_tick::SharedTicks,
 };
 use crate::{
+    flow::{Gauges, Governor, Limiter, Memory},
+    ids::IdSource,
     recovery::{
         acks::BroadcastAcks,
         catalog::{Catalog, CatalogError},
@@ -36,6 +38,7 @@ use crate::{
         state::State,
     },
     settings::Settings,
+    shard::{Growth, IdPool, Sealer, ShardLayer, Shards, Table},
     timestamps::TimestampSource,
 };
 
@@ -54,11 +57,15 @@ pub struct Opener {
     pub metadata: Arc<dyn MetadataStore>,
     pub logs: woodpecker::Client,
     pub timestamps: Arc<dyn TimestampSource>,
+    pub ids: Arc<dyn IdSource>,
     pub acks: Arc<dyn BroadcastAcks>,
+    pub memory: Memory,
     pub clock: Clock,
     pub random: Random,
     pub tasks: Tasks,
     pub buffers: Arc<NodeBudget>,
+    pub growth: Arc<Growth>,
+    pub paused: watch::Sender<bool>,
 }
 
 /// Why a WAL could not be opened; its term is burnt.
@@ -119,6 +126,7 @@ impl Opener {
             log,
             buffer,
             ended: ended.clone(),
+            paused: self.paused.subscribe(),
             node,
             clock: self.clock.clone(),
             random: self.random.clone(),
@@ -162,17 +170,21 @@ impl Opener {
         let ticks = SharedTicks::new(ticks);
         let log_writer = LogWriter::new(Arc::clone(&writer), channel.term(), node, self.settings.entry_bytes);
         let sessions = SharedSessions::new(sessions);
-        let parts =
-            StackParts { pchannel: Arc::clone(&pchannel), ticks: ticks.clone(), sessions: sessions.clone(), windows };
+        let parts = StackParts {
+            pchannel: Arc::clone(&pchannel),
+            ticks: ticks.clone(),
+            sessions: sessions.clone(),
+            windows,
+            sharding: self.sharding(&pchannel, &kept.state),
+        };
+        let shards = parts.sharding.shards.clone();
         let mut stack = appender::stack(parts, log_writer);
 
         let first = first_tick(&mut stack).await?;
 
         let settings = &self.settings;
-        let node_budget = Arc::clone(&self.buffers);
-        let capacity = Capacity { bytes: settings.buffer_bytes, age: settings.buffer_age, node: node_budget };
         let confirmed = sessions.lock().confirmed();
-        let buffer = Arc::new(Buffer::new(&first, confirmed, capacity));
+        let buffer = Arc::new(Buffer::new(&first, confirmed, self.capacity()));
         let mvcc = Arc::new(Mvcc::default());
         mvcc.told(first.tick);
         let (inbox, arrivals) = mpsc::channel(INBOX);
@@ -185,7 +197,7 @@ impl Opener {
             pchannel,
             stack,
             ticks,
-            sessions,
+            sessions: sessions.clone(),
             writer,
             progress: self.clock.now(),
             inbox: arrivals,
@@ -213,12 +225,66 @@ impl Opener {
             let _quiet = quiet.drop_guard();
             appender.run(stop, ended).await;
         });
+        let appends = self.appends(inbox);
         let catalog = kept.catalog.clone();
+        let still = ends.ended.clone();
         let progress = self.keep(kept, &first, Arc::clone(&buffer), ends, &tasks);
-        let budget = Arc::new(Semaphore::new(settings.in_flight_bytes));
-        let (in_flight_bytes, close_timeout) = (settings.in_flight_bytes, settings.close_timeout);
-        let live = Live { inbox, budget, in_flight_bytes, close_timeout, catalog, progress, mvcc, tasks };
+        let gauges =
+            Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress), buffer: Arc::clone(&buffer) };
+        self.look_after(channel, &tasks, &appends, (shards, sessions), gauges, still);
+        let live = Live { appends, close_timeout: settings.close_timeout, catalog, progress, mvcc, tasks };
         Ok((live, buffer))
+    }
+
+    fn appends(&self, inbox: mpsc::Sender<Append>) -> Appends {
+        let Settings { flow, in_flight_bytes, .. } = &*self.settings;
+        let limiter = Limiter::new(flow.burst, flow.trickle, self.clock.clone());
+        let budget = Arc::new(Semaphore::new(*in_flight_bytes));
+        Appends { inbox, budget, in_flight_bytes: *in_flight_bytes, limiter }
+    }
+
+    fn capacity(&self) -> Capacity {
+        let settings = &self.settings;
+        Capacity { bytes: settings.buffer_bytes, age: settings.buffer_age, node: Arc::clone(&self.buffers) }
+    }
+
+    fn sharding(&self, pchannel: &Arc<str>, state: &State) -> ShardLayer {
+        let shards = Shards::new(Table::recovered(state, self.clock.now(), self.clock.wall().as_secs()));
+        self.growth.add(shards.clone());
+        ShardLayer {
+            pchannel: Arc::clone(pchannel),
+            shards,
+            ids: IdPool::new(Arc::clone(&self.ids), self.clock.clone()),
+            limits: self.settings.segments.clone(),
+            clock: self.clock.clone(),
+            random: self.random.clone(),
+        }
+    }
+
+    /// Starts the sealer of segments and the governor of the rate.
+    fn look_after(
+        &self,
+        channel: &PChannel,
+        tasks: &Tasks,
+        appends: &Appends,
+        (shards, sessions): (Shards, SharedSessions),
+        gauges: Gauges,
+        ended: CancellationToken,
+    ) {
+        let sealer = Sealer {
+            shards,
+            growth: Arc::clone(&self.growth),
+            memory: self.memory.clone(),
+            sessions,
+            appends: appends.clone(),
+            limits: self.settings.segments.clone(),
+            clock: self.clock.clone(),
+        };
+        tasks.spawn(sealer.run(ended.clone()));
+        let name = channel.name().into();
+        let governor = Governor::new(name, &self.settings.flow, appends.limiter.clone(), self.clock.now());
+        let governing = governor.run(gauges, self.clock.clone());
+        tasks.spawn(async move { ended.run_until_cancelled(governing).await });
     }
 
     /// Keeps up with the WAL from its first tick on what its next owner needs.

@@ -34,6 +34,8 @@ pub struct ScanOptions {
     pub policy: DeliverPolicy,
     /// A message has to pass all of them.
     pub filters: Vec<DeliverFilter>,
+    /// Reads on while the node's scanners are paused.
+    pub ignores_pause: bool,
 }
 
 /// Why a scanner ended.
@@ -52,6 +54,8 @@ pub struct ScanEdges {
     /// The newest messages, if this node appends to the WAL.
     pub buffer: Option<Arc<Buffer>>,
     pub ended: CancellationToken,
+    /// Whether scanners stand still, for an operator in need.
+    pub paused: watch::Receiver<bool>,
     pub node: i64,
     pub clock: Clock,
     pub random: Random,
@@ -111,6 +115,14 @@ impl Scanner {
                 return Ok(std::mem::take(&mut self.ready));
             }
             let ended = self.edges.ended.clone();
+            if !self.options.ignores_pause && *self.edges.paused.borrow() {
+                tokio::select! {
+                    biased;
+                    () = ended.cancelled() => return Err(ScanError::Closed),
+                    // Whoever could end the pause is gone with the node.
+                    _ = self.edges.paused.wait_for(|paused| !paused) => {}
+                }
+            }
             match &mut self.source {
                 Source::Log { reader, .. } => {
                     let read = tokio::select! {

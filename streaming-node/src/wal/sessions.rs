@@ -110,6 +110,16 @@ impl Sessions {
         self.live.len()
     }
 
+    /// Whether a transaction is open.
+    pub fn is_open(&self, id: i64) -> bool {
+        self.live.contains_key(&id)
+    }
+
+    /// The transactions that are open on a vchannel.
+    pub fn open_on(&self, vchannel: &str) -> Vec<i64> {
+        self.live.iter().filter(|(_, session)| *session.vchannel == *vchannel).map(|(id, _)| *id).collect()
+    }
+
     /// Opens the transaction whose begin has this tick.
     pub fn begin(&mut self, context: TxnContext, vchannel: &str, tick: TimeTick) -> Result<(), StreamingError> {
         if self.live.len() >= MAX_OPEN {

@@ -21,8 +21,8 @@ use super::{
 
 /// Most messages a group holds.
 pub const MAX_GROUP: usize = 256;
-/// Ticks that a group needs at most: one a message and one to close it.
-pub const TICKS_PER_GROUP: u64 = MAX_GROUP as u64 + 1;
+/// Ticks that a group needs at most: one a message, one for a segment that the message needs, and one to close it.
+pub const TICKS_PER_GROUP: u64 = 2 * MAX_GROUP as u64 + 1;
 /// A group is closed by a persisted tick when the last one is longer ago than this, in milliseconds …
 const PERSIST_MS: u64 = 200;
 /// … or when more bytes than this came after it: a reader of the log holds back as much.

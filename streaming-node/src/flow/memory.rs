@@ -1,0 +1,75 @@
+//! How much of the memory that this process may use is used.
+
+use std::{fs, sync::Arc};
+
+/// Measures memory; cloned freely.
+#[derive(Clone)]
+pub struct Memory(Arc<dyn Fn() -> Option<Usage> + Send + Sync>);
+
+/// Bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    pub used: u64,
+    pub total: u64,
+}
+
+impl Usage {
+    /// Used of total, in percent.
+    pub fn percent(self) -> u64 {
+        self.used.saturating_mul(100) / self.total.max(1)
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Memory").field(&self.usage()).finish()
+    }
+}
+
+impl Memory {
+    /// This process against the limit of its control group, or the machine's memory.
+    #[must_use]
+    pub fn process() -> Self {
+        Self::from_fn(|| {
+            let status = fs::read_to_string("/proc/self/status").ok()?;
+            let machine = fs::read_to_string("/proc/meminfo").ok()?;
+            let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+            let limit = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
+            Some(Usage { used: kib(&status, "VmRSS:")?, total: kib(&machine, "MemTotal:")?.min(limit) })
+        })
+    }
+
+    /// What `measure` says; `None` where it cannot be known.
+    pub fn from_fn(measure: impl Fn() -> Option<Usage> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(measure))
+    }
+
+    pub fn usage(&self) -> Option<Usage> {
+        (self.0)()
+    }
+}
+
+/// The bytes of a line like `VmRSS:   123 kB`.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_read() {
+        let text = "VmPeak:\t 9 kB\nVmRSS:\t   1234 kB\n";
+        assert_eq!(kib(text, "VmRSS:"), Some(1234 * 1024));
+        assert_eq!(kib(text, "VmSwap:"), None);
+    }
+
+    #[test]
+    fn process_uses_some_of_its_memory() {
+        let usage = Memory::process().usage().unwrap();
+        assert!(usage.used > 1 << 20 && usage.used < usage.total, "{usage:?}");
+        assert!(usage.percent() < 100);
+    }
+}

@@ -1,0 +1,97 @@
+//! Seals what has grown enough and says so in the log.
+//!
+//! A sealed segment takes no more inserts, so its `Flush` may go as soon as no transaction is open that may hold an insert
+//! into it: those of its vchannel that were open when it was sealed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use streaming_proto::messages::{FlushMessageBody, FlushMessageHeader};
+use streaming_types::{Message, MessageBuilder, MessageType, message::BuildError};
+use tokio_util::sync::CancellationToken;
+use woodpecker_base::clock::{Clock, Instant};
+
+use super::{growth::Growth, layer::Shards, segment::Policy, table::Sealed};
+use crate::{
+    flow::Memory,
+    metrics,
+    settings::Segments as Limits,
+    wal::{Appends, sessions::SharedSessions},
+};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Segments are not sealed for the node's memory more often than this: it takes a while until it helps.
+const MEMORY_PAUSE: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub struct Sealer {
+    pub shards: Shards,
+    pub growth: Arc<Growth>,
+    pub memory: Memory,
+    pub sessions: SharedSessions,
+    pub appends: Appends,
+    pub limits: Limits,
+    pub clock: Clock,
+}
+
+impl Sealer {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut due = self.clock.ticker(INTERVAL);
+        let mut waits: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+        let mut relieved: Option<Instant> = None;
+        while stop.run_until_cancelled(due.tick()).await.is_some() {
+            let now = self.clock.now();
+            self.shards.lock().seal_due(&self.limits, now);
+            self.relieve(&mut relieved, now);
+            let ready = self.ready(&mut waits);
+            for sealed in ready {
+                match flush(&sealed) {
+                    Ok(message) => {
+                        metrics::sealed(sealed.policy.name());
+                        let _ = stop
+                            .run_until_cancelled(self.appends.clone().append_own(MessageType::Flush, message))
+                            .await;
+                    }
+                    Err(error) => tracing::error!(segment = sealed.segment.id, %error, "no flush could be made"),
+                }
+            }
+        }
+    }
+
+    /// Takes out the sealed segments that nothing holds any more.
+    fn ready(&self, waits: &mut BTreeMap<i64, Vec<i64>>) -> Vec<Sealed> {
+        let sessions = self.sessions.lock();
+        let mut table = self.shards.lock();
+        let sealed = table.sealed();
+        waits.retain(|id, _| sealed.iter().any(|sealed| sealed.segment.id == *id));
+        let free = |sealed: &mut Sealed| {
+            let open = waits.entry(sealed.segment.id).or_insert_with(|| sessions.open_on(&sealed.vchannel));
+            open.retain(|txn| sessions.is_open(*txn));
+            open.is_empty()
+        };
+        sealed.extract_if(.., free).collect()
+    }
+
+    /// Seals for the sake of the whole node, whose WALs all look after it.
+    fn relieve(&self, relieved: &mut Option<Instant>, now: Instant) {
+        let Some(usage) = self.memory.usage() else { return };
+        let share = |percent: u64| usage.total / 100 * percent;
+        if self.growth.bytes() > share(self.limits.growing_high_percent) {
+            self.growth.seal_down_to(share(self.limits.growing_low_percent), Policy::Growth);
+        }
+        let rested = relieved.is_none_or(|at| now.duration_since(at) >= MEMORY_PAUSE);
+        if rested && usage.percent() > self.limits.memory_percent {
+            *relieved = Some(now);
+            self.growth.seal_down_to(share(self.limits.growing_low_percent), Policy::Memory);
+        }
+    }
+}
+
+fn flush(sealed: &Sealed) -> Result<Message, BuildError> {
+    let header = FlushMessageHeader {
+        collection_id: sealed.segment.collection_id,
+        partition_id: sealed.segment.partition_id,
+        segment_id: sealed.segment.id,
+    };
+    MessageBuilder::new(&header).vchannel(&sealed.vchannel).body(&FlushMessageBody {}).build()
+}

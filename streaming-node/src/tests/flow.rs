@@ -1,0 +1,123 @@
+//! Writers that are slowed down: told so, held back, and only those that bring data.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use streaming_proto::{
+    messages::CreatePartitionMessageHeader,
+    streaming::{ProduceRateLimitResponse, WalRateLimitState, produce_response::Response},
+};
+use streaming_types::{DeliverPolicy, MessageBuilder};
+
+use super::harness::{Produce, VCHANNEL, World, insert, rw};
+use crate::{Flow, Settings};
+
+/// A WAL that lets 64 KiB go at once, and then 1 KiB a second when the node's memory runs out.
+fn tight() -> Settings {
+    let mut flow = Flow { burst: 64 << 10, trickle: 1 << 10, ..Flow::default() };
+    flow.memory.adaptive.slowdown.hwm = 2 << 10;
+    flow.memory.adaptive.slowdown.lwm = 1 << 10;
+    flow.memory.adaptive.recovery.normal_delay = Duration::ZERO;
+    flow.memory.adaptive.recovery.lwm = flow.memory.adaptive.recovery.hwm;
+    Settings { flow, ..Settings::default() }
+}
+
+async fn told(produce: &mut Produce) -> (WalRateLimitState, i64) {
+    match produce.next().await {
+        Some(Ok(Response::RateLimit(ProduceRateLimitResponse { state, rate }))) => {
+            (WalRateLimitState::try_from(state).unwrap(), rate)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn producers_are_told_held_back_and_let_go() {
+    let world = World::new();
+    let node = world.node_with(1, tight()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    produce.append(insert(VCHANNEL, "before")).await.unwrap();
+    world.memory_percent.store(92, Ordering::SeqCst);
+    assert_eq!(told(&mut produce).await, (WalRateLimitState::Slowdown, 2 << 10));
+
+    let mut late = node.producer(&rw(1)).await;
+    assert_eq!(told(&mut late).await.0, WalRateLimitState::Slowdown, "who comes later is told as well");
+
+    let filler = "x".repeat(40 << 10);
+    let first = produce.send(insert(VCHANNEL, &filler)).await;
+    assert_eq!(produce.answer().await.0, first, "the burst");
+    let held = [produce.send(insert(VCHANNEL, &filler)).await, produce.send(insert(VCHANNEL, "behind it")).await];
+    let create = CreatePartitionMessageHeader { collection_id: 1, partition_id: 1 };
+    let create = MessageBuilder::new(&create).vchannel(VCHANNEL).payload("x").build().unwrap();
+    let passing = produce.send(create.into()).await;
+    assert_eq!(produce.answer().await.0, passing, "what brings no data does not wait");
+
+    world.memory_percent.store(99, Ordering::SeqCst);
+    assert_eq!(told(&mut produce).await, (WalRateLimitState::Reject, 0));
+    world.memory_percent.store(10, Ordering::SeqCst);
+    assert_eq!(told(&mut produce).await.0, WalRateLimitState::Slowdown);
+    let mut left = vec![held[0], held[1]];
+    let mut normal = false;
+    while !left.is_empty() || !normal {
+        match produce.next().await {
+            Some(Ok(Response::Produce(answer))) => left.retain(|id| *id != answer.request_id),
+            Some(Ok(Response::RateLimit(limit))) => normal = limit.state == i32::from(WalRateLimitState::Normal),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn client_that_hangs_up_while_it_is_held_back_is_still_answered() {
+    let world = World::new();
+    let node = world.node_with(1, tight()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    world.memory_percent.store(92, Ordering::SeqCst);
+    told(&mut produce).await;
+    let filler = "x".repeat(60 << 10);
+    produce.append(insert(VCHANNEL, &filler)).await.unwrap();
+    let held = produce.send(insert(VCHANNEL, &filler)).await;
+    produce.half_close();
+    world.clock.sleep(Duration::from_millis(100)).await;
+    world.memory_percent.store(10, Ordering::SeqCst);
+    loop {
+        match produce.next().await {
+            Some(Ok(Response::Produce(answer))) => {
+                assert_eq!(answer.request_id, held);
+                assert!(matches!(produce.next().await, Some(Ok(Response::Close(_) | Response::RateLimit(_)))));
+                return;
+            }
+            Some(Ok(Response::RateLimit(_))) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn paused_consumers_stand_still_and_go_on_where_they_were() {
+    let world = World::new();
+    let node = world.serving().await;
+    let mut produce = node.producer(&rw(1)).await;
+    produce.append(insert(VCHANNEL, "before")).await.unwrap();
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
+    assert_eq!(consume.payloads(1).await, ["before"]);
+    node.node.pause_scanners(true);
+    // What was on its way comes.
+    world.clock.sleep(Duration::from_millis(500)).await;
+    produce.append(insert(VCHANNEL, "in the pause")).await.unwrap();
+    let waits = async {
+        loop {
+            let message = consume.any().await;
+            assert!(message.properties.vchannel().is_none(), "a message came in the pause");
+        }
+    };
+    assert!(world.clock.timeout(Duration::from_millis(600), waits).await.is_err());
+    node.node.pause_scanners(false);
+    assert_eq!(consume.payloads(1).await, ["in the pause"]);
+
+    node.node.pause_scanners(true);
+    let mut brave = node.consume(&rw(1)).await.unwrap();
+    brave.ask_with("", DeliverPolicy::All, true).await;
+    assert_eq!(brave.payloads(2).await, ["before", "in the pause"]);
+}
