@@ -25,7 +25,7 @@ struct Admin {
     metrics: PrometheusHandle,
 }
 
-/// Serves until the tasks are stopped. Returns the bound address.
+/// Serves the usual pages, and the role's own, until the tasks are stopped. Returns the bound address.
 ///
 /// # Errors
 /// The address cannot be bound.
@@ -33,6 +33,7 @@ pub(crate) async fn serve(
     address: SocketAddr,
     health: Health,
     metrics: PrometheusHandle,
+    pages: Router,
     clock: Clock,
     tasks: &Tasks,
 ) -> anyhow::Result<SocketAddr> {
@@ -52,7 +53,8 @@ pub(crate) async fn serve(
         .route("/livez", get(async || "OK"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(async |State(admin): State<Admin>| admin.metrics.render()))
-        .with_state(Admin { health, metrics });
+        .with_state(Admin { health, metrics })
+        .merge(pages);
     let token = tasks.token().clone();
     tasks.spawn(async move {
         let server = axum::serve(listener, router).with_graceful_shutdown(token.clone().cancelled_owned());

@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Coord(ServerArgs),
     /// A node: serves produce and consume on the channels assigned to it.
     Node(ServerArgs),
+    /// A log store: keeps replicas of logs on its disk, for logs on the quorum backend.
+    Logstore(ServerArgs),
     /// Appends the lines of a file, or of standard input, to a channel.
     Produce(ProduceArgs),
     /// Reads a channel in order.

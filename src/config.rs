@@ -4,6 +4,7 @@
 //! their unit (`64MiB`, `200ms`). An unknown key or an impossible value stops the start and is named.
 
 mod load;
+mod logstore;
 mod secret;
 mod storage;
 mod validate;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     load::{Sources, load},
+    logstore::LogStore,
     secret::Secret,
     storage::{AffinityMode, Etcd, Metastore, MetastoreType, Minio, Quorum, SelectStrategy, StorageType, Woodpecker},
 };

@@ -32,6 +32,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Standalone(arguments) => roles::standalone(arguments).await,
         Command::Coord(arguments) => roles::coord(arguments).await,
         Command::Node(arguments) => roles::node(arguments).await,
+        Command::Logstore(arguments) => roles::logstore(arguments).await,
         Command::Produce(arguments) => verbs::produce(arguments).await,
         Command::Consume(arguments) => verbs::consume(arguments).await,
         Command::Channels(arguments) => verbs::channels(arguments).await,

@@ -2,6 +2,7 @@
 
 mod banner;
 mod cluster;
+mod logstore;
 mod process;
 mod settings;
 mod standalone;
@@ -9,6 +10,7 @@ mod storage;
 
 pub(crate) use self::{
     cluster::{coord, node},
+    logstore::logstore,
     standalone::{Standalone, standalone},
     storage::{Machine, object_store},
 };

@@ -139,6 +139,12 @@ fn parse_scalar(text: &str) -> Value {
     if let Ok(number) = text.parse::<i64>() {
         return Value::from(number);
     }
+    // Digits around one dot; what else could be read as a number, such as `nan` or `1e3`, is text.
+    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        && let Ok(number) = text.parse::<f64>()
+    {
+        return Value::from(number);
+    }
     Value::from(text)
 }
 
@@ -183,6 +189,13 @@ mod tests {
         assert_eq!(config.etcd.root_path, "from-env");
         assert_eq!(config.etcd.meta_sub_path, "file-meta");
         assert_eq!(config.root_coord.port, 3);
+    }
+
+    #[test]
+    fn parts_of_one_are_read_from_the_command_line() {
+        let config = from_assignments(&["woodpecker.logstore.disk.hardUsed=0.95"]).unwrap();
+        assert_eq!(config.log_store().watermarks.hard.used, 0.95);
+        assert!(from_assignments(&["woodpecker.logstore.disk.hardUsed=1.5"]).is_err());
     }
 
     #[test]

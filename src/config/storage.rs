@@ -74,6 +74,7 @@ pub(crate) struct Woodpecker {
     pub(crate) meta: WoodpeckerMeta,
     pub(crate) storage: WoodpeckerStorage,
     pub(crate) client: WoodpeckerClient,
+    pub(crate) logstore: super::LogStore,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

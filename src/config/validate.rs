@@ -12,7 +12,8 @@ impl Config {
         self.validate_names()?;
         self.validate_addresses()?;
         self.validate_limits()?;
-        self.validate_storage()
+        self.validate_storage()?;
+        self.validate_log_store()
     }
 
     fn validate_names(&self) -> anyhow::Result<()> {

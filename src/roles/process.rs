@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use axum::Router;
 use woodpecker_base::tasks::Tasks;
 
 use super::storage::Machine;
@@ -38,6 +39,18 @@ impl Process {
     /// # Errors
     /// The configuration is wrong, or a port is taken.
     pub(super) async fn start(arguments: &ServerArgs, role: &'static str) -> anyhow::Result<Option<Self>> {
+        Self::start_with(arguments, role, Router::new()).await
+    }
+
+    /// As [`Process::start`], with more pages on the admin port.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub(super) async fn start_with(
+        arguments: &ServerArgs,
+        role: &'static str,
+        pages: Router,
+    ) -> anyhow::Result<Option<Self>> {
         let config = arguments.load()?;
         if arguments.dump_config {
             print!("{}", config.dump()?);
@@ -63,7 +76,7 @@ impl Process {
                 vec![RoleHealth { role, state, detail: String::new() }]
             });
             // The admin port outlives the signal: probes see the drain.
-            let serving = admin::serve(address, health, metrics, machine.clock.clone(), &Tasks::new()).await;
+            let serving = admin::serve(address, health, metrics, pages, machine.clock.clone(), &Tasks::new()).await;
             bound = Some(serving.with_context(|| format!("admin.ip and admin.port: cannot listen on {address}"))?);
         }
         let data = config.woodpecker.storage.root_path.clone();

@@ -5,4 +5,5 @@
 mod cluster;
 mod failover;
 mod first_stream;
+mod logstore;
 mod process;

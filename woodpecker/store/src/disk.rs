@@ -74,7 +74,7 @@ impl Default for LocalSettings {
         Self {
             file_bytes: 64 << 20,
             batch_bytes: 4 << 20,
-            shared_batch_bytes: 512 << 10,
+            shared_batch_bytes: 256 << 10,
             queue_bytes: 1 << 30,
             tail_bytes: 64 << 20,
             index_bytes: 64 << 20,

@@ -1,0 +1,149 @@
+//! A log store.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use anyhow::ensure;
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::Config;
+
+/// A log store, and what the instances that it serves may use.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct LogStore {
+    /// Address to listen on.
+    pub(crate) ip: String,
+    /// Port to listen on; 0 takes a free one.
+    pub(crate) port: u16,
+    /// `host:port` that others dial; empty means the address it listens on.
+    pub(crate) advertise: String,
+    pub(crate) region: String,
+    /// The availability zone: what fails together.
+    pub(crate) zone: String,
+    pub(crate) resource_group: String,
+    /// Prefixes of the log engines that it serves; empty means that of `woodpecker.meta.prefix`.
+    pub(crate) register_under: Vec<String>,
+    pub(crate) disk: LogStoreDisk,
+    pub(crate) in_flight: LogStoreInFlight,
+    /// What a namespace may use that is not named below; 0 is no limit.
+    pub(crate) quota: LogStoreQuota,
+    pub(crate) quotas: BTreeMap<String, LogStoreQuota>,
+}
+
+impl Default for LogStore {
+    fn default() -> Self {
+        Self {
+            ip: "127.0.0.1".into(),
+            port: 18080,
+            advertise: String::new(),
+            region: String::new(),
+            zone: String::new(),
+            resource_group: String::new(),
+            register_under: Vec::new(),
+            disk: LogStoreDisk::default(),
+            in_flight: LogStoreInFlight::default(),
+            quota: LogStoreQuota::default(),
+            quotas: BTreeMap::new(),
+        }
+    }
+}
+
+/// When appends are slowed down (soft) and refused (hard): at a part of the disk in use, or at so much room left,
+/// whichever comes first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct LogStoreDisk {
+    pub(crate) soft_used: f64,
+    pub(crate) soft_free: ByteSize,
+    pub(crate) hard_used: f64,
+    pub(crate) hard_free: ByteSize,
+    /// How often the disk is looked at.
+    #[serde(with = "humantime_serde")]
+    pub(crate) interval: Duration,
+}
+
+impl Default for LogStoreDisk {
+    fn default() -> Self {
+        Self {
+            soft_used: 0.80,
+            soft_free: ByteSize::gib(2),
+            hard_used: 0.90,
+            hard_free: ByteSize::gib(1),
+            interval: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Entry bytes that may be on their way to the disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct LogStoreInFlight {
+    pub(crate) stream: ByteSize,
+    pub(crate) namespace: ByteSize,
+    pub(crate) total: ByteSize,
+}
+
+impl Default for LogStoreInFlight {
+    fn default() -> Self {
+        Self { stream: ByteSize::mib(32), namespace: ByteSize::mib(128), total: ByteSize::mib(512) }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct LogStoreQuota {
+    pub(crate) bytes_per_second: ByteSize,
+    pub(crate) bytes_kept: ByteSize,
+    pub(crate) logs: u64,
+}
+
+impl LogStoreQuota {
+    fn of(&self) -> woodpecker_server::Quota {
+        woodpecker_server::Quota {
+            bytes_per_second: self.bytes_per_second.as_u64(),
+            bytes_kept: self.bytes_kept.as_u64(),
+            logs: self.logs,
+        }
+    }
+}
+
+impl Config {
+    /// What of the configuration concerns a log store.
+    pub(crate) fn log_store(&self) -> woodpecker_server::Settings {
+        let LogStore { disk, in_flight, .. } = &self.woodpecker.logstore;
+        let section = &self.woodpecker.logstore;
+        let own = format!("{}/{}", self.etcd.root_path, self.woodpecker.meta.prefix);
+        let registries = if section.register_under.is_empty() { vec![own] } else { section.register_under.clone() };
+        woodpecker_server::Settings {
+            registries,
+            advertised_address: (!section.advertise.is_empty()).then(|| section.advertise.clone()),
+            region: section.region.clone(),
+            zone: section.zone.clone(),
+            resource_group: section.resource_group.clone(),
+            session_ttl: self.common.session.ttl,
+            in_flight: woodpecker_server::InFlight {
+                stream: in_flight.stream.as_u64(),
+                namespace: in_flight.namespace.as_u64(),
+                total: in_flight.total.as_u64(),
+            },
+            watermarks: woodpecker_server::Watermarks {
+                soft: woodpecker_server::Mark { used: disk.soft_used, free: disk.soft_free.as_u64() },
+                hard: woodpecker_server::Mark { used: disk.hard_used, free: disk.hard_free.as_u64() },
+            },
+            disk_interval: disk.interval,
+            default_quota: section.quota.of(),
+            quotas: section.quotas.iter().map(|(name, quota)| (name.clone(), quota.of())).collect(),
+            ..woodpecker_server::Settings::default()
+        }
+    }
+
+    pub(super) fn validate_log_store(&self) -> anyhow::Result<()> {
+        let LogStore { ip, advertise, .. } = &self.woodpecker.logstore;
+        let address = ip.parse::<IpAddr>();
+        ensure!(address.is_ok(), "woodpecker.logstore.ip: {ip:?} is not an IP address");
+        let dialable = !advertise.is_empty() || address.is_ok_and(|address| !address.is_unspecified());
+        ensure!(dialable, "woodpecker.logstore.advertise: must be set when woodpecker.logstore.ip is {ip}");
+        self.log_store().validate().map_err(|error| anyhow::anyhow!("woodpecker.logstore: {error}"))
+    }
+}

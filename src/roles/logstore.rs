@@ -1,0 +1,124 @@
+//! A log store in a process of its own, with its pages on the admin port.
+
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context;
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::{delete, get, post},
+};
+use serde_json::{Value, json};
+use streaming_proto::logstore::StatusResponse;
+use woodpecker_base::metadata::RedbStore;
+use woodpecker_server::{LogStore, NamespaceStatus, Parts, Refusal};
+
+use super::{banner, cluster::listen, process::Process, storage};
+use crate::cli::ServerArgs;
+
+/// The store, once it runs: the admin port is there before it.
+type Handle = Arc<OnceLock<LogStore>>;
+
+/// Runs a log store until it is told to stop.
+///
+/// # Errors
+/// It cannot start, or does not stop in time.
+pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
+    let handle = Handle::default();
+    let Some(process) = Process::start_with(&arguments, "logstore", pages(handle.clone())).await? else {
+        return Ok(());
+    };
+    let (config, machine) = (&process.config, &process.machine);
+    let metadata = storage::metadata(config, machine).await?;
+    let path = config.data_path("logstore");
+    let facts = path.join("store.redb");
+    let facts = RedbStore::open(&facts, machine.clock.clone())
+        .await
+        .with_context(|| format!("woodpecker.storage.rootPath: {}", facts.display()))?;
+    let parts = Parts {
+        path,
+        disk: machine.disk.clone(),
+        facts: Arc::new(facts),
+        clock: machine.clock.clone(),
+        random: machine.random.clone(),
+    };
+    let section = &config.woodpecker.logstore;
+    let listener = listen("woodpecker.logstore", &section.ip, section.port).await?;
+    let address = listener.address().to_owned();
+    let store = LogStore::start(config.log_store(), parts).await?;
+    let store = handle.get_or_init(|| store);
+    let addresses = process.addresses(&[("logstore", &address), ("id", store.id())]);
+    process
+        .run(async {
+            let serving = store.run(listener, metadata, process.tasks.token().clone());
+            tokio::pin!(serving);
+            tokio::select! {
+                ended = &mut serving => return ended,
+                () = store.until_registered() => {}
+            }
+            banner::print("logstore", &addresses, None);
+            serving.await
+        })
+        .await
+}
+
+/// What an operator may see and do.
+fn pages(handle: Handle) -> Router {
+    Router::new()
+        .route("/logstore/status", get(status))
+        .route("/logstore/namespaces", get(namespaces))
+        .route("/logstore/namespaces/{*name}", delete(delete_namespace))
+        .route("/logstore/decommission", post(async |State(handle): State<Handle>| decommission(&handle, false).await))
+        .route(
+            "/logstore/decommission/cancel",
+            post(async |State(handle): State<Handle>| decommission(&handle, true).await),
+        )
+        .with_state(handle)
+}
+
+/// What is answered instead: a state and why.
+type Problem = (StatusCode, String);
+
+fn running(handle: &Handle) -> Result<&LogStore, Problem> {
+    handle.get().ok_or_else(|| (StatusCode::SERVICE_UNAVAILABLE, "the store is starting".to_owned()))
+}
+
+fn failed(refusal: &Refusal) -> Problem {
+    (StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {refusal}", refusal.code()))
+}
+
+fn shown(store: &LogStore, status: &StatusResponse) -> Json<Value> {
+    let state = status.state().as_str_name().trim_start_matches("STATE_").to_lowercase();
+    Json(json!({
+        "store": status.store,
+        "state": state,
+        "replicas": status.replicas,
+        "bytesHeld": status.bytes_held,
+        "diskTotal": status.disk_total,
+        "diskFree": status.disk_free,
+        "load": status.load,
+        "safeToRemove": status.safe_to_remove,
+        "failure": store.failure().as_deref(),
+    }))
+}
+
+async fn status(State(handle): State<Handle>) -> Result<Json<Value>, Problem> {
+    let store = running(&handle)?;
+    Ok(shown(store, &store.status()))
+}
+
+async fn namespaces(State(handle): State<Handle>) -> Result<Json<Vec<NamespaceStatus>>, Problem> {
+    Ok(Json(running(&handle)?.namespaces()))
+}
+
+async fn delete_namespace(State(handle): State<Handle>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+    let replicas = running(&handle)?.delete_namespace(&name).await.map_err(|refusal| failed(&refusal))?;
+    Ok(Json(json!({ "replicas": replicas })))
+}
+
+async fn decommission(handle: &Handle, cancel: bool) -> Result<Json<Value>, Problem> {
+    let store = running(handle)?;
+    let status = store.decommission(cancel).await.map_err(|refusal| failed(&refusal))?;
+    Ok(shown(store, &status))
+}

@@ -1,0 +1,53 @@
+//! What goes on beside the calls: looking at the disk, writing down what is known to be acked, and the end.
+
+use std::sync::Arc;
+
+use woodpecker_store::backend::Backend;
+
+use super::Store;
+use crate::{lock, replica::Replica};
+
+impl Store {
+    /// Looks at the disk from time to time, and tells others what has changed.
+    pub async fn watch_disk(self: Arc<Self>) {
+        let mut ticker = self.clock.ticker(self.settings.disk_interval);
+        let failed = self.failure().clone();
+        loop {
+            tokio::select! {
+                _ = ticker.tick() => self.gauge.look(&self.disk, &self.path).await,
+                () = failed.happened.notified() => {}
+            }
+            self.advertise();
+        }
+    }
+
+    /// Writes down what is known to be acked of replicas that have become quiet, so that after a restart of every store
+    /// their readers need not wait for a writer. Of busy ones the next append tells, and each would cost a write.
+    pub async fn write_committed(self: Arc<Self>) {
+        loop {
+            self.heard.notified().await;
+            while !lock(&self.unwritten).is_empty() {
+                self.clock.sleep(self.settings.quiet).await;
+                self.write_quiet(self.clock.now() - self.settings.quiet);
+            }
+        }
+    }
+
+    /// Writes down what was heard before then. The ledger groups the writes; nobody waits for them.
+    fn write_quiet(&self, before: woodpecker_base::clock::Instant) {
+        let heard = std::mem::take(&mut *lock(&self.unwritten));
+        let busy = heard.into_iter().filter(|replica: &Arc<Replica>| {
+            replica.write_committed(before, |record| {
+                let _unwaited = self.ledger.put_replica(replica.key, record);
+            })
+        });
+        let busy: Vec<_> = busy.collect();
+        lock(&self.unwritten).extend(busy);
+    }
+
+    /// Writes down everything and closes the volume: what is queued becomes durable first.
+    pub async fn close(&self) {
+        self.backend.close().await;
+        self.write_quiet(self.clock.now());
+    }
+}

@@ -1,0 +1,247 @@
+//! Watermarks, quotas, fairness, decommissioning, namespaces.
+
+use std::{sync::Arc, time::Duration};
+
+use streaming_proto::logstore::{
+    AppendRequest, Code, DecommissionRequest, DeleteNamespaceRequest, FenceRequest, ListRequest, ReleaseRequest, State,
+};
+use woodpecker_base::{clock::Clock, disk::Space};
+
+use super::{
+    disk::ValveDisk,
+    harness::{Running, Site, frame, within},
+};
+use crate::{Quota, Watermarks};
+
+const GB: u64 = 1 << 30;
+
+async fn refused(running: &Running, frame: AppendRequest) -> streaming_proto::logstore::Refusal {
+    let mut stream = running.stream().await;
+    stream.put(frame).await;
+    stream.refusal().await
+}
+
+async fn until_state(running: &Running, state: State) {
+    let reached = async {
+        while running.store.status().state() != state {
+            Clock::system().sleep(Duration::from_millis(2)).await;
+        }
+    };
+    within(state.as_str_name(), reached).await;
+}
+
+#[tokio::test]
+async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
+    let disk = ValveDisk::default();
+    let mut site = Site::on(Arc::new(disk.clone()));
+    site.settings.watermarks = Watermarks::default();
+    site.settings.disk_interval = Duration::from_millis(5);
+    disk.set_space(Space { total: 100 * GB, free: 50 * GB });
+    let running = site.start().await;
+    let (replica, other) = (running.replica(1, 1), running.replica(2, 1));
+    running.fill(&replica, 1, 0, 5).await;
+    let active = running.store.status().load;
+
+    disk.set_space(Space { total: 100 * GB, free: 11 * GB });
+    until_state(&running, State::Slowed).await;
+    assert!(running.store.status().load > active);
+    let mut stream = running.stream().await;
+    let slowed = async {
+        for first in 5.. {
+            stream.send(&replica, 1, first, first + 1).await;
+            let answer = stream.answer().await.unwrap();
+            if let Some(streaming_proto::logstore::append_response::Outcome::Refused(refusal)) = answer.outcome {
+                return refusal;
+            }
+        }
+        unreachable!()
+    };
+    let refusal = within("being slowed down", slowed).await;
+    assert_eq!(refusal.code(), Code::SlowDown);
+    assert!(refusal.retry_after_ms > 100, "{refusal:?}");
+
+    disk.set_space(Space { total: 100 * GB, free: 5 * GB });
+    until_state(&running, State::ReadOnly).await;
+    let refusal = refused(&running, frame(&other, 1, 0, 1)).await;
+    assert_eq!(refusal.code(), Code::DiskFull);
+    assert!(refusal.retry_after_ms > 0);
+    // What is held is confirmed, read and fenced; recovery may write what it must.
+    running.fill(&replica, 1, 0, 5).await;
+    let fence = FenceRequest { replica: Some(replica.clone()), epoch: 2, end: None };
+    let held = running.client.clone().fence(fence).await.unwrap().into_inner().durable;
+    running.fill(&replica, 2, held, held + 3).await;
+
+    disk.set_space(Space { total: 100 * GB, free: 50 * GB });
+    until_state(&running, State::Active).await;
+    running.fill(&other, 1, 0, 5).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_namespace_keeps_to_its_quota_and_the_others_do_not_feel_it() {
+    let mut site = Site::default();
+    site.settings.quotas.insert("slow".into(), Quota { bytes_per_second: 1_000, ..Quota::default() });
+    site.settings.quotas.insert("small".into(), Quota { bytes_kept: 1_000, ..Quota::default() });
+    site.settings.quotas.insert("few".into(), Quota { logs: 2, ..Quota::default() });
+    let running = site.start().await;
+    let large = |replica: &streaming_proto::logstore::Replica, first, bytes: usize| AppendRequest {
+        entries: vec![vec![1; bytes].into()],
+        ..frame(replica, 1, first, first)
+    };
+    let slow = running.replica_of("slow", 1, 1);
+    let mut stream = running.stream().await;
+    stream.put(large(&slow, 0, 1_500)).await;
+    stream.put(large(&slow, 1, 100)).await;
+    let refusal = stream.refusal().await;
+    assert_eq!(refusal.code(), Code::Quota);
+    assert!((100..=500).contains(&refusal.retry_after_ms), "{refusal:?}");
+    Clock::system().sleep(Duration::from_millis(refusal.retry_after_ms + 1)).await;
+    stream.put(large(&slow, 1, 100)).await;
+    stream.durable(&slow, 2).await;
+
+    let small = running.replica_of("small", 1, 1);
+    let mut stream = running.stream().await;
+    stream.put(large(&small, 0, 900)).await;
+    stream.durable(&small, 1).await;
+    assert_eq!(refused(&running, large(&small, 1, 200)).await.code(), Code::Quota);
+    running.client.clone().release(ReleaseRequest { replica: Some(small) }).await.unwrap();
+    let next = running.replica_of("small", 1, 2);
+    let mut stream = running.stream().await;
+    stream.put(large(&next, 0, 900)).await;
+    stream.durable(&next, 1).await;
+
+    for log in 1..=2 {
+        running.fill(&running.replica_of("few", log, 1), 1, 0, 1).await;
+    }
+    running.fill(&running.replica_of("few", 2, 2), 1, 0, 1).await;
+    assert_eq!(refused(&running, frame(&running.replica_of("few", 3, 1), 1, 0, 1)).await.code(), Code::Quota);
+    running.fill(&running.replica(3, 1), 1, 0, 100).await;
+    let names: Vec<_> = running.store.namespaces().into_iter().map(|one| (one.name, one.logs)).collect();
+    assert_eq!(names, [("a".into(), 1), ("few".into(), 2), ("slow".into(), 1), ("small".into(), 1)]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn namespaces_never_meet_and_one_can_go() {
+    let site = Site::default();
+    let running = site.start().await;
+    let (one, two) = (running.replica_of("one", 1, 1), running.replica_of("two", 1, 1));
+    running.fill(&one, 5, 0, 5).await;
+    running.fill(&two, 1, 0, 3).await;
+    let fence = FenceRequest { replica: Some(one.clone()), epoch: 6, end: None };
+    running.client.clone().fence(fence).await.unwrap();
+    running.fill(&two, 1, 3, 4).await;
+    let entries = super::read::read(&running, &two, 0, 9).await;
+    assert_eq!(entries.last(), Some(&super::harness::entry(&two, 3)));
+
+    let list = |namespace: &str| {
+        let request = ListRequest { store: running.store.id().to_owned(), namespace: namespace.to_owned() };
+        let mut client = running.client.clone();
+        async move {
+            let mut pages = client.list(request).await.unwrap().into_inner();
+            let mut held = Vec::new();
+            while let Some(page) = pages.message().await.unwrap() {
+                held.extend(page.replicas.into_iter().map(|held| (held.replica.unwrap(), held.durable)));
+            }
+            held
+        }
+    };
+    assert_eq!(list("").await, [(one.clone(), 5), (two.clone(), 4)]);
+    assert_eq!(list("two").await, [(two.clone(), 4)]);
+    assert_eq!(list("three").await, []);
+
+    let delete = DeleteNamespaceRequest { store: running.store.id().to_owned(), namespace: "one".into() };
+    assert_eq!(running.client.clone().delete_namespace(delete.clone()).await.unwrap().into_inner().replicas, 1);
+    assert_eq!(list("").await, [(two.clone(), 4)]);
+    running.stop().await;
+    let running = site.start().await;
+    assert_eq!(refused(&running, frame(&one, 7, 0, 1)).await.code(), Code::Released);
+    assert_eq!(running.client.clone().delete_namespace(delete).await.unwrap().into_inner().replicas, 0);
+    assert_eq!(super::read::read(&running, &two, 0, 9).await.len(), 4);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_given_up_takes_nothing_new_and_says_when_it_may_go() {
+    let site = Site::default();
+    let running = site.start().await;
+    let (open, fenced, new) = (running.replica(1, 1), running.replica(2, 1), running.replica(3, 1));
+    let mut stream = running.stream().await;
+    stream.send(&open, 1, 0, 5).await;
+    stream.durable(&open, 5).await;
+    let decommission = |cancel| DecommissionRequest { store: running.store.id().to_owned(), cancel };
+    let status = running.client.clone().decommission(decommission(false)).await.unwrap().into_inner();
+    assert_eq!((status.state(), status.safe_to_remove, status.replicas), (State::Decommissioning, false, 1));
+    assert_eq!(refused(&running, frame(&new, 1, 0, 1)).await.code(), Code::Decommissioning);
+    stream.send(&open, 1, 5, 9).await;
+    stream.durable(&open, 9).await;
+    // A segment that is being recovered is not new.
+    let fence = FenceRequest { replica: Some(fenced.clone()), epoch: 2, end: None };
+    running.client.clone().fence(fence).await.unwrap();
+    running.fill(&fenced, 2, 0, 3).await;
+    running.stop().await;
+
+    let running = site.start().await;
+    assert_eq!(running.store.status().state(), State::Decommissioning, "it was forgotten");
+    for replica in [open, fenced] {
+        assert!(!running.store.status().safe_to_remove);
+        running.client.clone().release(ReleaseRequest { replica: Some(replica) }).await.unwrap();
+    }
+    let status = running.store.status();
+    assert_eq!((status.state(), status.safe_to_remove), (State::Decommissioned, true));
+    let status = running.store.decommission(true).await.unwrap();
+    assert_eq!((status.state(), status.safe_to_remove), (State::Active, false));
+    running.fill(&new, 1, 0, 1).await;
+    running.stop().await;
+}
+
+/// How long each of `count` appends of one entry took, in order of length.
+async fn latencies(running: &Running, namespace: &str, count: u64) -> Vec<Duration> {
+    let replica = running.replica_of(namespace, 1, 1);
+    let clock = Clock::system();
+    let mut stream = running.stream().await;
+    let mut took = Vec::new();
+    for first in 0..count {
+        let start = clock.now();
+        stream.send(&replica, 1, first, first + 1).await;
+        stream.durable(&replica, first + 1).await;
+        took.push(clock.now() - start);
+    }
+    took.sort_unstable();
+    took
+}
+
+/// On a disk that takes 5 ms for a sync and 200 MB/s, so that the machine's own moods count little.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_noisy_namespace_holds_another_up_for_one_short_batch() {
+    let disk = ValveDisk::default();
+    disk.set_costs(Duration::from_millis(5), 200_000_000);
+    let running = Site::on(Arc::new(disk)).start().await;
+    let alone = latencies(&running, "quiet", 200).await;
+
+    let noise = woodpecker_base::tasks::Tasks::new();
+    let mut noisy = running.stream().await;
+    let (frames, replica) = (noisy.frames.take().unwrap(), running.replica_of("noisy", 1, 1));
+    noise.spawn_until_stopped(async move {
+        let entry = bytes::Bytes::from(vec![7; 64 << 10]);
+        for first in 0.. {
+            let frame = AppendRequest { entries: vec![entry.clone()], ..frame(&replica, 1, first, first) };
+            if frames.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    noise.spawn_until_stopped(async move { while let Ok(Some(_)) = noisy.answers.message().await {} });
+    running.until_in_flight(16 << 10).await;
+    let crowded = latencies(&running, "calm", 200).await;
+    assert!(running.store.store.in_flight_units() > 8 << 10, "there was no noise");
+    let at = |sorted: &[Duration], percent: usize| sorted[sorted.len() * percent / 100];
+    for (what, sorted) in [("alone", &alone), ("crowded", &crowded)] {
+        println!("{what}: p50 {:?}, p99 {:?}", at(sorted, 50), at(sorted, 99));
+    }
+    noise.drain(&Clock::system(), Duration::from_secs(5)).await;
+    // An entry waits for the batch before it, which is short: two syncs for one. What is left is for a busy machine; in
+    // turn of arrival it would wait for all that the noisy one has in flight, thirty times as long.
+    assert!(at(&crowded, 50) < 4 * at(&alone, 50));
+    running.stop().await;
+}

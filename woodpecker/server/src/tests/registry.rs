@@ -1,0 +1,103 @@
+//! How a store is found.
+
+use std::time::Duration;
+
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MetadataStore, Txn},
+};
+
+use super::harness::{Site, within};
+
+const KEYS: &str = "by-dev/woodpecker/logstores/";
+
+async fn record(site: &Site) -> Option<serde_json::Value> {
+    let found = site.registry.list(KEYS).await.unwrap();
+    found.items.first().map(|item| serde_json::from_slice(&item.value).unwrap())
+}
+
+async fn until(site: &Site, what: &str, holds: impl Fn(Option<&serde_json::Value>) -> bool) {
+    let held = async {
+        while !holds(record(site).await.as_ref()) {
+            Clock::system().sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(what, held).await;
+}
+
+#[tokio::test]
+async fn a_store_registers_tells_news_and_leaves() {
+    let mut site = Site::default();
+    site.settings.zone = "z1".into();
+    site.settings.registries.push("other/woodpecker".into());
+    let running = site.start().await;
+    let (id, address) = (running.store.id().to_owned(), running.address.clone());
+    until(&site, "registering", |record| record.is_some()).await;
+    let said = record(&site).await.unwrap();
+    assert_eq!((said["id"].as_str(), said["address"].as_str()), (Some(id.as_str()), Some(address.as_str())));
+    assert_eq!((said["zone"].as_str(), said["state"].as_str()), (Some("z1"), Some("active")));
+    assert_eq!(site.registry.list("other/woodpecker/logstores/").await.unwrap().items.len(), 1);
+    running.fill(&running.replica(1, 1), 1, 0, 1).await;
+    running.store.decommission(false).await.unwrap();
+    until(&site, "the news", |record| record.is_some_and(|record| record["state"] == "decommissioning")).await;
+    running.stop().await;
+    assert_eq!(record(&site).await, None);
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_registration_serves_on_and_registers_anew() {
+    let site = Site::default();
+    let running = site.start().await;
+    until(&site, "registering", |record| record.is_some()).await;
+    let replica = running.replica(1, 1);
+    let mut stream = running.stream().await;
+    stream.send(&replica, 1, 0, 5).await;
+    stream.durable(&replica, 5).await;
+    site.registry.commit(Txn::new().delete_prefix(KEYS)).await.unwrap();
+    stream.send(&replica, 1, 5, 9).await;
+    stream.durable(&replica, 9).await;
+    until(&site, "registering anew", |record| record.is_some()).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_restarted_store_takes_its_key_back_and_a_copy_of_it_does_not() {
+    let site = Site::default();
+    let running = site.start().await;
+    until(&site, "registering", |record| record.is_some()).await;
+    let said = record(&site).await.unwrap();
+    let key = format!("{KEYS}{}", running.store.id());
+    running.stop().await;
+
+    // An earlier run at another address, which may be a copy that lives.
+    let mut other = said.clone();
+    other["address"] = "10.0.0.1:1".into();
+    let lease = site.registry.grant_lease(Duration::from_secs(1)).await.unwrap();
+    let text = serde_json::to_vec(&other).unwrap();
+    site.registry.commit(Txn::new().put_leased(&key, text, lease)).await.unwrap();
+    let keeping = async {
+        for _ in 0..5 {
+            site.registry.keep_alive(lease).await.unwrap();
+            Clock::system().sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (running, ()) = tokio::join!(site.start(), keeping);
+    assert_eq!(record(&site).await.unwrap()["address"], "10.0.0.1:1");
+    running.fill(&running.replica(1, 1), 1, 0, 1).await;
+    let address = running.address.clone();
+    until(&site, "registering", |record| record.is_some_and(|record| record["address"] == address.as_str())).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn health_and_reflection_answer() {
+    let running = Site::default().start().await;
+    let channel = tonic::transport::Channel::from_shared(format!("http://{}", running.address)).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+    let service = "woodpecker.logstore.v1.LogStore".to_owned();
+    let answer = health.check(tonic_health::pb::HealthCheckRequest { service }).await.unwrap().into_inner();
+    assert_eq!(answer.status(), tonic_health::pb::health_check_response::ServingStatus::Serving);
+    drop(health);
+    running.stop().await;
+}
