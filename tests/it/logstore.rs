@@ -131,13 +131,13 @@ async fn write_until_dead(
                     let before = confirmed.insert(replica.log, next);
                     assert!(before <= Some(next), "confirmations went back");
                 }
-                other => panic!("{other:?}"),
+                other => anyhow::bail!("{other:?}"),
             }
         }
-        confirmed
+        Ok(confirmed)
     };
     let ((), confirmed) = tokio::join!(sending, hearing);
-    Ok(confirmed)
+    confirmed
 }
 
 async fn append_all(client: &LogStoreClient<Channel>, frame: AppendRequest) -> anyhow::Result<Option<Outcome>> {
