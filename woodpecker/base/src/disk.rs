@@ -1,7 +1,12 @@
 //! The file system, as far as a volume needs it: a seam that the simulation replaces with a disk that loses what was
 //! not synced.
 
-use std::{fmt, io, path::Path, sync::Arc};
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    path::Path,
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
 
@@ -23,6 +28,16 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// # Errors
     /// The operating system's; how much was written is then unknown.
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all bytes of the pieces, one after the other, from `offset` on, as one write; a disk that can writes them
+    /// from where they are. The slices are used up.
+    ///
+    /// # Errors
+    /// The operating system's; how much was written is then unknown.
+    fn write_pieces_at(&self, pieces: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let data: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        self.write_all_at(&data, offset)
+    }
 
     /// Appends in one call, atomically with respect to other appenders of a file opened with [`OpenMode::Append`].
     ///

@@ -6,12 +6,14 @@
 
 mod batch;
 mod block;
+mod encode;
 
 #[cfg(test)]
 mod tests;
 
-pub use batch::{Batch, BatchHead, BatchId, Header, Kind, Section, encode_batch};
+pub use batch::{Batch, BatchHead, BatchId, Header, Kind, Section};
 pub use block::{Block, BlockEntry};
+pub use encode::{Pieces, encode_batch, encode_pieces};
 
 /// The version this program writes, and the only one it reads.
 pub const VERSION: u16 = 1;
@@ -38,14 +40,31 @@ pub enum FormatError {
 }
 
 /// CRC-32C of several pieces as if they were one.
-pub(crate) fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+pub fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut sum = Checksum::new();
     for piece in pieces {
-        digest.update(piece);
+        sum.add(piece);
     }
-    #[expect(clippy::cast_possible_truncation, reason = "the checksum has 32 bits")]
-    let sum = digest.finalize() as u32;
-    sum
+    sum.finish()
+}
+
+/// A CRC-32C that is being computed.
+struct Checksum(crc_fast::Digest);
+
+impl Checksum {
+    fn new() -> Self {
+        Self(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "the checksum has 32 bits")]
+        let sum = self.0.finalize() as u32;
+        sum
+    }
 }
 
 /// Reads fields off the front of a slice. What is missing reads as an error, never as a panic.

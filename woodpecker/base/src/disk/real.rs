@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, IoSlice, Write},
     os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
@@ -14,11 +14,27 @@ use super::{Disk, DiskFile, OpenMode, Space};
 
 /// Zeros are written in pieces of this size when a file is preallocated.
 const ZEROS: &[u8] = &[0; 256 << 10];
+/// Pieces that Linux takes in one call.
+const PIECES: usize = 1_024;
 
 /// The machine's file system. Writers run on threads of their own; other work runs on tokio's blocking threads, so
 /// [`Disk::run`] must be called within a tokio runtime.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RealDisk;
+
+impl RealDisk {
+    /// Asks the system to forget what it holds of a file in memory, so that the next read comes from the medium. For
+    /// measurements.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn forget(&self, path: &Path) -> io::Result<()> {
+        let file = File::open(path)?;
+        // Only clean pages are let go.
+        file.sync_data()?;
+        Ok(rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?)
+    }
+}
 
 impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
@@ -114,6 +130,23 @@ impl DiskFile for RealFile {
         self.0.write_all_at(data, offset)
     }
 
+    fn write_pieces_at(&self, mut pieces: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        IoSlice::advance_slices(&mut pieces, 0);
+        while !pieces.is_empty() {
+            let some = pieces.get(..PIECES).unwrap_or(pieces);
+            match rustix::io::pwritev(&self.0, some, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut pieces, written);
+                    offset += written as u64;
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     fn append(&self, data: &[u8]) -> io::Result<()> {
         loop {
             match (&self.0).write(data) {
@@ -180,6 +213,20 @@ mod tests {
         assert_eq!(file.read_at(&mut buffer, 11).unwrap(), 0);
         assert_eq!(file.read_at(&mut buffer, 1).unwrap(), 8);
         assert_eq!(&buffer, b"ello wor");
+    }
+
+    #[test]
+    fn pieces_are_written_in_order_however_many_and_empty_ones_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = RealDisk.open(&path, OpenMode::CreateNew).unwrap();
+        let letters = (b'a'..=b'z').cycle().take(3_000);
+        let data: Vec<Vec<u8>> = letters.enumerate().map(|(i, letter)| vec![letter; i % 5]).collect();
+        let mut pieces: Vec<IoSlice<'_>> = data.iter().map(|piece| IoSlice::new(piece)).collect();
+        file.write_pieces_at(&mut pieces, 7).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [vec![0; 7], data.concat()].concat());
+        file.write_pieces_at(&mut [], 0).unwrap();
+        file.write_pieces_at(&mut [IoSlice::new(b"")], 0).unwrap();
     }
 
     #[test]

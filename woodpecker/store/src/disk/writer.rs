@@ -17,12 +17,12 @@ use woodpecker_core::ids::SegmentKey;
 
 use crate::{
     backend::{Placement, SegmentEnd, SegmentOwner, StoreError},
-    format::{BatchId, Block, Kind, encode_batch},
+    format::{BatchId, Block, Kind, encode_pieces},
 };
 
 use super::{
     LocalSettings,
-    file::{ALIGN, DATA_START, align_up},
+    file::{ALIGN, DATA_START},
     marks::Mark,
     queue::{Append, Queue},
     segment::{Live, Segment, Start},
@@ -34,8 +34,8 @@ use super::{
 const BLOCK_BYTES: usize = 1 << 20;
 /// A batch below this size waits for the sync, not for the bandwidth: zeros written ahead pay.
 const SMALL_BATCH: u64 = 256 << 10;
-/// Room in the write buffer besides the entries: index, lengths and padding of an ordinary batch.
-const BUFFER_SPARE: usize = 1 << 20;
+/// What is copied of an ordinary batch; more memory than that is not kept for the next.
+const BUFFER_BYTES: usize = 8 << 20;
 
 /// What the writer shares with the rest of the process.
 #[derive(Debug)]
@@ -78,8 +78,7 @@ impl Shared {
         let placement = Placement::Volume { volume: self.volume.dir.id, from_batch };
         let segment = {
             let mut open = self.open();
-            open.segments.retain(|known| known.strong_count() > 0);
-            open.live.retain(|_, known| known.strong_count() > 0);
+            open.sweep();
             let live = open.live.get(&key).and_then(Weak::upgrade);
             let live = live.unwrap_or_else(|| Arc::new(Live::starting_at(start.first)));
             open.live.insert(key, Arc::downgrade(&live));
@@ -114,11 +113,24 @@ impl Shared {
     }
 }
 
-/// What is open in the volume. Entries that were dropped go with the next registration.
+/// What is open in the volume, and some that was dropped since the last sweep.
 #[derive(Debug, Default)]
 struct Open {
     segments: Vec<Weak<Segment>>,
     live: BTreeMap<SegmentKey, Weak<Live>>,
+    sweep_at: usize,
+}
+
+impl Open {
+    /// Lets go what was dropped, when that may be half of what is here: so a registration costs the same however many
+    /// segments are open.
+    fn sweep(&mut self) {
+        if self.segments.len().max(self.live.len()) >= self.sweep_at {
+            self.segments.retain(|known| known.strong_count() > 0);
+            self.live.retain(|_, known| known.strong_count() > 0);
+            self.sweep_at = 2 * self.segments.len().max(self.live.len()) + 64;
+        }
+    }
 }
 
 /// The writer's own state.
@@ -214,21 +226,14 @@ impl VolumeWriter {
             attempt: u128::from(self.seq),
         };
         self.shared.next_batch.store(self.seq + 1, Ordering::Release);
-        self.buffer.clear();
-        if self.buffer.capacity() == 0 {
-            // At once, so that no batch pays for a buffer that grows by copying.
-            self.buffer.reserve_exact(self.settings.batch_bytes + BUFFER_SPARE);
-        }
-        let placed = encode_batch(&mut self.buffer, id, &gathered.blocks, &[]).map_err(io::Error::other)?;
-        let body = self.buffer.len() as u64 - placed.iter().map(|block| u64::from(block.length)).sum::<u64>();
-        let padded = align_up(self.buffer.len() as u64);
-        self.buffer.resize(self.buffer.len().next_multiple_of(usize::try_from(ALIGN).unwrap_or(1)), 0);
-
-        let file_bytes = self.settings.file_bytes;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let align = usize::try_from(ALIGN).unwrap_or(1);
+        let mut pieces = encode_pieces(&mut buffer, id, &gathered.blocks, align).map_err(io::Error::other)?;
+        let (padded, file_bytes) = (pieces.length, self.settings.file_bytes);
         let room = self.room_for(padded).await?;
         room.reserve(padded, file_bytes)?;
         let (number, file, at) = (room.number, room.file.clone(), room.at);
-        file.write_all_at(&self.buffer, at)?;
+        file.write_pieces_at(&mut pieces.slices, at)?;
         file.sync_data()?;
         if let Some(room) = &mut self.room {
             room.at += padded;
@@ -238,9 +243,9 @@ impl VolumeWriter {
         if padded >= SMALL_BATCH {
             self.space.stop_zeroing();
         }
-        if self.buffer.capacity() > 2 * (self.settings.batch_bytes + BUFFER_SPARE) {
-            // One huge append made it; the memory is not kept for the next.
-            self.buffer = Vec::new();
+        let (body, placed) = (pieces.body, pieces.blocks);
+        if buffer.capacity() <= BUFFER_BYTES {
+            self.buffer = buffer;
         }
         // Known to a fence of this process before it is acked.
         let volume = &self.shared.volume;

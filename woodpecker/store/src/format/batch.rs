@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use woodpecker_core::ids::VolumeId;
 
-use super::{BLOCK_ENTRY_BYTES, Block, BlockEntry, Fields, FormatError, HEADER_BYTES, VERSION, checksum, prefix};
+use super::{BLOCK_ENTRY_BYTES, BlockEntry, Fields, FormatError, HEADER_BYTES, VERSION, checksum, prefix};
 
 const MAGIC: [u8; 4] = *b"WPKB";
 /// Bytes of a section around its data: tag, length, checksum.
-const SECTION_OVERHEAD: usize = 12;
+pub(super) const SECTION_OVERHEAD: usize = 12;
 
 /// What a batch is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub struct Header {
     pub index_bytes: u32,
     pub sections_bytes: u32,
     pub body_bytes: u64,
-    index_crc: u32,
+    pub(super) index_crc: u32,
 }
 
 /// Typed extra data of a batch, with a checksum of its own. A reader skips tags it does not know.
@@ -86,7 +86,7 @@ impl Header {
         self.head_len().saturating_add(self.body_bytes)
     }
 
-    fn to_bytes(self) -> [u8; HEADER_BYTES] {
+    pub(super) fn to_bytes(self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[0..4].copy_from_slice(&MAGIC);
         bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
@@ -229,48 +229,4 @@ impl Batch {
         let end = start.checked_add(length).filter(|end| *end <= self.body.len()).ok_or(outside)?;
         Ok(self.body.slice(start..end))
     }
-}
-
-/// Appends a batch to `out`, in which each payload is copied once, and says where its blocks lie.
-///
-/// # Errors
-/// A block is empty, or something is larger than its length field can say. `out` then ends with half a batch.
-pub fn encode_batch(
-    out: &mut Vec<u8>,
-    id: BatchId,
-    blocks: &[Block],
-    sections: &[Section],
-) -> Result<Vec<BlockEntry>, FormatError> {
-    let too_large = |_| FormatError::Structure("the batch is too large");
-    let start = out.len();
-    let index_bytes = blocks.len() * BLOCK_ENTRY_BYTES;
-    let sections_bytes: usize = sections.iter().map(|section| SECTION_OVERHEAD + section.data.len()).sum();
-    let head_bytes = HEADER_BYTES + index_bytes + sections_bytes;
-    out.reserve(head_bytes + blocks.iter().map(Block::encoded_len).sum::<usize>());
-    out.resize(start + HEADER_BYTES + index_bytes, 0);
-    for Section { tag, data } in sections {
-        let at = out.len();
-        out.extend_from_slice(&tag.to_le_bytes());
-        out.extend_from_slice(&u32::try_from(data.len()).map_err(too_large)?.to_le_bytes());
-        out.extend_from_slice(data);
-        let crc = checksum([&out[at..]]);
-        out.extend_from_slice(&crc.to_le_bytes());
-    }
-    let body = start + head_bytes;
-    let mut index = Vec::with_capacity(blocks.len());
-    for block in blocks {
-        index.push(block.encode(out, body)?);
-    }
-    for (slot, entry) in out[start + HEADER_BYTES..].chunks_exact_mut(BLOCK_ENTRY_BYTES).zip(&index) {
-        slot.copy_from_slice(&entry.to_bytes());
-    }
-    let header = Header {
-        id,
-        index_bytes: u32::try_from(index_bytes).map_err(too_large)?,
-        sections_bytes: u32::try_from(sections_bytes).map_err(too_large)?,
-        body_bytes: (out.len() - body) as u64,
-        index_crc: checksum([&out[start + HEADER_BYTES..start + HEADER_BYTES + index_bytes]]),
-    };
-    out[start..start + HEADER_BYTES].copy_from_slice(&header.to_bytes());
-    Ok(index)
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use woodpecker_core::ids::{LogId, SegmentKey};
 
-use super::{BLOCK_ENTRY_BYTES, Fields, FormatError, checksum};
+use super::{BLOCK_ENTRY_BYTES, Checksum, Fields, FormatError};
 
 /// Entries of one segment, to be encoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,13 @@ pub struct Block {
     /// The number of the first entry.
     pub first: u64,
     pub entries: Vec<Bytes>,
+}
+
+/// An entry that is written from where it is.
+pub(super) struct Apart<'a> {
+    /// How much of what was copied comes before it.
+    pub at: usize,
+    pub entry: &'a Bytes,
 }
 
 /// What the index of a batch says about one block.
@@ -37,29 +44,45 @@ impl Block {
         self.entries.iter().map(|entry| 4 + entry.len()).sum()
     }
 
-    /// Appends the block to `out`, whose body starts at `body`.
-    pub(super) fn encode(&self, out: &mut Vec<u8>, body: usize) -> Result<BlockEntry, FormatError> {
+    /// Appends the block to `out`, except the entries of at least `apart_from` bytes, which are noted in `apart` with the
+    /// place where they belong. `offset` is where the block starts in the body.
+    pub(super) fn encode<'a>(
+        &'a self,
+        out: &mut Vec<u8>,
+        offset: usize,
+        apart_from: usize,
+        apart: &mut Vec<Apart<'a>>,
+    ) -> Result<BlockEntry, FormatError> {
         let too_large = |_| FormatError::Structure("the block is too large");
         if self.entries.is_empty() {
             return Err(FormatError::Structure("the block is empty"));
-        }
-        let start = out.len();
-        for entry in &self.entries {
-            out.extend_from_slice(&u32::try_from(entry.len()).map_err(too_large)?.to_le_bytes());
-        }
-        for entry in &self.entries {
-            out.extend_from_slice(entry);
         }
         let mut placed = BlockEntry {
             key: self.key,
             first: self.first,
             count: u32::try_from(self.entries.len()).map_err(too_large)?,
-            offset: u32::try_from(start - body).map_err(too_large)?,
-            length: u32::try_from(out.len() - start).map_err(too_large)?,
+            offset: u32::try_from(offset).map_err(too_large)?,
+            length: u32::try_from(self.encoded_len()).map_err(too_large)?,
             crc: 0,
         };
         placed.next().ok_or(FormatError::Structure("entry numbers overflow"))?;
-        placed.crc = placed.checksum(&out[start..]);
+        let mut sum = placed.identity();
+        let mut summed = out.len();
+        for entry in &self.entries {
+            out.extend_from_slice(&u32::try_from(entry.len()).map_err(too_large)?.to_le_bytes());
+        }
+        for entry in &self.entries {
+            if entry.len() >= apart_from {
+                sum.add(&out[summed..]);
+                sum.add(entry);
+                summed = out.len();
+                apart.push(Apart { at: out.len(), entry });
+            } else {
+                out.extend_from_slice(entry);
+            }
+        }
+        sum.add(&out[summed..]);
+        placed.crc = sum.finish();
         Ok(placed)
     }
 }
@@ -108,9 +131,21 @@ impl BlockEntry {
     }
 
     fn checksum(&self, block: &[u8]) -> u32 {
-        let count = self.count.to_le_bytes();
-        let [log, segment, first] = [self.key.log.0, self.key.segment, self.first].map(u64::to_le_bytes);
-        checksum([&log[..], &segment, &first, &count, block])
+        let mut sum = self.identity();
+        sum.add(block);
+        sum.finish()
+    }
+
+    /// The checksum as far as it does not depend on the block's bytes.
+    fn identity(&self) -> Checksum {
+        let mut bytes = [0; 28];
+        bytes[0..8].copy_from_slice(&self.key.log.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.key.segment.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.first.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.count.to_le_bytes());
+        let mut sum = Checksum::new();
+        sum.add(&bytes);
+        sum
     }
 
     /// The index entry's bytes.

@@ -2,7 +2,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use woodpecker_core::ids::{LogId, SegmentKey, VolumeId};
 
-use super::{Batch, BatchHead, BatchId, Block, FormatError, HEADER_BYTES, Header, Kind, Section, encode_batch};
+use super::{
+    Batch, BatchHead, BatchId, Block, FormatError, HEADER_BYTES, Header, Kind, Section, encode_batch, encode_pieces,
+};
 
 fn id() -> BatchId {
     BatchId { kind: Kind::Data, volume: VolumeId(0xa1), seq: 3, writer: 0xb2, attempt: 0xc3 << 120 | 0xd4 }
@@ -61,6 +63,27 @@ fn a_batch_comes_back_without_a_copy() {
     assert_eq!(batch.head.section(1), None);
     let entry = &batch.block(&batch.head.blocks[0]).unwrap()[0];
     assert!(bytes.as_ptr_range().contains(&entry.as_ptr()), "the entry was copied");
+}
+
+#[test]
+fn a_batch_in_pieces_is_the_same_batch_padded_and_large_entries_are_not_copied() {
+    let large = Bytes::from(vec![7; 100 << 10]);
+    let small = Bytes::from_static(b"small");
+    let entries = [&small, &large, &large, &small, &Bytes::new(), &large].map(Bytes::clone).to_vec();
+    let alone = Block { entries: vec![large.clone()], ..block(8, 1, 0, &[]) };
+    let blocks = vec![block(7, 1, 40, &[b"first", b""]), Block { entries, ..block(7, 2, 3, &[]) }, alone];
+    let whole = encoded(&blocks, &[]);
+    let mut rest = b"of the batch before".to_vec();
+    let pieces = encode_pieces(&mut rest, id(), &blocks, 4_096).unwrap();
+    let written: Vec<u8> = pieces.slices.iter().flat_map(|slice| slice.to_vec()).collect();
+    assert_eq!(pieces.length, written.len() as u64);
+    assert_eq!(written.len(), whole.len().next_multiple_of(4_096));
+    assert_eq!(written[..whole.len()], whole);
+    assert!(written[whole.len()..].iter().all(|byte| *byte == 0));
+    assert_eq!(pieces.slices.iter().filter(|slice| slice.as_ptr() == large.as_ptr()).count(), 4);
+    let batch = Batch::decode(&written.into()).unwrap();
+    assert_eq!(batch.head.header.head_len(), pieces.body);
+    assert_eq!((batch.head.blocks.clone(), blocks_of(&batch)), (pieces.blocks, blocks));
 }
 
 #[test]
