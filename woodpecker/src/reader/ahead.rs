@@ -14,8 +14,8 @@ use crate::{
     view::{Place, View},
 };
 
-/// What one chunk is meant to hold; twice of it is the most a chunk returns.
-pub(super) const CHUNK_BYTES: usize = 512 << 10;
+/// What one chunk is meant to hold; about twice of it is the most it holds.
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS: usize = 8;
 /// The size of entries that nothing is known of.
 const GUESSED_ENTRY_BYTES: u64 = 1 << 10;
@@ -42,6 +42,8 @@ struct Chunk {
     end: u64,
     from: u64,
     to: u64,
+    /// Nothing was known of the size of the entries.
+    guessed: bool,
     opened: Opened,
     entries: Result<Vec<Bytes>, StoreError>,
 }
@@ -55,14 +57,21 @@ impl Chunk {
     async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
         let open = || self.client.open_segment(self.log, &self.segment, Some(self.end));
         let reader = self.opened.get_or_try_init(open).await?;
-        let mut entries = self.client.retrying.once(reader.read(self.from, 2 * CHUNK_BYTES)).await?;
         let wanted = usize::try_from(self.to - self.from).unwrap_or(usize::MAX);
-        entries.truncate(wanted);
-        if entries.is_empty() {
-            let what = format!("segment {}/{}", self.log, self.segment.segment);
-            let detail = format!("it should hold {} entries, and has no entry {}", self.end, self.from);
-            return Err(StoreError::Corrupt { what, detail });
+        let (mut entries, mut room) = (Vec::new(), 2 * CHUNK_BYTES);
+        // A read ends where what the medium checks as one ends; the chunk goes on in the next.
+        while entries.len() < wanted && room > 0 {
+            let at = self.from + entries.len() as u64;
+            let read = self.client.retrying.once(reader.read(at, room)).await?;
+            if read.is_empty() {
+                let what = format!("segment {}/{}", self.log, self.segment.segment);
+                let detail = format!("it should hold {} entries, and has no entry {at}", self.end);
+                return Err(StoreError::Corrupt { what, detail });
+            }
+            room = room.saturating_sub(read.iter().map(|entry| entry.len().max(1)).sum());
+            entries.extend(read);
         }
+        entries.truncate(wanted);
         Ok(entries)
     }
 }
@@ -126,8 +135,8 @@ impl Ahead {
             _ => self.opened.insert((segment.segment, Opened::default())).1.clone(),
         };
         self.cursor = Some(EntryId { segment: segment.segment, entry: to });
-        let entries = Ok(Vec::new());
-        let chunk = Chunk { client: client.clone(), log, segment, end, from: at.entry, to, opened, entries };
+        let (guessed, entries) = (entry_bytes.is_none(), Ok(Vec::new()));
+        let chunk = Chunk { client: client.clone(), log, segment, end, from: at.entry, to, guessed, opened, entries };
         self.chunks.push_back(chunk.read().boxed());
     }
 
@@ -144,8 +153,13 @@ impl Ahead {
         self.entry_bytes = (bytes as u64).checked_div(count);
         chunk.from += count;
         if chunk.from < chunk.to {
-            // Entries were larger than guessed: the rest of the chunk comes before the chunks after it.
-            self.chunks.push_front(chunk.read().boxed());
+            // Entries were larger than thought. The rest of the chunk comes before the chunks after it, or, where they
+            // were cut by a mere guess, all is planned again.
+            if chunk.guessed {
+                self.chunks = FuturesOrdered::new();
+            } else {
+                self.chunks.push_front(chunk.read().boxed());
+            }
         }
         Some(Ok((first, entries)))
     }

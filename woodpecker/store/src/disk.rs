@@ -10,6 +10,7 @@ mod index;
 mod marks;
 mod pieces;
 mod queue;
+mod reader;
 mod scan;
 mod segment;
 mod space;
@@ -41,7 +42,8 @@ use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWri
 pub use pieces::Piece;
 
 use file::{VolumeDir, unreadable};
-use segment::{Live, MAX_APPEND_BYTES, Reader, Start, Writer};
+use reader::Reader;
+use segment::{Live, MAX_APPEND_BYTES, Start, Writer};
 use volume::{FullFiles, Volume, Weighter};
 use writer::{Shared, VolumeWriter};
 
@@ -347,16 +349,9 @@ impl Backend for LocalBackend {
         end: Option<u64>,
     ) -> Result<Arc<dyn SegmentReader>, StoreError> {
         let (volume, from_batch) = volume_of(placement)?;
-        Ok(Arc::new(Reader {
-            key,
-            from_batch,
-            end,
-            live: self.live(key, volume).await,
-            volume: self.volume(volume),
-            clock: self.clock.clone(),
-            random: self.random.clone(),
-            cursor: Mutex::default(),
-        }))
+        let live = self.live(key, volume).await;
+        let (clock, random) = (self.clock.clone(), self.random.clone());
+        Ok(Arc::new(Reader::new((key, from_batch), end, live, self.volume(volume), clock, random)))
     }
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {

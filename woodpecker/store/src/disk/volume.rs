@@ -71,12 +71,14 @@ struct Live {
     index: FileIndex,
 }
 
-/// Where a run of blocks lies.
-struct Run {
+/// Where a run of blocks of one segment lies.
+pub(super) struct Run {
     path: PathBuf,
     file: Arc<dyn DiskFile>,
+    /// At least one.
     blocks: Vec<BlockAt>,
-    number: u64,
+    /// The file's.
+    pub number: u64,
 }
 
 impl fmt::Debug for Volume {
@@ -290,34 +292,29 @@ impl Volume {
         Ok(0)
     }
 
-    /// Entries from `from` on, at least one and about `bytes`, and the file they are in. `hint` is a file in which, or
-    /// after which, `from` is known to be.
+    /// Where entry `from` is, with what follows it, about `bytes`. `hint` is a file in which, or after which, `from` is
+    /// known to be.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if the volume does not hold the entry, or not unharmed.
-    pub(super) fn read(
+    /// [`StoreError::Corrupt`] if the volume does not hold the entry.
+    pub(super) fn run(
         &self,
         key: SegmentKey,
         from_batch: u64,
         from: u64,
         bytes: u64,
         hint: u64,
-    ) -> Result<(Vec<Bytes>, u64), StoreError> {
+    ) -> Result<Run, StoreError> {
         let mut run = self.find(key, from_batch, from, bytes, hint)?;
         if run.is_none() {
             // The volume was not looked at yet, or its writer in this process failed and something is behind.
             self.refresh(&mut self.lock(), false)?;
             run = self.find(key, from_batch, from, bytes, 0)?;
         }
-        let Some(run) = run else {
+        run.ok_or_else(|| {
             let what = format!("volume {} in {}", self.dir.id, self.dir.path.display());
-            return Err(StoreError::Corrupt { what, detail: format!("entry {from} of segment {key} is missing") });
-        };
-        let number = run.number;
-        let skip = run.blocks.first().map_or(0, |block| from - block.first);
-        let mut entries = run.read(key)?;
-        entries.drain(..usize::try_from(skip).unwrap_or(usize::MAX).min(entries.len()));
-        Ok((entries, number))
+            StoreError::Corrupt { what, detail: format!("entry {from} of segment {key} is missing") }
+        })
     }
 
     fn find(
@@ -522,8 +519,19 @@ fn together(blocks: &[BlockAt], bytes: u64) -> Vec<BlockAt> {
 }
 
 impl Run {
+    pub(super) fn first(&self) -> u64 {
+        self.blocks.first().map_or(0, |block| block.first)
+    }
+
+    pub(super) fn next(&self) -> u64 {
+        self.blocks.last().map_or(0, BlockAt::next)
+    }
+
     /// Reads the blocks at once, checks them, and takes them apart.
-    fn read(&self, key: SegmentKey) -> Result<Vec<Bytes>, StoreError> {
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if they are not unharmed.
+    pub(super) fn read(&self, key: SegmentKey) -> Result<Vec<Bytes>, StoreError> {
         let (Some(first), Some(last)) = (self.blocks.first(), self.blocks.last()) else { return Ok(Vec::new()) };
         let length = last.offset + u64::from(last.length) - first.offset;
         let mut buffer = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
