@@ -1,14 +1,18 @@
 //! `streaming bench`: append, read and the medium under them, measured in one run and set side by side.
 //!
-//! Every figure stands beside the medium's own limit from the same run, because machines are shared and noisy: the ratio
-//! is what one compares.
+//! Every figure stands beside the medium's own limit, measured in turns with it, because machines are shared and noisy:
+//! the ratio is what one compares.
 
+mod disk;
 mod engine;
 mod latency;
-mod limit;
+mod many;
 mod medium;
+mod objects;
 mod report;
 mod stream;
+
+use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{
     cli::BenchArgs,
@@ -16,32 +20,53 @@ use crate::{
     roles::{Machine, Standalone},
     telemetry,
 };
-use limit::Medium;
+use engine::Engine;
+use latency::{Latencies, Rates};
+use medium::Medium;
 use report::Report;
+use stream::Stream;
 
-/// Entries on their way at once in the throughput measurements.
-const PARALLEL: usize = 32;
 /// Bytes of one entry in the latency measurements.
 const SMALL: usize = 1024;
+/// How often each side of a comparison has its turn.
+const ROUNDS: usize = 5;
+/// Entries on their way fill the medium's writes so many times over: one is being written while the next gathers.
+const GATHERED: usize = 2;
 
 /// How much of everything.
 #[derive(Debug, Clone, Copy)]
-struct Size {
+struct Plan {
+    rounds: usize,
     /// Bytes of one entry where throughput is measured.
     entry: usize,
-    /// Entries in each throughput measurement.
+    /// Entries of a round where throughput is measured.
     entries: usize,
-    /// Operations in each latency measurement.
+    /// Entries on their way at once where throughput is measured.
+    in_flight: usize,
+    /// Operations of a round where latency is measured.
     operations: usize,
-    /// How many logs are written at once when the cost of many is compared with that of one.
+    /// How many logs are written when the cost of many is compared with that of one.
     logs: usize,
 }
 
-impl Size {
-    fn of(arguments: &BenchArgs) -> anyhow::Result<Self> {
+impl Plan {
+    fn of(arguments: &BenchArgs, (block, parallel): (usize, usize)) -> anyhow::Result<Self> {
         let entry = usize::try_from(arguments.entry.as_u64())?.max(1);
-        let entries = (usize::try_from(arguments.volume.as_u64())? / entry).max(PARALLEL);
-        Ok(Self { entry, entries, operations: arguments.operations.max(10), logs: arguments.logs.max(1) })
+        let round = usize::try_from(arguments.volume.as_u64())? / ROUNDS;
+        let in_flight = (GATHERED * block * parallel / entry).max(GATHERED);
+        Ok(Self {
+            rounds: ROUNDS,
+            entry,
+            entries: (round / entry).max(in_flight),
+            in_flight,
+            operations: (arguments.operations / ROUNDS).max(10),
+            logs: arguments.logs.max(1),
+        })
+    }
+
+    /// Bytes of a round where throughput is measured.
+    fn bytes(&self) -> usize {
+        self.entry * self.entries
     }
 }
 
@@ -50,34 +75,124 @@ impl Size {
 /// # Errors
 /// Something cannot be started or fails under load.
 pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
-    let size = Size::of(&arguments)?;
     let scratch = Scratch::new(&arguments)?;
     let config = scratch.config(&arguments)?;
     let metrics = telemetry::init_metrics()?;
     let machine = Machine::real();
     let medium = Medium::open(&config, &machine)?;
+    let plan = Plan::of(&arguments, medium.blocks())?;
     let cluster = Standalone::start(&config, &machine).await?;
     cluster.until_served(config.channels().len()).await?;
-    let outcome = async {
-        let mut report = Report::new(medium.name(), size);
-        let before = medium.measure(&machine, size).await?;
-        report.engine = Some(engine::measure(cluster.logs(), &machine.clock, size).await?);
-        report.stream = Some(stream::measure(cluster.address(), &machine, size).await?);
-        let after = medium.measure(&machine, size).await?;
-        report.medium = Some(before.mean(&after));
-        report.writes = Some(engine::writes(cluster.logs(), &machine.clock, size, || medium.writes(&metrics)).await?);
-        anyhow::Ok(report)
-    };
-    let report = outcome.await;
-    let stopped = cluster.stop().await;
+    let mut run = Run { config, machine, metrics, cluster, medium, plan };
+    let report = run.measure().await;
+    let cleared = run.medium.clear().await;
+    let stopped = run.cluster.stop().await;
     let report = report?;
-    stopped?;
+    cleared.and(stopped)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report.figures()?)?);
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", report.table()?);
     }
     Ok(())
+}
+
+struct Run {
+    config: Config,
+    machine: Machine,
+    metrics: PrometheusHandle,
+    cluster: Standalone,
+    medium: Medium,
+    plan: Plan,
+}
+
+impl Run {
+    async fn measure(&mut self) -> anyhow::Result<Report> {
+        let Plan { entry, in_flight, rounds, .. } = self.plan;
+        let mut report =
+            Report::new(self.config.woodpecker.storage.kind.name(), entry, in_flight, self.medium.blocks(), rounds);
+        let engine = Engine::open(self.cluster.logs(), &self.machine.clock, self.plan).await?;
+        let mut stream = Stream::connect(self.cluster.address(), &self.machine, self.plan).await?;
+        eprintln!("measuring appends");
+        self.appends(&engine, &stream, &mut report).await?;
+        engine.close_large().await?;
+        eprintln!("measuring reads");
+        self.reads(&stream, &mut report).await?;
+        eprintln!("measuring latencies");
+        self.latencies(&engine, &mut stream, &mut report).await?;
+        engine.close().await?;
+        stream.close().await;
+        eprintln!("measuring writes of the medium with 1 and with {} logs", self.plan.logs);
+        self.many_logs(&mut report).await?;
+        Ok(report)
+    }
+
+    async fn appends(&mut self, engine: &Engine, stream: &Stream, report: &mut Report) -> anyhow::Result<()> {
+        let (mut medium, mut ours, mut through, mut small) =
+            (Rates::default(), Rates::default(), Rates::default(), Rates::default());
+        for _ in 0..self.plan.rounds {
+            self.medium.write(self.plan.bytes(), &mut medium).await?;
+            engine.append(&mut ours).await?;
+            stream.append(&mut through).await?;
+            stream.append_small(&mut small).await?;
+        }
+        report.throughput("engine append", &ours, &medium);
+        report.throughput("stream append", &through, &medium);
+        let what = format!("stream append of 1 KiB messages, {} producers", stream::PRODUCERS);
+        report.figure(&what, "1/s", small.median());
+        Ok(())
+    }
+
+    async fn reads(&self, stream: &Stream, report: &mut Report) -> anyhow::Result<()> {
+        let bytes = self.plan.bytes() * self.plan.rounds;
+        let (config, machine) = (&self.config, &self.machine);
+        let metadata = self.cluster.metadata();
+        let (mut medium, mut ours, mut through) = (Rates::default(), Rates::default(), Rates::default());
+        let (mut cold_medium, mut cold) = (Rates::default(), Rates::default());
+        let mut forgets = true;
+        for _ in 0..self.plan.rounds {
+            self.medium.read(bytes, &mut medium).await?;
+            engine::read(config, machine, metadata, self.plan, &mut ours).await?;
+            stream.read(&mut through).await?;
+            forgets = self.medium.forget()?;
+            if forgets {
+                self.medium.read(bytes, &mut cold_medium).await?;
+                engine::read(config, machine, metadata, self.plan, &mut cold).await?;
+            }
+        }
+        report.throughput("engine catch-up read", &ours, &medium);
+        report.throughput("stream catch-up read", &through, &medium);
+        if forgets {
+            report.throughput("engine catch-up read, not in the page cache", &cold, &cold_medium);
+        }
+        Ok(())
+    }
+
+    async fn latencies(&mut self, engine: &Engine, stream: &mut Stream, report: &mut Report) -> anyhow::Result<()> {
+        let (mut medium, mut ours) = (Latencies::new()?, Latencies::new()?);
+        let (mut acks, mut deliveries) = (Latencies::new()?, Latencies::new()?);
+        for _ in 0..self.plan.rounds {
+            self.medium.write_small(self.plan.operations, &mut medium).await?;
+            engine.append_small(&mut ours).await?;
+            stream.latencies(&mut acks, &mut deliveries).await?;
+        }
+        report.latency("engine ack", &ours, &medium);
+        report.latency("stream ack", &acks, &medium);
+        report.latency("produce to consume", &deliveries, &medium);
+        report.figure("engine ack p50 over the medium's", "ms", ours.at(0.5) - medium.at(0.5));
+        report.figure("produce to consume p50 over the ack's", "ms", deliveries.at(0.5) - acks.at(0.5));
+        Ok(())
+    }
+
+    async fn many_logs(&self, report: &mut Report) -> anyhow::Result<()> {
+        let (clock, written) = (&self.machine.clock, || self.medium.written(&self.metrics));
+        let writes = many::writes(self.cluster.logs(), clock, self.plan.logs, self.plan.rounds, written).await?;
+        report.figure("writes of the medium, one log", "1/s", writes.one_log.median());
+        let what = format!("writes of the medium, the same entries on {} logs", self.plan.logs);
+        report.figure(&what, "1/s", writes.many_logs.median());
+        report.figure(&format!("{what}, ratio to one log"), "", writes.many_logs.ratio(&writes.one_log));
+        Ok(())
+    }
 }
 
 /// A data directory that goes away with the run, unless one was named.

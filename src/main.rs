@@ -38,6 +38,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Channels(arguments) => verbs::channels(arguments).await,
         Command::Nodes(arguments) => verbs::nodes(arguments).await,
         Command::Describe(arguments) => verbs::describe(arguments).await,
-        Command::Bench(arguments) => bench::bench(arguments).await,
+        Command::Bench(arguments) => Box::pin(bench::bench(arguments)).await,
     }
 }

@@ -12,5 +12,5 @@ pub(crate) use self::{
     cluster::{coord, node},
     logstore::logstore,
     standalone::{Standalone, standalone},
-    storage::{Machine, object_store},
+    storage::{Machine, logs, object_store},
 };

@@ -2,106 +2,89 @@
 
 use std::fmt::Write;
 
-use anyhow::Context;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{
-    PARALLEL, SMALL, Size,
-    engine::{Engine, Writes},
-    limit::Limits,
-    stream::Stream,
+    SMALL,
+    latency::{Latencies, Rates},
 };
 
-#[derive(Debug)]
-pub(super) struct Report {
-    backend: &'static str,
-    size: Size,
-    pub(super) medium: Option<Limits>,
-    pub(super) engine: Option<Engine>,
-    pub(super) stream: Option<Stream>,
-    pub(super) writes: Option<Writes>,
-}
-
-/// One line: a figure of ours beside the medium's.
+/// One line: a figure of ours beside what it is compared with.
 #[derive(Debug, Serialize)]
-pub(super) struct Figure {
+struct Figure {
     what: String,
     unit: &'static str,
     ours: f64,
-    medium: f64,
+    /// The medium's own, in the same run.
+    medium: Option<f64>,
     /// Ours divided by the medium's: of rates more is better, of latencies less.
-    ratio: f64,
+    ratio: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct Figures {
+pub(super) struct Report {
     backend: &'static str,
     entry_bytes: usize,
+    /// Entries on their way at once where throughput is measured.
+    in_flight: usize,
+    /// Bytes of one write of the medium where throughput is measured, and how many of them at once.
+    block_bytes: usize,
     parallel: usize,
+    rounds: usize,
     figures: Vec<Figure>,
 }
 
 impl Report {
-    pub(super) fn new(backend: &'static str, size: Size) -> Self {
-        Self { backend, size, medium: None, engine: None, stream: None, writes: None }
+    pub(super) fn new(
+        backend: &'static str,
+        entry_bytes: usize,
+        in_flight: usize,
+        (block_bytes, parallel): (usize, usize),
+        rounds: usize,
+    ) -> Self {
+        Self { backend, entry_bytes, in_flight, block_bytes, parallel, rounds, figures: Vec::new() }
     }
 
-    pub(super) fn figures(&self) -> anyhow::Result<Figures> {
-        let medium = self.medium.context("the medium was not measured")?;
-        let engine = self.engine.context("the engine was not measured")?;
-        let stream = self.stream.context("the stream was not measured")?;
-        let writes = self.writes.context("writes were not measured")?;
-        let figure = |what: &str, unit, ours: f64, medium: f64| Figure {
-            what: what.to_owned(),
-            unit,
-            ours,
-            medium,
-            ratio: ours / medium,
-        };
+    /// Bytes per second, round by round.
+    pub(super) fn throughput(&mut self, what: &str, ours: &Rates, medium: &Rates) {
         let mib = |rate: f64| rate / f64::from(1 << 20);
-        let throughput = |what: &str, ours, medium| figure(what, "MiB/s", mib(ours), mib(medium));
-        let latency = |what: &str, ours, medium| figure(what, "ms", ours, medium);
-        #[expect(clippy::cast_precision_loss, reason = "a rate")]
-        let small_bytes = stream.small_messages * SMALL as f64;
-        let many = format!("writes of the medium per second, {} logs / one log", writes.logs);
-        let figures = vec![
-            throughput("engine append", engine.append_rate, medium.write_rate),
-            throughput("stream append", stream.append_rate, medium.write_rate),
-            throughput("stream append, 4 producers of 1 KiB", small_bytes, medium.write_rate),
-            throughput("engine catch-up read", engine.read_rate, medium.read_rate),
-            throughput("stream catch-up read", stream.read_rate, medium.read_rate),
-            latency("engine ack p50", engine.ack.p50_ms, medium.write.p50_ms),
-            latency("engine ack p99", engine.ack.p99_ms, medium.write.p99_ms),
-            latency("engine ack p99.9", engine.ack.p999_ms, medium.write.p999_ms),
-            latency("stream ack p50", stream.ack.p50_ms, medium.write.p50_ms),
-            latency("stream ack p99", stream.ack.p99_ms, medium.write.p99_ms),
-            latency("stream ack p99.9", stream.ack.p999_ms, medium.write.p999_ms),
-            latency("produce to consume p50", stream.delivery.p50_ms, medium.write.p50_ms),
-            latency("produce to consume p99", stream.delivery.p99_ms, medium.write.p99_ms),
-            latency("produce to consume p99.9", stream.delivery.p999_ms, medium.write.p999_ms),
-            figure("messages of 1 KiB per second, 4 producers", "1/s", stream.small_messages, f64::NAN),
-            figure(&many, "1/s", writes.many_logs, writes.one_log),
-        ];
-        Ok(Figures { backend: self.backend, entry_bytes: self.size.entry, parallel: PARALLEL, figures })
+        self.compare(what, "MiB/s", mib(ours.median()), Some(mib(medium.median())), Some(ours.ratio(medium)));
+    }
+
+    /// Percentiles over all rounds.
+    pub(super) fn latency(&mut self, what: &str, ours: &Latencies, medium: &Latencies) {
+        for (name, quantile) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
+            let (ours, medium) = (ours.at(quantile), medium.at(quantile));
+            self.compare(&format!("{what} {name}"), "ms", ours, Some(medium), Some(ours / medium));
+        }
+    }
+
+    /// A figure beside another one that is not the medium's, or beside none.
+    pub(super) fn figure(&mut self, what: &str, unit: &'static str, ours: f64) {
+        self.compare(what, unit, ours, None, None);
+    }
+
+    fn compare(&mut self, what: &str, unit: &'static str, ours: f64, medium: Option<f64>, ratio: Option<f64>) {
+        self.figures.push(Figure { what: what.to_owned(), unit, ours, medium, ratio });
     }
 
     pub(super) fn table(&self) -> anyhow::Result<String> {
-        let found = self.figures()?;
         let mut text = String::new();
         writeln!(
             text,
-            "backend {}, entries of {} bytes, {} in flight; latencies with one writer and {SMALL} bytes",
-            found.backend, found.entry_bytes, found.parallel
+            "backend {}: entries of {} bytes, {} in flight; the medium by itself: blocks of {} bytes, {} at once; \
+             medians of {} rounds; latencies with one writer and {SMALL} bytes",
+            self.backend, self.entry_bytes, self.in_flight, self.block_bytes, self.parallel, self.rounds
         )?;
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(["WHAT", "UNIT", "OURS", "MEDIUM", "RATIO"]);
-        for figure in found.figures {
-            let shown = |value: f64| if value.is_finite() { format!("{value:.3}") } else { "-".to_owned() };
+        let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        for figure in &self.figures {
             table.add_row([
-                figure.what,
+                figure.what.clone(),
                 figure.unit.to_owned(),
-                shown(figure.ours),
+                shown(Some(figure.ours)),
                 shown(figure.medium),
                 shown(figure.ratio),
             ]);

@@ -1,11 +1,11 @@
 //! Everything in one process: coordinator, one node and the log engine, talking over loopback like any others.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use streaming_client::{Discovery, Edges, Settings};
 use woodpecker::Client;
-use woodpecker_base::{net::tcp_connector, tasks::Tasks};
+use woodpecker_base::{metadata::MetadataStore, net::tcp_connector, tasks::Tasks};
 
 use super::{banner, cluster::listen, process::Process, settings, storage, storage::Machine};
 use crate::{cli::ServerArgs, config::Config};
@@ -20,6 +20,7 @@ pub(crate) struct Standalone {
     coordinator: String,
     node: String,
     logs: Client,
+    metadata: Arc<dyn MetadataStore>,
     machine: Machine,
     /// Stopped from the outermost role inwards: what serves first, what is stood on last.
     node_role: Role,
@@ -75,7 +76,7 @@ impl Standalone {
         let node_edges = streaming_node::Edges {
             listener: at_node,
             connector: tcp_connector(),
-            metadata,
+            metadata: metadata.clone(),
             logs: logs.clone(),
             clock: machine.clock.clone(),
             random: machine.random.clone(),
@@ -85,6 +86,7 @@ impl Standalone {
             coordinator,
             node,
             logs,
+            metadata,
             machine: machine.clone(),
             coord_role: Role::spawn(coord_tasks, coord),
             node_role: Role::spawn(node_tasks, serving),
@@ -122,6 +124,11 @@ impl Standalone {
     /// The log engine under the node.
     pub(crate) fn logs(&self) -> &Client {
         &self.logs
+    }
+
+    /// The metadata store of all of them.
+    pub(crate) fn metadata(&self) -> &Arc<dyn MetadataStore> {
+        &self.metadata
     }
 
     /// Ends when a role does, which none should.
