@@ -17,7 +17,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use crate::{
     cli::BenchArgs,
     config::Config,
-    roles::{Machine, Standalone},
+    roles::{Machine, Reporters, Standalone},
     telemetry,
 };
 use engine::Engine;
@@ -81,8 +81,8 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let machine = Machine::real();
     let medium = Medium::open(&config, &machine)?;
     let plan = Plan::of(&arguments, medium.blocks())?;
-    let cluster = Standalone::start(&config, &machine).await?;
-    cluster.until_served(config.channels().len()).await?;
+    let cluster = Standalone::start(&config, &machine, &Reporters::default()).await?;
+    cluster.until_served().await?;
     let mut run = Run { config, machine, metrics, cluster, medium, plan };
     let report = run.measure().await;
     let cleared = run.medium.clear().await;

@@ -11,6 +11,7 @@ mod storage;
 pub(crate) use self::{
     cluster::{coord, node},
     logstore::logstore,
+    process::Reporters,
     standalone::{Standalone, standalone},
     storage::{Machine, logs, object_store},
 };

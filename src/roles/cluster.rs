@@ -22,12 +22,14 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
     let listener = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_coord::Edges {
+        listener,
         connector: tcp_connector(),
         metadata,
         clock: machine.clock.clone(),
         random: machine.random.clone(),
+        health: process.health.coord.clone(),
     };
-    let role = streaming_coord::serve(settings::coord(config), listener, edges, tasks);
+    let role = streaming_coord::serve(settings::coord(config), edges, tasks.token().clone());
     banner::print("coord", &process.addresses(&[("coordinator", &address)]), None);
     process.run(role).await
 }
@@ -51,6 +53,7 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
         logs: logs.clone(),
         clock: machine.clock.clone(),
         random: machine.random.clone(),
+        health: process.health.node.clone(),
     };
     let role = streaming_node::serve(settings::node(config)?, edges, tasks.token().clone());
     banner::print("node", &process.addresses(&[("node", &address)]), None);

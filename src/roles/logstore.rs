@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use streaming_proto::logstore::StatusResponse;
-use woodpecker_base::metadata::RedbStore;
+use woodpecker_base::{health, metadata::RedbStore};
 use woodpecker_server::{LogStore, NamespaceStatus, Parts, Refusal};
 
 use super::{banner, cluster::listen, process::Process, storage};
@@ -57,7 +57,13 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
                 ended = &mut serving => return ended,
                 () = store.until_registered() => {}
             }
+            process.health.logstore.report(health::State::Healthy, Vec::new());
             banner::print("logstore", &addresses, None);
+            tokio::select! {
+                biased;
+                ended = &mut serving => return ended,
+                () = process.tasks.stopped() => process.health.logstore.report(health::State::Stopping, Vec::new()),
+            }
             serving.await
         })
         .await

@@ -1,24 +1,42 @@
 //! What every role's process does: configuration, logs, signals, the admin port, and an end in time.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, ensure};
 use axum::Router;
-use woodpecker_base::tasks::Tasks;
+use woodpecker_base::{health::HealthReporter, tasks::Tasks};
 
 use super::storage::Machine;
 use crate::{
-    admin::{self, RoleHealth},
+    admin::{self, Roles},
     cli::ServerArgs,
     config::{Config, MetastoreType},
     shutdown, telemetry,
 };
+
+/// How long a probe that is being answered may hold up the end.
+const ADMIN_GRACE: Duration = Duration::from_secs(2);
+
+/// Where the roles of a process say how they are.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reporters {
+    pub(crate) coord: HealthReporter,
+    pub(crate) node: HealthReporter,
+    pub(crate) logstore: HealthReporter,
+}
+
+impl Reporters {
+    /// Those that a process of this role has, by the names that the protocol has for them.
+    fn of(&self, role: &str) -> Roles {
+        let (coord, node) = (("mixcoord", self.coord.clone()), ("streamingnode", self.node.clone()));
+        match role {
+            "coord" => vec![coord],
+            "node" => vec![node],
+            "logstore" => vec![("logstore", self.logstore.clone())],
+            _ => vec![coord, node],
+        }
+    }
+}
 
 /// A role's process before the role runs.
 #[derive(Debug)]
@@ -27,8 +45,10 @@ pub(super) struct Process {
     pub(super) machine: Machine,
     /// Stopped by the first signal.
     pub(super) tasks: Tasks,
-    stopping: Arc<AtomicBool>,
+    pub(super) health: Reporters,
+    /// The admin port's address and tasks. It outlives the role: probes see the drain.
     admin: Option<SocketAddr>,
+    admin_tasks: Tasks,
     data: String,
 }
 
@@ -66,21 +86,16 @@ impl Process {
         let tasks = Tasks::new();
         shutdown::on_signal(&tasks)?;
         let machine = Machine::real();
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (health, admin_tasks) = (Reporters::default(), Tasks::new());
         let mut bound = None;
         if config.admin.enabled {
             let address = SocketAddr::new(config.admin.ip.parse().context("admin.ip")?, config.admin.port);
-            let flag = stopping.clone();
-            let health = Arc::new(move || {
-                let state = if flag.load(Ordering::Relaxed) { "Stopping" } else { "Healthy" };
-                vec![RoleHealth { role, state, detail: String::new() }]
-            });
-            // The admin port outlives the signal: probes see the drain.
-            let serving = admin::serve(address, health, metrics, pages, machine.clock.clone(), &Tasks::new()).await;
+            let (roles, clock) = (health.of(role), machine.clock.clone());
+            let serving = admin::serve(address, roles, metrics, pages, clock, &admin_tasks).await;
             bound = Some(serving.with_context(|| format!("admin.ip and admin.port: cannot listen on {address}"))?);
         }
         let data = config.woodpecker.storage.root_path.clone();
-        Ok(Some(Self { config, machine, tasks, stopping, admin: bound, data }))
+        Ok(Some(Self { config, machine, tasks, health, admin: bound, admin_tasks, data }))
     }
 
     /// What is printed at the start: the role's addresses, then the process' own.
@@ -101,13 +116,14 @@ impl Process {
         let grace = self.config.common.grace();
         let late = async {
             self.tasks.stopped().await;
-            self.stopping.store(true, Ordering::Relaxed);
             self.machine.clock.sleep(grace).await;
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
-            ended = role => Ok(ended?),
-            () = late => anyhow::bail!("not stopped within common.gracefulStopTimeout ({grace:?})"),
-        }
+            ended = role => ended.map_err(Into::into),
+            () = late => Err(anyhow::anyhow!("not stopped within common.gracefulStopTimeout ({grace:?})")),
+        };
+        self.admin_tasks.drain(&self.machine.clock, ADMIN_GRACE).await;
+        outcome
     }
 }

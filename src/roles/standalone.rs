@@ -3,11 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use streaming_client::{Discovery, Edges, Settings};
 use woodpecker::Client;
 use woodpecker_base::{metadata::MetadataStore, net::tcp_connector, tasks::Tasks};
 
-use super::{banner, cluster::listen, process::Process, settings, storage, storage::Machine};
+use super::{
+    banner,
+    cluster::listen,
+    process::{Process, Reporters},
+    settings, storage,
+    storage::Machine,
+};
 use crate::{cli::ServerArgs, config::Config};
 
 /// Recovery of a long log is progress; only beyond this is it worth an error.
@@ -27,7 +32,7 @@ pub(crate) struct Standalone {
     coord_role: Role,
     engine: Tasks,
     grace: Duration,
-    cluster: String,
+    health: Reporters,
 }
 
 #[derive(Debug)]
@@ -57,7 +62,7 @@ impl Standalone {
     ///
     /// # Errors
     /// A port is taken, a medium or the metadata cannot be opened.
-    pub(crate) async fn start(config: &Config, machine: &Machine) -> anyhow::Result<Self> {
+    pub(crate) async fn start(config: &Config, machine: &Machine, health: &Reporters) -> anyhow::Result<Self> {
         let metadata = storage::metadata(config, machine).await?;
         let engine = Tasks::new();
         let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
@@ -66,13 +71,14 @@ impl Standalone {
         let (coordinator, node) = (at_coord.address().to_owned(), at_node.address().to_owned());
         let (coord_tasks, node_tasks) = (Tasks::new(), Tasks::new());
         let coord_edges = streaming_coord::Edges {
+            listener: at_coord,
             connector: tcp_connector(),
             metadata: metadata.clone(),
             clock: machine.clock.clone(),
             random: machine.random.clone(),
+            health: health.coord.clone(),
         };
-        let (coord_settings, stop) = (settings::coord(config), coord_tasks.clone());
-        let coord = async move { streaming_coord::serve(coord_settings, at_coord, coord_edges, &stop).await };
+        let coordinating = streaming_coord::serve(settings::coord(config), coord_edges, coord_tasks.token().clone());
         let node_edges = streaming_node::Edges {
             listener: at_node,
             connector: tcp_connector(),
@@ -80,6 +86,7 @@ impl Standalone {
             logs: logs.clone(),
             clock: machine.clock.clone(),
             random: machine.random.clone(),
+            health: health.node.clone(),
         };
         let serving = streaming_node::serve(settings::node(config)?, node_edges, node_tasks.token().clone());
         Ok(Self {
@@ -88,11 +95,11 @@ impl Standalone {
             logs,
             metadata,
             machine: machine.clone(),
-            coord_role: Role::spawn(coord_tasks, coord),
+            coord_role: Role::spawn(coord_tasks, coordinating),
             node_role: Role::spawn(node_tasks, serving),
             engine,
             grace: config.common.grace(),
-            cluster: config.msg_channel.chan_name_prefix.cluster.clone(),
+            health: health.clone(),
         })
     }
 
@@ -100,20 +107,18 @@ impl Standalone {
     ///
     /// # Errors
     /// It takes longer than the limit.
-    pub(crate) async fn until_served(&self, channels: usize) -> anyhow::Result<()> {
-        let settings =
-            Settings { cluster: self.cluster.clone(), ..Settings::new(Discovery::Address(self.coordinator.clone())) };
-        let Machine { clock, random, .. } = &self.machine;
-        let edges = Edges { connector: tcp_connector(), clock: clock.clone(), random: random.clone() };
-        let client = streaming_client::Client::connect(settings, edges)?;
+    pub(crate) async fn until_served(&self) -> anyhow::Result<()> {
+        let (clock, Reporters { coord, node, .. }) = (&self.machine.clock, &self.health);
         let served = async {
-            while client.channels().len() < channels {
+            while !(coord.now().is_ready() && node.now().is_ready()) {
                 clock.sleep(POLL).await;
             }
         };
         let in_time = clock.timeout(SERVED_LIMIT, served).await;
-        client.close().await;
-        in_time.with_context(|| format!("not every channel is served after {SERVED_LIMIT:?}"))
+        in_time.with_context(|| {
+            format!("not ready after {SERVED_LIMIT:?}: {}", self.health.coord.now().missing.join("; "))
+        })?;
+        Ok(())
     }
 
     /// The coordinator's address, which is all a client needs.
@@ -162,15 +167,14 @@ impl Standalone {
 /// It cannot start, a role ended by itself, or the stop took too long.
 pub(crate) async fn standalone(arguments: ServerArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(&arguments, "standalone").await? else { return Ok(()) };
-    let mut cluster = Standalone::start(&process.config, &process.machine).await?;
+    let mut cluster = Standalone::start(&process.config, &process.machine, &process.health).await?;
     let addresses = process.addresses(&[("coordinator", cluster.address()), ("node", &cluster.node)]);
-    let channels = process.config.channels().len();
     process
         .run(async {
             tokio::select! {
                 biased;
                 () = process.tasks.stopped() => return cluster.stop().await,
-                served = cluster.until_served(channels) => served?,
+                served = cluster.until_served() => served?,
             }
             banner::print("standalone", &addresses, Some(cluster.address()));
             tokio::select! {

@@ -128,8 +128,8 @@ impl Client {
     pub fn connect(settings: Settings, edges: Edges) -> Result<Self, InvalidSetting> {
         settings.validate()?;
         let Edges { connector, clock, random } = edges;
-        let connections = Arc::new(Connections::new(connector, &settings));
-        let locator = Locator::new(&settings.discovery, clock.clone(), settings.timeouts.connect);
+        let connections = Arc::new(Connections::new(connector, &settings)?);
+        let locator = Locator::new(&settings.discovery, clock.clone(), &random, settings.timeouts.connect);
         let backoff = settings.timeouts.backoff(&clock, &random);
         let (watcher, assignments) = Watcher::new(locator, connections.clone(), clock.clone(), &settings, backoff);
         let watcher_tasks = Tasks::new();

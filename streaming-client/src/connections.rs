@@ -10,11 +10,11 @@ use streaming_types::{StreamingError, metadata::set_destination};
 use tonic::{
     Status,
     metadata::MetadataMap,
-    transport::{Channel, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use woodpecker_base::net::Connector;
 
-use crate::settings::Settings;
+use crate::settings::{InvalidSetting, Settings, Tls};
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -46,19 +46,27 @@ pub(crate) struct Connections {
     keepalive_interval: Duration,
     keepalive_timeout: Duration,
     cluster: String,
+    tls: Option<ClientTlsConfig>,
     open: Mutex<BTreeMap<(Server, Class), Channel>>,
 }
 
 impl Connections {
-    pub(crate) fn new(connector: Connector, settings: &Settings) -> Self {
-        Self {
+    /// Fails if TLS cannot be set up as the settings say.
+    pub(crate) fn new(connector: Connector, settings: &Settings) -> Result<Self, InvalidSetting> {
+        let tls = settings.tls.as_ref().map(tls_config);
+        if let Some(tls) = &tls {
+            let tried = Endpoint::from_static("https://localhost").tls_config(tls.clone());
+            tried.map_err(|error| InvalidSetting { name: "tls", reason: format!("{error:?}") })?;
+        }
+        Ok(Self {
             connector,
             connect: settings.timeouts.connect,
             keepalive_interval: settings.timeouts.keepalive_interval,
             keepalive_timeout: settings.timeouts.keepalive_timeout,
             cluster: settings.cluster.clone(),
+            tls,
             open: Mutex::default(),
-        }
+        })
     }
 
     /// The connection to a server. It is dialled by the first call and again after it broke.
@@ -68,7 +76,8 @@ impl Connections {
             return Ok(channel.clone());
         }
         let window = if class == Class::Read { READ_CONNECTION_WINDOW } else { CONNECTION_WINDOW };
-        let channel = Endpoint::from_shared(format!("http://{}", server.address))
+        let channel = self
+            .endpoint(&server.address)
             .map_err(|error| StreamingError::unknown(format!("address {:?}: {error}", server.address)))?
             .connect_timeout(self.connect)
             .http2_keep_alive_interval(self.keepalive_interval)
@@ -82,6 +91,13 @@ impl Connections {
         Ok(channel)
     }
 
+    fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
+        match &self.tls {
+            None => Endpoint::from_shared(format!("http://{address}")),
+            Some(tls) => Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls.clone()),
+        }
+    }
+
     /// Forgets connections that `keep` does not name; calls that run on them go on.
     pub(crate) fn retain(&self, keep: impl Fn(&Server, Class) -> bool) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|(server, class), _| keep(server, *class));
@@ -91,6 +107,17 @@ impl Connections {
     pub(crate) fn address_call(&self, server: &Server, metadata: &mut MetadataMap) {
         set_destination(metadata, &self.cluster, server.id);
     }
+}
+
+fn tls_config(tls: &Tls) -> ClientTlsConfig {
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
+    if let Some((certificate, key)) = &tls.client {
+        config = config.identity(Identity::from_pem(certificate, key));
+    }
+    if let Some(domain) = &tls.domain {
+        config = config.domain_name(domain);
+    }
+    config
 }
 
 /// Why a call or stream ended with `status`. A failure that the server did not explain is UNKNOWN.

@@ -49,4 +49,4 @@ pub use client::{Client, Coordinator};
 pub use consumer::{ConsumeOptions, Consumer, Delivery, Txn};
 pub use error::{AppendError, ConsumeError, NotReady, TxnError};
 pub use producer::{Append, AppendResult, Producer, Transaction};
-pub use settings::{Discovery, Edges, InvalidSetting, Limits, Order, Settings, Timeouts};
+pub use settings::{Discovery, Edges, InvalidSetting, Limits, Order, Settings, Timeouts, Tls};

@@ -1,6 +1,6 @@
 //! What a client is told: where the coordinator is, how long to try, how much to hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, net::Connector, random::Random};
 
@@ -33,12 +33,31 @@ pub enum Order {
     Relaxed,
 }
 
+/// TLS to coordinator and nodes. Everything is PEM text, so that a secret need not be a file.
+#[derive(Clone)]
+pub struct Tls {
+    /// The authorities one of which has signed the servers' certificates.
+    pub ca: String,
+    /// The client's own certificate and its key, for servers that ask for one.
+    pub client: Option<(String, String)>,
+    /// The name in the servers' certificates, if it is not the host that is dialled.
+    pub domain: Option<String>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("domain", &self.domain).finish_non_exhaustive()
+    }
+}
+
 /// Settings of a [`Client`](crate::Client). Start from [`Settings::new`] and change what differs.
 #[derive(Debug, Clone)]
 pub struct Settings {
     pub discovery: Discovery,
     /// Sent with every call; a server of another cluster refuses it.
     pub cluster: String,
+    /// `None`: connections are not encrypted.
+    pub tls: Option<Tls>,
     pub order: Order,
     /// Whether appends carry an idempotency key, so that one that is sent again is not stored twice.
     pub idempotent: bool,
@@ -53,6 +72,7 @@ impl Settings {
         Self {
             discovery,
             cluster: "by-dev".to_owned(),
+            tls: None,
             order: Order::default(),
             idempotent: true,
             timeouts: Timeouts::default(),
@@ -182,6 +202,9 @@ impl Settings {
         {
             return refuse("discovery", "the coordinator's address is no host:port");
         }
+        if self.tls.as_ref().is_some_and(|tls| !tls.ca.contains("-----BEGIN CERTIFICATE-----")) {
+            return refuse("tls.ca", "holds no certificate in PEM");
+        }
         let durations = [
             ("timeouts.connect", self.timeouts.connect),
             ("timeouts.open", self.timeouts.open),
@@ -235,6 +258,7 @@ mod tests {
         assert_eq!(refused(|s| s.cluster = "two words".into()), "cluster");
         assert_eq!(refused(|s| s.discovery = Discovery::Address(String::new())), "discovery");
         assert_eq!(refused(|s| s.discovery = Discovery::Address("a b".into())), "discovery");
+        assert_eq!(refused(|s| s.tls = Some(Tls { ca: "x".into(), client: None, domain: None })), "tls.ca");
         assert_eq!(refused(|s| s.timeouts.append = Duration::ZERO), "timeouts.append");
         assert_eq!(refused(|s| s.timeouts.backoff_max = Duration::from_millis(1)), "timeouts.backoff_max");
         assert_eq!(refused(|s| s.limits.max_message = 0), "limits.max_message");

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use woodpecker_base::{
     clock::Clock,
     election::Leadership,
+    health::HealthReporter,
     metadata::MetadataStore,
     net::Connector,
     random::Random,
@@ -26,14 +27,16 @@ use crate::{
 /// How many reports may wait for the balancer.
 const REPORTS: usize = 256;
 
-/// Where the outside world is.
+/// What a coordinator works with, injected.
 #[derive(Debug, Clone)]
-pub struct Edges {
+pub struct Parts {
     /// Connects to streaming nodes.
     pub connector: Connector,
     pub metadata: Arc<dyn MetadataStore>,
     pub clock: Clock,
     pub random: Random,
+    /// Where the coordinator says how it is.
+    pub health: HealthReporter,
 }
 
 /// The active coordinator of one reign.
@@ -61,17 +64,17 @@ impl Active {
     /// Recovers what was stored and starts to balance; everything runs until `tasks` is stopped.
     pub(crate) async fn begin(
         shared: &Shared,
-        edges: &Edges,
+        parts: &Parts,
         (session, leadership): (&Arc<Session>, &Leadership),
         tasks: &Tasks,
     ) -> Result<Self, BeginError> {
         let settings = &shared.settings;
         let server_id = session.record().server_id;
         let catalog = Catalog::new(
-            edges.metadata.clone(),
+            parts.metadata.clone(),
             &settings.metadata_root,
             leadership.guard(),
-            (edges.clock.clone(), edges.random.clone()),
+            (parts.clock.clone(), parts.random.clone()),
             settings.metadata_timeout,
         );
         claim_rank(&catalog, server_id).await?;
@@ -79,17 +82,17 @@ impl Active {
         let policy = PolicyControl::load(catalog.clone(), settings.balance.allow_rebalance).await?;
         let (timestamps, ceiling) = catalog.number("timestamp-ceiling").await?;
         let window = Timestamps::recover(ceiling, settings.timestamp_window);
-        let timestamps = Allocator::start(window, timestamps, catalog.clone(), edges.clock.clone(), tasks);
+        let timestamps = Allocator::start(window, timestamps, catalog.clone(), parts.clock.clone(), tasks);
         let (ids, ceiling) = catalog.number("id-ceiling").await?;
-        let ids = Allocator::start(Ids::recover(ceiling), ids, catalog.clone(), edges.clock.clone(), tasks);
+        let ids = Allocator::start(Ids::recover(ceiling), ids, catalog.clone(), parts.clock.clone(), tasks);
 
-        let (watcher, nodes) = Watcher::new(settings.clone(), edges.connector.clone(), edges.clock.clone());
+        let (watcher, nodes) = Watcher::new(settings.clone(), parts.connector.clone(), parts.clock.clone());
         let sessions = watch_sessions(
-            edges.metadata.clone(),
+            parts.metadata.clone(),
             &settings.metadata_root,
             SessionKeys::Shared("streamingnode"),
-            edges.clock.clone(),
-            &edges.random,
+            parts.clock.clone(),
+            &parts.random,
         );
         tasks.spawn_until_stopped(watcher.run(sessions));
         let (reports, receiver) = mpsc::channel(REPORTS);
@@ -101,12 +104,12 @@ impl Active {
             policy: policy.subscribe(),
             publisher,
             status: shared.status.clone(),
-            clock: edges.clock.clone(),
-            random: edges.random.clone(),
+            clock: parts.clock.clone(),
+            random: parts.random.clone(),
             tasks: tasks.clone(),
         };
         tasks.spawn_until_stopped(Balancer::new(context, stored).run(receiver));
-        let (session, clock) = (Arc::downgrade(session), edges.clock.clone());
+        let (session, clock) = (Arc::downgrade(session), parts.clock.clone());
         Ok(Self { timestamps, ids, policy, reports, session, clock })
     }
 

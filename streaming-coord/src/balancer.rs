@@ -153,7 +153,7 @@ impl Balancer {
             }
         }
         self.context.publisher.publish(&nodes, self.channels.values().map(Channel::pchannel));
-        let status: Vec<_> = self.channels.values().map(Channel::status).collect();
+        let status: Vec<_> = self.channels.values().map(|channel| channel.status(&nodes)).collect();
         self.context.status.send_replace(Arc::new(status));
     }
 

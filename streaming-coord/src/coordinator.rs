@@ -2,19 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tonic::{service::RoutesBuilder, transport::Server};
+use tonic::service::RoutesBuilder;
 use woodpecker_base::{
     backoff::Backoff,
     election::{Leadership, campaign},
+    health::State,
     metadata::MetadataError,
-    net::Listener,
     server_id,
     session::{Session, SessionError, SessionRecord},
     tasks::Tasks,
 };
 
 use crate::{
-    active::{Active, BeginError, Edges},
+    active::{Active, BeginError, Parts},
     balancer::ChannelStatus,
     catalog::CatalogError,
     services,
@@ -65,18 +65,6 @@ impl CoordinatorError {
     }
 }
 
-/// What a coordinator does in its cluster at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RoleState {
-    /// Registering, or taking over.
-    Initializing,
-    /// Another one leads.
-    StandBy,
-    /// Leads.
-    Healthy,
-    Stopping,
-}
-
 /// A running coordinator. It runs until the tasks it was started with are stopped; dropping it does not stop it.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -90,11 +78,12 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`CoordinatorError::Settings`].
-    pub fn start(settings: Settings, address: &str, edges: Edges, tasks: &Tasks) -> Result<Self, CoordinatorError> {
+    pub fn start(settings: Settings, address: &str, parts: Parts, tasks: &Tasks) -> Result<Self, CoordinatorError> {
         settings.validate()?;
         let address = settings.advertised_address.clone().unwrap_or_else(|| address.to_owned());
-        let shared = Arc::new(Shared::new(settings, edges.clock.clone()));
-        let role = Role { shared: shared.clone(), edges, address, tasks: tasks.clone() };
+        let shared = Arc::new(Shared::new(settings, parts.clock.clone()));
+        tasks.spawn(shared.clone().report(parts.health.clone()));
+        let role = Role { shared: shared.clone(), parts, address, tasks: tasks.clone() };
         Ok(Self { role: tasks.spawn(role.run()), shared })
     }
 
@@ -112,7 +101,7 @@ impl Coordinator {
 
     /// What it does at the moment.
     #[must_use]
-    pub fn state(&self) -> RoleState {
+    pub fn state(&self) -> State {
         self.shared.phase.borrow().state()
     }
 
@@ -141,46 +130,10 @@ impl Coordinator {
     }
 }
 
-/// Runs a coordinator, with its services on `listener`, until the tasks are stopped.
-///
-/// # Errors
-/// What kept it from starting or ended it, unless it was asked to end.
-pub async fn serve(
-    settings: Settings,
-    listener: Listener,
-    edges: Edges,
-    tasks: &Tasks,
-) -> Result<(), CoordinatorError> {
-    let (clock, grace) = (edges.clock.clone(), settings.shutdown_grace);
-    let tasks = tasks.child();
-    let mut coordinator = Coordinator::start(settings, listener.address(), edges, &tasks)?;
-    let mut routes = RoutesBuilder::default();
-    coordinator.register(&mut routes);
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(Duration::from_secs(60)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .add_routes(routes.routes())
-        .serve_with_incoming_shutdown(listener, tasks.token().clone().cancelled_owned());
-    tokio::pin!(server);
-    let outcome = tokio::select! {
-        outcome = &mut server => {
-            tasks.stop();
-            return outcome.map_err(Into::into).and(coordinator.ended().await);
-        }
-        outcome = coordinator.ended() => outcome,
-    };
-    tasks.stop();
-    // Clients that do not let go in time are cut off.
-    if let Ok(Err(error)) = clock.timeout(grace, server).await {
-        tracing::warn!(%error, "the gRPC server ended badly");
-    }
-    outcome
-}
-
 /// The task of the role.
 struct Role {
     shared: Arc<Shared>,
-    edges: Edges,
+    parts: Parts,
     address: String,
     tasks: Tasks,
 }
@@ -196,7 +149,7 @@ enum Ended {
 
 impl Role {
     async fn run(self) -> Result<(), CoordinatorError> {
-        let mut backoff = backoff(&self.edges);
+        let mut backoff = backoff(&self.parts);
         loop {
             match self.stand().await {
                 None => return Ok(()),
@@ -229,10 +182,10 @@ impl Role {
         let reign = self.tasks.branch();
         let ended = stop.run_until_cancelled(self.lead(&session, &reign)).await;
         self.retire(if ended.is_none() { Phase::Stopping } else { Phase::Initializing });
-        reign.drain(&self.edges.clock, self.shared.settings.shutdown_grace).await;
+        reign.drain(&self.parts.clock, self.shared.settings.shutdown_grace).await;
         // Whoever stands by need not wait for the lease to end by itself.
         if let Some(session) = Arc::into_inner(session) {
-            let revoked = self.edges.clock.timeout(self.shared.settings.metadata_timeout, session.revoke()).await;
+            let revoked = self.parts.clock.timeout(self.shared.settings.metadata_timeout, session.revoke()).await;
             if let Ok(Err(error)) = revoked {
                 tracing::warn!(%error, "the session ends with its lease");
             }
@@ -245,7 +198,7 @@ impl Role {
         let phase = &self.shared.phase;
         phase.send_replace(Phase::StandBy);
         let Settings { metadata_root, .. } = &self.shared.settings;
-        let leadership = match campaign(&self.edges.metadata, &self.edges.clock, metadata_root, session).await {
+        let leadership = match campaign(&self.parts.metadata, &self.parts.clock, metadata_root, session).await {
             Ok(leadership) => leadership,
             Err(error) => {
                 tracing::warn!(%error, "not elected");
@@ -269,9 +222,9 @@ impl Role {
     }
 
     async fn begin(&self, session: &Arc<Session>, leadership: &Leadership, reign: &Tasks) -> Result<Active, Ended> {
-        let mut backoff = backoff(&self.edges);
+        let mut backoff = backoff(&self.parts);
         loop {
-            match Active::begin(&self.shared, &self.edges, (session, leadership), reign).await {
+            match Active::begin(&self.shared, &self.parts, (session, leadership), reign).await {
                 Ok(active) => return Ok(active),
                 Err(BeginError::Outranked { ours, earlier }) => {
                     tracing::info!(ours, earlier, "the server id is too small to lead");
@@ -289,14 +242,14 @@ impl Role {
 
     async fn register(&self) -> Result<Session, CoordinatorError> {
         let Settings { metadata_root, version, session_ttl, .. } = &self.shared.settings;
-        let mut backoff = backoff(&self.edges);
+        let mut backoff = backoff(&self.parts);
         loop {
-            let store = &self.edges.metadata;
+            let store = &self.parts.metadata;
             let registered = async {
                 // A new id for each registration: it is what orders the assignments of one leader after another's.
                 let id = server_id::allocate(&**store, metadata_root).await?;
                 let record = SessionRecord { exclusive: true, ..SessionRecord::new(ROLE, id, &self.address, version) };
-                let (clock, tasks) = (&self.edges.clock, &self.tasks);
+                let (clock, tasks) = (&self.parts.clock, &self.tasks);
                 let session =
                     Session::register(store.clone(), clock, tasks, metadata_root, record, *session_ttl).await?;
                 Ok::<_, SessionError>((id, session))
@@ -325,6 +278,6 @@ impl Role {
     }
 }
 
-fn backoff(edges: &Edges) -> Backoff {
-    Backoff::new(edges.clock.clone(), &edges.random, Duration::from_millis(100), Duration::from_secs(3))
+fn backoff(parts: &Parts) -> Backoff {
+    Backoff::new(parts.clock.clone(), &parts.random, Duration::from_millis(100), Duration::from_secs(3))
 }

@@ -16,14 +16,16 @@ mod nodes;
 mod pchannel;
 mod policy;
 mod runtime_policy;
+mod serve;
 mod services;
 mod settings;
 mod shared;
 
 pub use self::{
-    active::Edges,
+    active::Parts,
     balancer::{ChannelState, ChannelStatus},
-    coordinator::{Coordinator, CoordinatorError, RoleState, serve},
+    coordinator::{Coordinator, CoordinatorError},
+    serve::{Edges, serve},
     settings::{Balance, Channels, Nodes, OnLeadershipLoss, Settings, SettingsError},
 };
 

@@ -8,10 +8,10 @@ mod root_coord;
 use std::sync::Arc;
 
 use streaming_proto::{
-    rootcoord::root_coord_server::RootCoordServer,
+    rootcoord::root_coord_server::{self as root_server, RootCoordServer},
     streaming::{
-        streaming_coord_assignment_service_server::StreamingCoordAssignmentServiceServer,
-        streaming_coord_broadcast_service_server::StreamingCoordBroadcastServiceServer,
+        streaming_coord_assignment_service_server::{self as assignment_server, StreamingCoordAssignmentServiceServer},
+        streaming_coord_broadcast_service_server::{self as broadcast_server, StreamingCoordBroadcastServiceServer},
     },
 };
 use tonic::{
@@ -25,6 +25,10 @@ use crate::shared::Shared;
 /// Largest request and response, as peers are set.
 const MAX_REQUEST: usize = 256 << 20;
 const MAX_RESPONSE: usize = 512 << 20;
+
+/// The names of all services of a coordinator.
+pub(crate) const SERVICES: [&str; 3] =
+    [assignment_server::SERVICE_NAME, broadcast_server::SERVICE_NAME, root_server::SERVICE_NAME];
 
 /// Adds the coordinator's services. Each checks by itself what its calls are meant for, so that services of other
 /// roles may stand beside them on one port.

@@ -8,11 +8,12 @@ use std::sync::{
 use streaming_types::{StreamingError, metadata::check_destination};
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
-use woodpecker_base::clock::Clock;
-
-use crate::{
-    active::Active, assignment::Published, balancer::ChannelStatus, coordinator::RoleState, settings::Settings,
+use woodpecker_base::{
+    clock::Clock,
+    health::{HealthReporter, State},
 };
+
+use crate::{active::Active, assignment::Published, balancer::ChannelStatus, settings::Settings};
 
 /// What the coordinator is at the moment.
 #[derive(Debug, Clone)]
@@ -26,12 +27,12 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
-    pub(crate) fn state(&self) -> RoleState {
+    pub(crate) fn state(&self) -> State {
         match self {
-            Self::Initializing => RoleState::Initializing,
-            Self::StandBy => RoleState::StandBy,
-            Self::Active(_) => RoleState::Healthy,
-            Self::Stopping => RoleState::Stopping,
+            Self::Initializing => State::Initializing,
+            Self::StandBy => State::StandBy,
+            Self::Active(_) => State::Healthy,
+            Self::Stopping => State::Stopping,
         }
     }
 }
@@ -68,6 +69,24 @@ impl Shared {
         self.server_id.store(server_id, Ordering::Relaxed);
     }
 
+    /// Keeps saying how the coordinator is, until it stops.
+    pub(crate) async fn report(self: Arc<Self>, health: HealthReporter) {
+        let (mut phase, mut status) = (self.phase.subscribe(), self.status.subscribe());
+        loop {
+            let state = phase.borrow_and_update().state();
+            let channels = status.borrow_and_update().clone();
+            health.report(state, if state == State::Healthy { unserved(&channels) } else { Vec::new() });
+            if state == State::Stopping {
+                return;
+            }
+            // Both senders are ours.
+            tokio::select! {
+                _ = phase.changed() => {}
+                _ = status.changed() => {}
+            }
+        }
+    }
+
     /// The active coordinator; waits a while to become it.
     pub(crate) async fn active(&self) -> Result<Arc<Active>, StreamingError> {
         let mut phase = self.phase.subscribe();
@@ -85,4 +104,20 @@ impl Shared {
         // Nobody can know an id that is not registered yet: a call for any server is then for someone else.
         check_destination(metadata, &self.settings.cluster, self.server_id())
     }
+}
+
+/// What each channel that nobody serves is waiting for.
+fn unserved(channels: &[ChannelStatus]) -> Vec<String> {
+    if channels.is_empty() {
+        return vec!["the channels have not been looked at yet".to_owned()];
+    }
+    let unserved = channels.iter().filter(|channel| !channel.served);
+    unserved
+        .map(|channel| {
+            let ChannelStatus { name, term, busy, failures, .. } = channel;
+            let doing = if *busy { "an attempt is running" } else { "waiting for the next attempt" };
+            let cause = channel.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
+            format!("{name} is not served: term {term}, {failures} failed attempts, {doing}{cause}")
+        })
+        .collect()
 }

@@ -3,5 +3,6 @@
 mod cluster;
 mod discovery;
 mod failover;
+mod health;
 mod placement;
 mod root_coord;

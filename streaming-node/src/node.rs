@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use streaming_proto::common::StateCode;
 use streaming_types::{StreamingError, TimeTick};
 use tokio::sync::watch;
 use tonic::service::Routes;
 use woodpecker_base::{
     clock::Clock,
+    health::{HealthReporter, State},
     metadata::{MetadataError, MetadataStore},
     random::Random,
     server_id,
@@ -39,6 +39,8 @@ pub struct Parts {
     pub memory: Memory,
     pub clock: Clock,
     pub random: Random,
+    /// Where the node says how it is.
+    pub health: HealthReporter,
 }
 
 /// Why a node did not start.
@@ -105,7 +107,7 @@ impl Node {
         let settings = Arc::new(settings);
         let tasks = Tasks::new();
         let server_id = server_id::allocate(&*parts.metadata, &settings.metadata_root).await?;
-        let identity = Arc::new(Identity::new(settings.cluster.clone(), server_id));
+        let identity = Arc::new(Identity::new(settings.cluster.clone(), server_id, parts.health.clone()));
         let paused = watch::Sender::new(false);
         let opener = Opener {
             settings: Arc::clone(&settings),
@@ -158,7 +160,7 @@ impl Node {
     /// [`StartError::Session`].
     pub async fn register(&self, address: &str) -> Result<(), StartError> {
         self.registration.begin(&self.services, &self.parts, &self.tasks, address).await?;
-        self.services.identity.set_state(StateCode::Healthy);
+        self.parts.health.report(State::Healthy, Vec::new());
         Ok(())
     }
 
@@ -173,7 +175,7 @@ impl Node {
 
     /// Announces that the node goes, closes every WAL, ends the session. Takes little longer than closing a WAL may.
     pub async fn drain(&self) {
-        self.services.identity.set_state(StateCode::Stopping);
+        self.parts.health.report(State::Stopping, Vec::new());
         self.registration.announce();
         self.services.wals.close().await;
         self.registration.end();

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::{
     backoff::Backoff,
+    health::State,
     server_id,
     session::{Session, SessionError, SessionRecord},
     tasks::Tasks,
@@ -87,10 +88,13 @@ impl Keeper {
             }
             tracing::warn!(server_id = session.record().server_id, "the session is lost; closing and registering anew");
             drop(session);
+            let missing = "the session is lost: everything is closed, registering anew";
+            self.parts.health.report(State::Initializing, vec![missing.to_owned()]);
             // Others may own what was ours by now; nothing of the old server id goes on under the new one.
             self.services.wals.release().await;
             let Some(next) = self.leaving.run_until_cancelled(self.register_anew()).await else { return };
             session = next;
+            self.parts.health.report(State::Healthy, Vec::new());
         }
     }
 

@@ -2,17 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use streaming_proto::FILE_DESCRIPTOR_SET;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use woodpecker_base::{
     clock::Clock,
+    health::HealthReporter,
     metadata::MetadataStore,
     net::{Connector, Listener},
     random::Random,
     tasks::Tasks,
 };
 
-use crate::{Memory, Node, Parts, RootCoord, Settings, StartError};
+use crate::{Memory, Node, Parts, RootCoord, Settings, StartError, service::SERVICES};
 
 /// Everything of the outside world that a node touches.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub struct Edges {
     pub logs: woodpecker::Client,
     pub clock: Clock,
     pub random: Random,
+    /// Where the node says how it is.
+    pub health: HealthReporter,
 }
 
 /// Enough in flight on one stream for a batch of large messages, without one stream holding up the others.
@@ -49,7 +53,7 @@ pub fn server() -> Server {
 /// # Errors
 /// [`StartError`]; after the start only that the listener failed.
 pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken) -> Result<(), StartError> {
-    let Edges { listener, connector, metadata, logs, clock, random } = edges;
+    let Edges { listener, connector, metadata, logs, clock, random, health } = edges;
     let address = settings.advertised_address.clone().unwrap_or_else(|| listener.address().to_owned());
     let grace = settings.close_timeout;
     let root = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
@@ -63,12 +67,14 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
         memory: Memory::process(),
         clock: clock.clone(),
         random,
+        health: health.clone(),
     };
     let node = Node::start(settings, parts).await?;
 
     let tasks = Tasks::new();
     let stop = tasks.token().clone();
-    let served = server().add_routes(node.routes()).serve_with_incoming_shutdown(listener, stop.cancelled_owned());
+    let routes = health.serve(node.routes(), FILE_DESCRIPTOR_SET, &SERVICES, &tasks);
+    let served = server().add_routes(routes).serve_with_incoming_shutdown(listener, stop.cancelled_owned());
     let mut server = tasks.spawn(served);
     let registered = node.register(&address).await;
     if registered.is_ok() {

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use streaming_proto::data::data_coord_server::DataCoordServer;
 use streaming_proto::streaming::{
-    streaming_node_handler_service_server::StreamingNodeHandlerServiceServer,
-    streaming_node_manager_service_server::StreamingNodeManagerServiceServer,
-    streaming_node_state_service_server::StreamingNodeStateServiceServer,
+    streaming_node_handler_service_server::{self as handler_server, StreamingNodeHandlerServiceServer},
+    streaming_node_manager_service_server::{self as manager_server, StreamingNodeManagerServiceServer},
+    streaming_node_state_service_server::{self as state_server, StreamingNodeStateServiceServer},
 };
 use tonic::{
     Request, Status,
@@ -28,6 +28,10 @@ use crate::{
     settings::{MAX_GRPC_BYTES, Settings},
     wals::Wals,
 };
+
+/// The names of all services of a node.
+pub const SERVICES: [&str; 3] =
+    [handler_server::SERVICE_NAME, manager_server::SERVICE_NAME, state_server::SERVICE_NAME];
 
 /// What the services share.
 #[derive(Debug, Clone)]

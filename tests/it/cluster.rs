@@ -69,9 +69,14 @@ impl Cluster {
         Ok(Self { etcd, _s3: s3, arguments, coord, nodes, directory })
     }
 
+    /// Starts another coordinator beside the one there is.
+    pub(crate) fn another_coord(&self) -> anyhow::Result<Role> {
+        Role::start("coord", self.directory.path(), &self.arguments)
+    }
+
     /// Starts another coordinator in place of one that was ended.
     pub(crate) fn restart_coord(&mut self) -> anyhow::Result<()> {
-        self.coord = Role::start("coord", self.directory.path(), &self.arguments)?;
+        self.coord = self.another_coord()?;
         Ok(())
     }
 

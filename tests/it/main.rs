@@ -2,8 +2,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "tests drive processes, in real time")]
 
+mod admin;
 mod cluster;
 mod failover;
 mod first_stream;
 mod logstore;
 mod process;
+mod readme;
+mod wire;

@@ -1,42 +1,49 @@
 //! Finds the coordinator.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use streaming_types::StreamingError;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{KeyValue, MetadataStore, Revision, WatchEvent},
-    session::{SessionRecord, session_prefix},
+    metadata::MetadataError,
+    random::Random,
+    session::{SessionKeys, SessionView, first_streaming_version, watch_sessions},
 };
 
 use crate::{connections::Server, settings::Discovery};
 
+/// The role whose session is the active coordinator's.
+const ROLE: &str = "mixcoord";
+
 /// Where the coordinator is, and how one learns that it moved.
-#[derive(Debug)]
 pub(crate) enum Locator {
     Fixed(Server),
     Session(Session),
 }
 
-/// The session record of the active coordinator (wire.md §3.1).
-#[derive(Debug)]
+/// The session of the active coordinator, as the metadata store tells of it.
 pub(crate) struct Session {
-    store: Arc<dyn MetadataStore>,
-    key: String,
+    views: BoxStream<'static, Result<SessionView, MetadataError>>,
     clock: Clock,
-    /// For one call to the store, and between two that failed.
+    /// How long to wait for the store's first word.
     patience: Duration,
-    last: Option<(Server, Revision)>,
+    /// Its last word; `Some(None)` when nobody is registered. It stands while the store cannot be reached.
+    known: Option<Option<Server>>,
+    /// Why there is no first word.
+    failure: String,
+    located: Option<Server>,
 }
 
 impl Locator {
-    pub(crate) fn new(discovery: &Discovery, clock: Clock, patience: Duration) -> Self {
+    pub(crate) fn new(discovery: &Discovery, clock: Clock, random: &Random, patience: Duration) -> Self {
         match discovery {
             Discovery::Address(address) => Self::Fixed(Server { address: address.clone(), id: None }),
             Discovery::Metadata { store, meta_root } => {
-                let key = format!("{}mixcoord", session_prefix(meta_root));
-                Self::Session(Session { store: store.clone(), key, clock, patience, last: None })
+                let keys = SessionKeys::Exclusive(ROLE);
+                let views = watch_sessions(store.clone(), meta_root, keys, clock.clone(), random);
+                let failure = "the metadata store does not answer".to_owned();
+                Self::Session(Session { views, clock, patience, known: None, failure, located: None })
             }
         }
     }
@@ -50,7 +57,7 @@ impl Locator {
     }
 
     /// Resolves when another coordinator than the last located one is registered.
-    pub(crate) async fn moved(&self) {
+    pub(crate) async fn moved(&mut self) {
         match self {
             Self::Fixed(_) => std::future::pending().await,
             Self::Session(session) => session.moved().await,
@@ -60,52 +67,41 @@ impl Locator {
 
 impl Session {
     async fn locate(&mut self) -> Result<Server, StreamingError> {
-        let read = match self.clock.timeout(self.patience, self.store.get(&self.key)).await {
-            Ok(Ok(read)) => Ok(read),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("metadata store does not answer".to_owned()),
-        };
-        match (read, &self.last) {
-            (Ok(Some(record)), _) => {
-                let server = parse(&record)?;
-                self.last = Some((server.clone(), record.mod_revision));
-                Ok(server)
+        let mut patience = if self.known.is_none() { self.patience } else { Duration::ZERO };
+        while let Ok(Some(view)) = self.clock.timeout(patience, self.views.next()).await {
+            self.note(view);
+            patience = Duration::ZERO;
+        }
+        match &self.known {
+            Some(Some(server)) => {
+                self.located = Some(server.clone());
+                Ok(server.clone())
             }
-            (Ok(None), _) => Err(StreamingError::unknown(format!("no coordinator is registered at {}", self.key))),
-            (Err(_), Some((server, _))) => Ok(server.clone()),
-            (Err(cause), None) => Err(StreamingError::unknown(cause)),
+            Some(None) => Err(StreamingError::unknown("no coordinator is registered")),
+            None => Err(StreamingError::unknown(&self.failure)),
         }
     }
 
-    async fn moved(&self) {
-        let Some((server, revision)) = &self.last else { return std::future::pending().await };
-        let is_other =
-            |record: &KeyValue| record.key == self.key && parse(record).is_ok_and(|registered| registered != *server);
-        loop {
-            if let Ok(mut events) = self.store.watch(&self.key, revision + 1).await {
-                while let Some(event) = events.next().await {
-                    let moved = match event {
-                        Ok(WatchEvent::Put(record)) => is_other(&record),
-                        Ok(WatchEvent::Resync(snapshot)) => snapshot.items.iter().any(is_other),
-                        // Gone is not moved: the stream may well live on.
-                        Ok(WatchEvent::Delete { .. }) | Err(_) => false,
-                    };
-                    if moved {
-                        return;
-                    }
-                }
+    async fn moved(&mut self) {
+        // Gone is not moved: the stream may well live on.
+        while self.known.iter().flatten().all(|server| Some(server) == self.located.as_ref()) {
+            match self.views.next().await {
+                Some(view) => self.note(view),
+                None => std::future::pending().await,
             }
-            self.clock.sleep(self.patience).await;
         }
     }
-}
 
-fn parse(record: &KeyValue) -> Result<Server, StreamingError> {
-    match SessionRecord::decode(&record.value) {
-        Ok(session) if !session.address.is_empty() => {
-            Ok(Server { address: session.address, id: Some(session.server_id) })
+    fn note(&mut self, view: Result<SessionView, MetadataError>) {
+        match view {
+            Ok(view) => {
+                let sessions = view.at_least(&first_streaming_version()).sessions.into_values();
+                let mut dialled = sessions.filter(|session| !session.address.is_empty());
+                self.known = Some(
+                    dialled.next().map(|session| Server { address: session.address, id: Some(session.server_id) }),
+                );
+            }
+            Err(error) => self.failure = error.to_string(),
         }
-        Ok(_) => Err(StreamingError::unknown(format!("session record {} has no address", record.key))),
-        Err(error) => Err(StreamingError::unknown(format!("session record {}: {error}", record.key))),
     }
 }

@@ -13,4 +13,5 @@ mod consume;
 mod fake;
 mod produce;
 mod throughput;
+mod tls;
 mod txn;

@@ -135,6 +135,12 @@ impl StreamingError {
         Self::new(StreamingCode::ReplicateViolation, cause)
     }
 
+    /// What came on a stream is no message of its kind.
+    #[must_use]
+    pub fn unreadable_request() -> Self {
+        Self::unknown("a request cannot be read")
+    }
+
     /// Any error that is not one of the protocol.
     #[must_use]
     pub fn unknown(cause: impl Into<String>) -> Self {

@@ -135,8 +135,9 @@ impl Channel {
         rested && caught_up
     }
 
-    pub(super) fn status(&self) -> ChannelStatus {
+    pub(super) fn status(&self, nodes: &Nodes) -> ChannelStatus {
         ChannelStatus {
+            served: self.pchannel.owner().is_some_and(|node| nodes.retains(node.server_id)),
             name: self.pchannel.name().to_owned(),
             term: self.pchannel.term(),
             state: self.pchannel.state().into(),

@@ -10,6 +10,8 @@ pub struct ChannelStatus {
     pub name: String,
     pub term: i64,
     pub state: ChannelState,
+    /// Whether it is assigned to a node that may keep it.
+    pub served: bool,
     /// Server id of the node that has the channel or that it is on its way to.
     pub node: Option<i64>,
     /// Whether an attempt at changing that is running.

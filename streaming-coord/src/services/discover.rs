@@ -41,7 +41,6 @@ enum Next {
     Push(AssignmentDiscoverResponse),
     Close,
     Fail(Status),
-    Gone,
 }
 
 impl Discover {
@@ -69,7 +68,6 @@ impl Discover {
                     discover.ended = true;
                     Err(status)
                 }
-                Next::Gone => return None,
             };
             Some((item, discover))
         })
@@ -96,7 +94,7 @@ impl Discover {
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => self.take(request).await,
                     Ok(None) => return Next::Close,
-                    Err(_) => return Next::Gone,
+                    Err(_) => return Next::Fail(StreamingError::unreadable_request().into()),
                 },
                 Ok(()) = self.assignment.changed() => {
                     let published = self.assignment.borrow_and_update().clone();

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use streaming_proto::{
-    common::{self, StateCode},
+    common,
     milvus::{
         ComponentInfo, ComponentStates, DescribeCollectionRequest, DescribeCollectionResponse,
         GetComponentStatesRequest,
@@ -19,7 +19,6 @@ use tonic::{Request, Response, Status};
 use crate::{
     active::Active,
     allocator::{MAX_COUNT, physical_ms},
-    coordinator::RoleState,
     shared::Shared,
 };
 
@@ -90,16 +89,11 @@ impl RootCoord for RootCoordService {
         &self,
         _request: Request<GetComponentStatesRequest>,
     ) -> Result<Response<ComponentStates>, Status> {
-        let state_code = match self.shared.phase.borrow().state() {
-            RoleState::Initializing => StateCode::Initializing,
-            RoleState::StandBy => StateCode::StandBy,
-            RoleState::Healthy => StateCode::Healthy,
-            RoleState::Stopping => StateCode::Stopping,
-        };
+        let state = self.shared.phase.borrow().state();
         let info = ComponentInfo {
             node_id: self.shared.server_id(),
             role: ROLE.into(),
-            state_code: state_code.into(),
+            state_code: state.code(),
             ..ComponentInfo::default()
         };
         let states = ComponentStates { state: Some(info), status: Some(success()), ..ComponentStates::default() };

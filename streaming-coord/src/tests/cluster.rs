@@ -21,6 +21,7 @@ use streaming_types::{StreamingError, metadata::check_destination};
 use tonic::{Request, Response, Status, transport::Server};
 use woodpecker_base::{
     clock::Clock,
+    health::HealthReporter,
     metadata::{MemoryStore, MetadataStore},
     net::{Listener, tcp_connector},
     random::Random,
@@ -29,7 +30,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use crate::{ChannelStatus, Coordinator, CoordinatorError, Edges, Settings, serve};
+use crate::{ChannelStatus, Coordinator, CoordinatorError, Edges, Parts, Settings, serve};
 
 pub(super) const ROOT: &str = "by-dev/meta";
 pub(super) const TTL: Duration = Duration::from_secs(1);
@@ -63,12 +64,13 @@ impl Cluster {
         Self { store, clock: Clock::system() }
     }
 
-    pub(super) fn edges(&self) -> Edges {
-        Edges {
+    pub(super) fn parts(&self) -> Parts {
+        Parts {
             connector: tcp_connector(),
             metadata: self.store.clone(),
             clock: self.clock.clone(),
             random: Random::seeded(1),
+            health: HealthReporter::default(),
         }
     }
 
@@ -77,9 +79,10 @@ impl Cluster {
         let listener = listener().await;
         let address = listener.address().to_owned();
         let tasks = Tasks::new();
-        let (edges, serving) = (self.edges(), tasks.clone());
-        let served = tasks.spawn(async move { serve(settings, listener, edges, &serving).await });
-        TestCoordinator { address, tasks, served }
+        let Parts { connector, metadata, clock, random, health } = self.parts();
+        let edges = Edges { listener, connector, metadata, clock, random, health: health.clone() };
+        let served = tasks.spawn(serve(settings, edges, tasks.token().clone()));
+        TestCoordinator { address, tasks, served, health }
     }
 
     /// A coordinator without a server, for tests that look inside.
@@ -88,7 +91,7 @@ impl Cluster {
         static PORT: AtomicU16 = AtomicU16::new(1);
         let address = format!("127.0.0.1:{}", PORT.fetch_add(1, Ordering::Relaxed));
         let tasks = Tasks::new();
-        let coordinator = Coordinator::start(settings, &address, self.edges(), &tasks).unwrap();
+        let coordinator = Coordinator::start(settings, &address, self.parts(), &tasks).unwrap();
         (coordinator, tasks)
     }
 
@@ -104,6 +107,7 @@ pub(super) async fn listener() -> Listener {
 
 pub(super) struct TestCoordinator {
     pub(super) address: String,
+    pub(super) health: HealthReporter,
     tasks: Tasks,
     served: tokio::task::JoinHandle<Result<(), CoordinatorError>>,
 }

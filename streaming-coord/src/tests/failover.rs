@@ -13,6 +13,7 @@ use streaming_proto::streaming::PChannelMeta;
 use test_peers::Etcd;
 use woodpecker_base::{
     clock::Clock,
+    health::State,
     metadata::{
         EtcdSettings, EtcdStore, KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn,
         TxnOutcome, Watch, Write,
@@ -21,7 +22,7 @@ use woodpecker_base::{
 };
 
 use super::cluster::{Cluster, ROOT, Told, eventually, layout, settings};
-use crate::{CoordinatorError, OnLeadershipLoss, RoleState};
+use crate::{CoordinatorError, OnLeadershipLoss};
 
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 
@@ -129,7 +130,7 @@ async fn a_successor_keeps_what_is_assigned() {
     let (first, first_tasks) = cluster.bare(settings(4));
     eventually("assigned", || layout(&first.channels()).get(&node.id) == Some(&4)).await;
     let (second, tasks) = cluster.bare(settings(4));
-    eventually("standing by", || second.state() == RoleState::StandBy).await;
+    eventually("standing by", || second.state() == State::StandBy).await;
     first_tasks.stop();
     eventually("taken over", || layout(&second.channels()).get(&node.id) == Some(&4)).await;
     cluster.clock.sleep(Duration::from_millis(200)).await;
@@ -144,17 +145,17 @@ async fn every_leader_has_a_larger_id_than_the_one_before() {
     let (a, a_tasks) = cluster.bare(settings(1));
     assert!(a.until_active().await);
     let (b, b_tasks) = cluster.bare(settings(1));
-    eventually("b stands by", || b.state() == RoleState::StandBy).await;
+    eventually("b stands by", || b.state() == State::StandBy).await;
     let (c, c_tasks) = cluster.bare(settings(1));
-    eventually("c stands by", || c.state() == RoleState::StandBy).await;
+    eventually("c stands by", || c.state() == State::StandBy).await;
     // Whoever wins first, the other follows, and must not lead with an id that is smaller.
     a_tasks.stop();
-    eventually("one leads", || [&b, &c].iter().any(|x| x.state() == RoleState::Healthy)).await;
-    let b_first = b.state() == RoleState::Healthy;
+    eventually("one leads", || [&b, &c].iter().any(|x| x.state() == State::Healthy)).await;
+    let b_first = b.state() == State::Healthy;
     let ((winner, winner_tasks), other) = if b_first { ((&b, &b_tasks), &c) } else { ((&c, &c_tasks), &b) };
     let rank = winner.server_id();
     winner_tasks.stop();
-    eventually("the other leads", || other.state() == RoleState::Healthy).await;
+    eventually("the other leads", || other.state() == State::Healthy).await;
     assert!(other.server_id() > rank);
     for tasks in [b_tasks, c_tasks] {
         tasks.stop();
@@ -169,7 +170,7 @@ async fn a_deposed_leader_stands_again_under_a_new_id() {
     eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
     let before = coordinator.server_id();
     cluster.store.commit(Txn::new().delete(format!("{ROOT}/session/mixcoord"))).await.unwrap();
-    eventually("leads again", || coordinator.server_id() > before && coordinator.state() == RoleState::Healthy).await;
+    eventually("leads again", || coordinator.server_id() > before && coordinator.state() == State::Healthy).await;
     eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
     assert_eq!(node.told(CHANNEL), [Told::Assign(2)]);
     tasks.stop();
@@ -183,7 +184,7 @@ async fn a_deposed_leader_ends_if_it_is_told_to() {
     assert!(coordinator.until_active().await);
     cluster.store.commit(Txn::new().delete(format!("{ROOT}/session/mixcoord"))).await.unwrap();
     assert!(matches!(coordinator.ended().await, Err(CoordinatorError::LeadershipLost)));
-    assert_eq!(coordinator.state(), RoleState::Stopping);
+    assert_eq!(coordinator.state(), State::Stopping);
 }
 
 #[tokio::test]
@@ -219,7 +220,7 @@ async fn works_on_etcd() {
     let (first, first_tasks) = cluster.bare(settings(8));
     eventually("spread", || layout(&first.channels()).values().eq([&4, &4])).await;
     let (second, tasks) = other.bare(settings(8));
-    eventually("standing by", || second.state() == RoleState::StandBy).await;
+    eventually("standing by", || second.state() == State::StandBy).await;
     first_tasks.stop();
     eventually("taken over", || layout(&second.channels()).values().eq([&4, &4])).await;
     nodes[0].kill();

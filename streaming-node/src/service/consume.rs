@@ -78,7 +78,7 @@ impl Consumer {
                 match self.fetch().await {
                     Ok(Some(message)) => deliver(&message),
                     Ok(None) => self.close(),
-                    Err(error) => self.fail(StreamingError::inner(format!("scanner error: {error}"))),
+                    Err(error) => self.fail(error),
                 }
             }
             Stage::Ended => None,
@@ -90,7 +90,7 @@ impl Consumer {
         let request = tokio::select! {
             biased;
             () = self.wal.ended().cancelled() => {
-                return Err(StreamingError::inner(format!("scanner error: {}", ScanError::Closed)));
+                return Err(failed(&ScanError::Closed));
             }
             request = self.requests.next() => request,
         };
@@ -101,7 +101,8 @@ impl Consumer {
             Some(Ok(_)) => {
                 return Err(StreamingError::invalid_request_seq("the first request must create a vchannel consumer"));
             }
-            Some(Err(_)) | None => return Ok(false),
+            Some(Err(_)) => return Err(StreamingError::unreadable_request()),
+            None => return Ok(false),
         };
         let scanner = Box::new(self.wal.scanner(options(request)?));
         self.stage = Stage::Serving { scanner, ready: VecDeque::new() };
@@ -109,17 +110,18 @@ impl Consumer {
     }
 
     /// The next message; `None` when the client closed. Only the end of the requests counts, not what they say.
-    async fn fetch(&mut self) -> Result<Option<Arc<Stored>>, ScanError> {
+    async fn fetch(&mut self) -> Result<Option<Arc<Stored>>, StreamingError> {
         let Stage::Serving { scanner, ready } = &mut self.stage else { return Ok(None) };
         loop {
             tokio::select! {
                 biased;
                 request = self.requests.next() => match request {
                     Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Ok(None),
+                    Some(Err(_)) => return Err(StreamingError::unreadable_request()),
+                    None => return Ok(None),
                 },
                 messages = scanner.next() => {
-                    *ready = messages?;
+                    *ready = messages.map_err(|error| failed(&error))?;
                     if let Some(message) = ready.pop_front() {
                         return Ok(Some(message));
                     }
@@ -143,6 +145,10 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         metrics::consumer_closed();
     }
+}
+
+fn failed(error: &ScanError) -> StreamingError {
+    StreamingError::inner(format!("scanner error: {error}"))
 }
 
 fn options(request: CreateVChannelConsumerRequest) -> Result<ScanOptions, StreamingError> {

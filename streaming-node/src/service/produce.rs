@@ -69,7 +69,7 @@ pub fn serve(
         in_flight_bytes: 0,
         waiting: VecDeque::new(),
         admission: None,
-        half_closed: false,
+        ending: None,
         limits,
         stage: Stage::Opening,
     };
@@ -95,8 +95,8 @@ struct Producer {
     /// Messages that wait for room, the first of them for its admission.
     waiting: VecDeque<Unsent>,
     admission: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
-    /// Nothing more comes.
-    half_closed: bool,
+    /// Why nothing more comes.
+    ending: Option<End>,
     /// How fast the client may be, as far as it was told.
     limits: watch::Receiver<Limit>,
     stage: Stage,
@@ -120,10 +120,12 @@ enum Stage {
     Closed(End),
 }
 
-/// Who ended the stream.
+/// What ended the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Client,
+    /// A request was no message, or the connection broke.
+    Unreadable,
     Wal,
 }
 
@@ -147,12 +149,14 @@ impl Producer {
                         return respond(Response::Produce(response));
                     }
                     self.stage = Stage::Closed(end);
-                    return respond(Response::Close(CloseProducerResponse {}));
+                    if end != End::Unreadable {
+                        return respond(Response::Close(CloseProducerResponse {}));
+                    }
                 }
                 Stage::Closed(End::Client) => return None,
+                Stage::Closed(End::Unreadable) => return self.fail(StreamingError::unreadable_request()),
                 Stage::Closed(End::Wal) => {
-                    self.stage = Stage::Closed(End::Client);
-                    return Some(Err(StreamingError::unknown(format!("{} was closed", self.pchannel)).into()));
+                    return self.fail(StreamingError::unknown(format!("{} was closed", self.pchannel)));
                 }
             }
         }
@@ -160,8 +164,8 @@ impl Producer {
 
     /// One step: an answer, a request, a new limit, or an end.
     async fn serve(&mut self) -> Option<Response> {
-        if self.half_closed && self.waiting.is_empty() {
-            self.stage = Stage::Draining(End::Client);
+        if let Some(end) = self.ending.filter(|_| self.waiting.is_empty()) {
+            self.stage = Stage::Draining(end);
             return None;
         }
         let room = self.in_flight < IN_FLIGHT && self.in_flight_bytes < self.max_in_flight_bytes;
@@ -188,11 +192,15 @@ impl Producer {
                 self.admit_first();
                 None
             }
-            request = self.requests.next(), if reads && room && !self.half_closed => match request {
+            request = self.requests.next(), if reads && room && self.ending.is_none() => match request {
                 Some(Ok(request)) => self.request(request).map(Response::Produce),
-                // Half-closed, or gone.
-                Some(Err(_)) | None => {
-                    self.half_closed = true;
+                Some(Err(_)) => {
+                    self.ending = Some(End::Unreadable);
+                    None
+                }
+                // Half-closed.
+                None => {
+                    self.ending = Some(End::Client);
                     None
                 }
             },
@@ -216,6 +224,12 @@ impl Producer {
         }
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "the item of a stream that may end")]
+    fn fail(&mut self, error: StreamingError) -> Option<Result<ProduceResponse, Status>> {
+        self.stage = Stage::Closed(End::Client);
+        Some(Err(error.into()))
+    }
+
     /// What is left to answer before the close.
     async fn drain(&mut self, end: End) -> Option<ProduceMessageResponse> {
         if let Some(refused) = self.refuse_waiting() {
@@ -225,7 +239,7 @@ impl Producer {
             let answer = self.answers.recv().await?;
             return Some(self.answered(answer));
         }
-        if end == End::Client {
+        if end != End::Wal {
             return None;
         }
         // What came after the WAL had ended.

@@ -34,7 +34,7 @@ impl StreamingNodeStateService for States {
         let info = ComponentInfo {
             node_id: self.identity.server_id(),
             role: ROLE.to_owned(),
-            state_code: self.identity.state(),
+            state_code: self.identity.health.now().state.code(),
             ..ComponentInfo::default()
         };
         let states = ComponentStates {

@@ -34,6 +34,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, transport::Channel};
 use woodpecker_base::{
     clock::Clock,
+    health::HealthReporter,
     metadata::{MemoryStore, MetadataStore},
     net::Listener,
     random::Random,
@@ -199,6 +200,7 @@ impl World {
             memory: self.memory(),
             clock: self.clock.clone(),
             random: Random::seeded(5),
+            health: HealthReporter::default(),
         };
         let node = Arc::new(Node::start(settings, parts).await.unwrap());
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();

@@ -17,6 +17,7 @@ use streaming_proto::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use woodpecker_base::{
+    health::{HealthReporter, State},
     metadata::{MemoryStore, MetadataStore, Txn},
     net::{Listener, tcp_connector},
     random::Random,
@@ -147,20 +148,26 @@ async fn timestamps_come_from_the_coordinator_that_is_active_now() {
     assert_eq!(range, 500..510);
 }
 
+async fn edges(world: &World, tasks: &Tasks, health: &HealthReporter) -> Edges {
+    Edges {
+        listener: Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap(),
+        connector: tcp_connector(),
+        metadata: Arc::new(world.metadata.clone()),
+        logs: world.logs(tasks),
+        clock: world.clock.clone(),
+        random: Random::seeded(1),
+        health: health.clone(),
+    }
+}
+
 #[tokio::test]
 async fn served_node_registers_works_and_leaves_nothing_behind() {
     let world = World::new();
     let tasks = Tasks::new();
     let now = world.clock.wall_ms() << 18;
     let _coordinator = coordinate(&world.metadata, Coordinator { first: now, error: 0 }).await;
-    let edges = Edges {
-        listener: Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap(),
-        connector: tcp_connector(),
-        metadata: Arc::new(world.metadata.clone()),
-        logs: world.logs(&tasks),
-        clock: world.clock.clone(),
-        random: Random::seeded(1),
-    };
+    let health = HealthReporter::default();
+    let edges = edges(&world, &tasks, &health).await;
     let shutdown = CancellationToken::new();
     let served = tasks.spawn(serve(Settings::default(), edges, shutdown.clone()));
     let record = eventually(&world, "the session", async || session(&world, 1).await).await;
@@ -168,9 +175,11 @@ async fn served_node_registers_works_and_leaves_nothing_behind() {
     let mut manager = StreamingNodeManagerServiceClient::connect(address).await.unwrap();
     let request = StreamingNodeManagerAssignRequest { pchannel: Some(rw(1).to_proto()) };
     manager.assign(request).await.unwrap();
+    eventually(&world, "healthy", async || health.now().is_ready().then_some(())).await;
 
     shutdown.cancel();
     world.clock.timeout(Duration::from_secs(10), served).await.unwrap().unwrap().unwrap();
+    assert_eq!(health.now().state, State::Stopping);
     assert_eq!(session(&world, 1).await, None);
 }
 
@@ -178,14 +187,7 @@ async fn served_node_registers_works_and_leaves_nothing_behind() {
 async fn impossible_settings_stop_the_start() {
     let world = World::new();
     let tasks = Tasks::new();
-    let edges = Edges {
-        listener: Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap(),
-        connector: tcp_connector(),
-        metadata: Arc::new(world.metadata.clone()),
-        logs: world.logs(&tasks),
-        clock: world.clock.clone(),
-        random: Random::seeded(1),
-    };
+    let edges = edges(&world, &tasks, &HealthReporter::default()).await;
     let settings = Settings { heartbeat: Duration::ZERO, ..Settings::default() };
     let error = serve(settings, edges, CancellationToken::new()).await.unwrap_err();
     assert!(error.to_string().starts_with("heartbeat: "), "{error}");

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
+use streaming_client::Discovery;
 use turmoil::Sim;
-use woodpecker_base::{clock::Clock, metadata::MemoryStore, random::Random, tasks::Tasks};
+use woodpecker_base::{clock::Clock, health::HealthReporter, metadata::MemoryStore, random::Random, tasks::Tasks};
 use woodpecker_store::{
     backend::Backend,
     disk::{LocalBackend, LocalSettings},
@@ -70,6 +71,17 @@ pub fn start(sim: &mut Sim<'_>, seed: u64, trace: &Trace) -> Machines {
     machines
 }
 
+/// How the client finds the coordinator: half of the seeds give it the address, the others let it look for the session.
+#[must_use]
+pub fn discovery(seed: u64, machines: &Machines) -> Discovery {
+    match machines.get(COORD) {
+        Some(machine) if seed % 2 == 1 => {
+            Discovery::Metadata { store: Arc::new(machine.metadata.connect()), meta_root: "by-dev/meta".to_owned() }
+        }
+        _ => Discovery::Address(COORD_ADDRESS.to_owned()),
+    }
+}
+
 impl Machine {
     /// The role of this host, until it ends, which is noted: whoever watches the host starts it again.
     async fn run(self) -> turmoil::Result {
@@ -86,12 +98,14 @@ impl Machine {
             ..streaming_coord::Settings::default()
         };
         let edges = streaming_coord::Edges {
+            listener: listen(self.name, COORD_PORT).await?,
             connector: connector(),
             metadata: Arc::new(self.metadata.clone()),
             clock: clock(),
             random: self.random.clone(),
+            health: HealthReporter::default(),
         };
-        Ok(streaming_coord::serve(settings, listen(self.name, COORD_PORT).await?, edges, &Tasks::new()).await?)
+        Ok(streaming_coord::serve(settings, edges, Tasks::new().token().clone()).await?)
     }
 
     async fn node(&self) -> anyhow::Result<()> {
@@ -108,6 +122,7 @@ impl Machine {
             logs: self.logs(&tasks).await?,
             clock: clock(),
             random: self.random.clone(),
+            health: HealthReporter::default(),
         };
         Ok(streaming_node::serve(settings, edges, tasks.token().clone()).await?)
     }

@@ -57,7 +57,8 @@ pub fn run(seed: u64) -> Outcome {
     let (trace, progress) = (Trace::default(), Progress::default());
     let machines = cluster::start(&mut sim, seed, &trace);
     let mut faults = Faults::draw(seed, &trace);
-    let work = workload::run(progress.clone(), Random::seeded(seed), trace.clone());
+    let discovery = cluster::discovery(seed, &machines);
+    let work = workload::run(progress.clone(), discovery, Random::seeded(seed), trace.clone());
     sim.client(CLIENT, async move { Ok(work.await?) });
     let mut first_ack = None;
     let result = loop {

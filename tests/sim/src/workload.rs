@@ -12,11 +12,7 @@ use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment}
 use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, channel::vchannel_name};
 use woodpecker_base::random::Random;
 
-use crate::{
-    cluster::{COORD_ADDRESS, clock},
-    net::connector,
-    trace::Trace,
-};
+use crate::{cluster::clock, net::connector, trace::Trace};
 
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 const LIMIT: Duration = Duration::from_secs(120);
@@ -52,9 +48,9 @@ impl Progress {
 ///
 /// # Errors
 /// An operation failed although all faults end, or an acknowledged entry is missing, doubled or out of order.
-pub async fn run(progress: Progress, random: Random, trace: Trace) -> anyhow::Result<()> {
+pub async fn run(progress: Progress, discovery: Discovery, random: Random, trace: Trace) -> anyhow::Result<()> {
     let edges = Edges { connector: connector(), clock: clock(), random: random.clone() };
-    let client = Client::connect(Settings::new(Discovery::Address(COORD_ADDRESS.to_owned())), edges)?;
+    let client = Client::connect(Settings::new(discovery), edges)?;
     client.wait_channel(CHANNEL, LIMIT).await?;
     let acked = append(&client, &progress, &random, &trace).await?;
     let last = acked.last().context("nothing was acknowledged")?;

@@ -8,7 +8,8 @@
 //! - [`random::Random`]: every random number, from one seed;
 //! - [`tasks::Tasks`]: who runs, how it is told to stop, how one waits for it;
 //! - [`disk::Disk`]: files, and the threads that block on them;
-//! - [`net`]: listeners and connectors.
+//! - [`net`]: listeners and connectors;
+//! - [`health::HealthReporter`]: where a role says how it is.
 //!
 //! # The metadata store
 //! [`metadata::MetadataStore`] is a small linearizable key-value store with transactions, watches and leases. There are
@@ -30,6 +31,7 @@ pub mod backoff;
 pub mod clock;
 pub mod disk;
 pub mod election;
+pub mod health;
 pub mod metadata;
 pub mod net;
 pub mod random;

@@ -26,6 +26,12 @@ impl Tasks {
         Self { token: CancellationToken::new(), tracker: TaskTracker::new() }
     }
 
+    /// A root group that is told to stop when `shutdown` is cancelled, and can be stopped alone.
+    #[must_use]
+    pub fn under(shutdown: &CancellationToken) -> Self {
+        Self { token: shutdown.child_token(), tracker: TaskTracker::new() }
+    }
+
     /// A group that is told to stop when this one is, and can be stopped alone. Its tasks count as this group's.
     #[must_use]
     pub fn child(&self) -> Self {

@@ -19,7 +19,6 @@ use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 use self::{bucket::Bucket, reader::Reader, segment::MAX_APPEND_BYTES, view::View, volume::Volume};
 use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, volume_of};
 
-mod backoff;
 mod bucket;
 mod fence;
 mod reader;

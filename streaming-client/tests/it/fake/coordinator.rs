@@ -17,7 +17,7 @@ use streaming_proto::streaming::{
 use streaming_types::PChannel;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 use woodpecker_base::{net::Listener, tasks::Tasks};
 
 use super::{Node, Process, lock};
@@ -51,6 +51,11 @@ pub struct Seen {
 
 impl Coordinator {
     pub async fn start(id: i64) -> Self {
+        Self::start_on(id, Server::builder()).await
+    }
+
+    /// With the server set up so.
+    pub async fn start_on(id: i64, mut server: Server) -> Self {
         let process = Process::start();
         let (address_out, address) = tokio::sync::oneshot::channel();
         let state = Arc::new(State {
@@ -65,7 +70,7 @@ impl Coordinator {
         process.spawn(async move {
             let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
             address_out.send(listener.address().to_owned()).unwrap();
-            tonic::transport::Server::builder().add_service(service).serve_with_incoming(listener).await.unwrap();
+            server.add_service(service).serve_with_incoming(listener).await.unwrap();
         });
         Self { address: address.await.unwrap(), state, process }
     }

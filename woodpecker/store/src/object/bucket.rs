@@ -11,13 +11,14 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, future::join_all};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use woodpecker_base::{
+    backoff::Backoff,
     clock::{Clock, Instant},
     random::Random,
 };
 use woodpecker_core::ids::VolumeId;
 
 use self::{cache::Cache, pace::Pace};
-use super::{ObjectSettings, backoff::Backoff};
+use super::ObjectSettings;
 use crate::{
     backend::StoreError,
     format::{BatchHead, BlockEntry, FormatError, HEADER_BYTES, Header},
@@ -38,6 +39,9 @@ const PAGE: usize = 1000;
 const HEAD_GUESS: u64 = 16 << 10;
 /// Attempts of one read, each with the client's own retries inside.
 const READ_ATTEMPTS: u32 = 3;
+/// Pauses between attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// What a request is given on top of [`ObjectSettings::request_timeout`] for what it moves.
 const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
 
@@ -210,7 +214,7 @@ impl Bucket {
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        let mut backoff = Backoff::new(&self.random);
+        let mut backoff = self.backoff();
         let mut attempt = 1;
         loop {
             let failure: Arc<str> = match self.clock.timeout(self.time_for(bytes), request()).await {
@@ -225,8 +229,12 @@ impl Bucket {
                 return Err(StoreError::Unavailable(failure));
             }
             attempt += 1;
-            self.clock.sleep(backoff.next()).await;
+            backoff.wait().await;
         }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE)
     }
 
     /// How long one request may take that moves this many bytes.

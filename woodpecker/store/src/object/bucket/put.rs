@@ -9,7 +9,6 @@ use super::{Bucket, path};
 use crate::{
     backend::StoreError,
     format::{BatchId, Kind},
-    object::backoff::Backoff,
 };
 
 /// What became of an object to be written.
@@ -32,7 +31,7 @@ impl Bucket {
     pub async fn put(&self, id: BatchId, bytes: &Bytes, within: Duration) -> Put {
         let path = path(id.volume, id.seq);
         let deadline = self.clock.now() + within;
-        let mut backoff = Backoff::new(&self.random);
+        let mut backoff = self.backoff();
         loop {
             let attempt = self.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into());
             let failure: Arc<str> = match self.clock.timeout(self.time_for(bytes.len() as u64), attempt).await {
@@ -49,7 +48,7 @@ impl Bucket {
                 Ok(Err(error)) => format!("{path}: {error}").into(),
                 Err(_) => format!("{path}: not stored within {:?}", self.time_for(bytes.len() as u64)).into(),
             };
-            let wait = backoff.next();
+            let wait = backoff.delay();
             if self.clock.now() + wait >= deadline {
                 return Put::Failed(StoreError::Failed(failure));
             }
