@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Sources, load};
 
+mod log;
+
+pub(crate) use self::log::{DoctorArgs, LogArgs, LogVerb, VolumeArgs, VolumeVerb, WantedArgs};
+
 /// Write-ahead logs and streams for a vector database: append, durable log, ordered read.
 #[derive(Debug, Parser)]
 #[command(name = "streaming", version, about, max_term_width = 100)]
@@ -35,6 +39,12 @@ pub(crate) enum Command {
     Nodes(ListArgs),
     /// Shows one channel.
     Describe(DescribeArgs),
+    /// Creates, lists, shows, truncates, changes, verifies and deletes logs.
+    Log(LogArgs),
+    /// Shows what lies on a medium.
+    Volume(VolumeArgs),
+    /// Examines whether disk, metadata store, object store and clock keep their promises.
+    Doctor(DoctorArgs),
     /// Measures append, read and the medium under them, side by side.
     Bench(BenchArgs),
 }

@@ -230,6 +230,12 @@ impl Config {
         Ok(serde_saphyr::to_string(self)?)
     }
 
+    /// Whether anything is kept in the object store that `minio` describes.
+    pub(crate) fn uses_object_store(&self) -> bool {
+        let sealing = self.woodpecker.maintenance.sealing == Some(true);
+        sealing || self.woodpecker.storage.uses(StorageType::Object)
+    }
+
     /// Names of the physical channels, in order.
     pub(crate) fn channels(&self) -> Vec<String> {
         if self.common.pre_created_topic.enabled {

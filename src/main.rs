@@ -38,6 +38,9 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Channels(arguments) => verbs::channels(arguments).await,
         Command::Nodes(arguments) => verbs::nodes(arguments).await,
         Command::Describe(arguments) => verbs::describe(arguments).await,
+        Command::Log(arguments) => verbs::log(arguments).await,
+        Command::Volume(arguments) => verbs::volume(arguments),
+        Command::Doctor(arguments) => verbs::doctor(arguments).await,
         Command::Bench(arguments) => Box::pin(bench::bench(arguments)).await,
     }
 }

@@ -3,6 +3,7 @@
 mod banner;
 mod cluster;
 mod logstore;
+mod maintenance;
 mod process;
 mod settings;
 mod standalone;
@@ -13,5 +14,5 @@ pub(crate) use self::{
     logstore::logstore,
     process::Reporters,
     standalone::{Standalone, standalone},
-    storage::{Machine, logs, object_store},
+    storage::{Machine, logs, metadata as open_metadata, object_store, open_logs},
 };

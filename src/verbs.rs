@@ -2,15 +2,21 @@
 
 mod connect;
 mod consume;
+mod doctor;
 mod list;
+mod log;
 mod produce;
 mod records;
+mod volume;
 
 pub(crate) use self::{
     connect::{Cluster, connect, pick_channel},
     consume::consume,
+    doctor::doctor,
     list::{channels, describe, nodes},
+    log::log,
     produce::{line_message, produce},
+    volume::volume,
 };
 
 /// Prints `value` for a program.

@@ -75,6 +75,7 @@ pub(crate) struct Woodpecker {
     pub(crate) storage: WoodpeckerStorage,
     pub(crate) client: WoodpeckerClient,
     pub(crate) logstore: super::LogStore,
+    pub(crate) maintenance: Maintenance,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -96,13 +97,72 @@ pub(crate) struct WoodpeckerStorage {
     /// The backend of new segments; old ones are read from wherever they are.
     #[serde(rename = "type")]
     pub(crate) kind: StorageType,
+    /// Other backends that logs may be on, or be moved to.
+    pub(crate) also: Vec<StorageType>,
     /// The data directory.
     pub(crate) root_path: String,
 }
 
 impl Default for WoodpeckerStorage {
     fn default() -> Self {
-        Self { kind: StorageType::Local, root_path: "./data".into() }
+        Self { kind: StorageType::Local, also: Vec::new(), root_path: "./data".into() }
+    }
+}
+
+impl WoodpeckerStorage {
+    /// Whether logs may be on this backend.
+    pub(crate) fn uses(&self, kind: StorageType) -> bool {
+        self.kind == kind || self.also.contains(&kind)
+    }
+}
+
+/// What happens to logs in the background: sealing and garbage collection, in the coordinator's process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Maintenance {
+    pub(crate) enabled: bool,
+    /// Whether closed segments are brought into their final form in object storage. Without a value, they are if a
+    /// backend uses object storage.
+    pub(crate) sealing: Option<bool>,
+    /// Age of a closed segment at which it is sealed.
+    #[serde(with = "humantime_serde")]
+    pub(crate) seal_after: Duration,
+    /// Size from which on a closed segment is sealed at once.
+    pub(crate) seal_size: ByteSize,
+    /// Segments worked on at the same time.
+    pub(crate) parallelism: usize,
+    /// Memory for the segments that are being sealed.
+    pub(crate) memory: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub(crate) interval: Duration,
+    /// How long truncated data is kept, counted from the close of its segment.
+    #[serde(with = "humantime_serde")]
+    pub(crate) keep_truncated: Duration,
+    /// Share of the data directory's disk below which truncated data is not kept, and nothing waits to be sealed.
+    pub(crate) min_free: f64,
+    #[serde(with = "humantime_serde")]
+    pub(crate) sweep_interval: Duration,
+    /// How long what no record names is left alone.
+    #[serde(with = "humantime_serde")]
+    pub(crate) sweep_grace: Duration,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        let defaults = woodpecker::MaintenanceSettings::default();
+        Self {
+            enabled: true,
+            sealing: None,
+            seal_after: defaults.seal_after,
+            seal_size: ByteSize(defaults.seal_bytes),
+            parallelism: defaults.parallelism,
+            memory: ByteSize(defaults.memory_bytes as u64),
+            interval: defaults.interval,
+            keep_truncated: defaults.keep_truncated,
+            min_free: 0.15,
+            sweep_interval: defaults.sweep_interval,
+            sweep_grace: defaults.sweep_grace,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{bail, ensure};
 
-use super::{Config, MetastoreType, SelectStrategy, StorageType};
+use super::{Config, MetastoreType, SelectStrategy};
 
 impl Config {
     /// Says which key is impossible, and why.
@@ -62,6 +62,8 @@ impl Config {
             ("streaming.walWriteAheadBuffer.capacity", self.streaming.wal_write_ahead_buffer.capacity.as_u64()),
             ("woodpecker.client.segmentRollingPolicy.maxSize", self.rolling().max_size.as_u64()),
             ("woodpecker.client.segmentAppend.maxInFlight", self.max_in_flight()),
+            ("woodpecker.maintenance.parallelism", self.woodpecker.maintenance.parallelism as u64),
+            ("woodpecker.maintenance.memory", self.woodpecker.maintenance.memory.as_u64()),
         ];
         for (key, value) in positive {
             ensure!(value > 0, "{key}: must be more than zero");
@@ -80,10 +82,13 @@ impl Config {
                 Duration::from_millis(100),
             ),
             ("woodpecker.client.segmentRollingPolicy.maxInterval", self.rolling().max_interval, Duration::from_secs(1)),
+            ("woodpecker.maintenance.interval", self.woodpecker.maintenance.interval, Duration::from_millis(100)),
         ];
         for (key, value, least) in at_least {
             ensure!(value >= least, "{key}: {value:?} is less than {least:?}");
         }
+        let min_free = self.woodpecker.maintenance.min_free;
+        ensure!((0.0..1.0).contains(&min_free), "woodpecker.maintenance.minFree: {min_free} is no share of a disk");
         if self.log.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
             bail!("log.level: {:?} is neither a level nor a filter", self.log.level);
         }
@@ -102,7 +107,7 @@ impl Config {
             matches!(provider, "aws" | "gcp" | "azure" | "local"),
             "minio.cloudProvider: {provider:?} is none of aws, gcp, azure, local"
         );
-        if self.woodpecker.storage.kind == StorageType::Object {
+        if self.uses_object_store() {
             ensure!(!self.minio.bucket_name.is_empty(), "minio.bucketName: must be set for object storage");
         }
         let quorum = &self.woodpecker.client.quorum.quorum_select_strategy;

@@ -8,7 +8,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use super::{banner, process::Process, settings, storage};
+use super::{banner, maintenance::maintain_apart, process::Process, settings, storage};
 use crate::cli::ServerArgs;
 
 /// Runs the coordinator until it is told to stop.
@@ -19,6 +19,7 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(&arguments, "coord").await? else { return Ok(()) };
     let Process { config, machine, tasks, .. } = &process;
     let metadata = storage::metadata(config, machine).await?;
+    maintain_apart(config, machine, &metadata, tasks);
     let listener = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_coord::Edges {

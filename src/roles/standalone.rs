@@ -9,6 +9,7 @@ use woodpecker_base::{metadata::MetadataStore, net::tcp_connector, tasks::Tasks}
 use super::{
     banner,
     cluster::listen,
+    maintenance::maintain,
     process::{Process, Reporters},
     settings, storage,
     storage::Machine,
@@ -30,6 +31,7 @@ pub(crate) struct Standalone {
     /// Stopped from the outermost role inwards: what serves first, what is stood on last.
     node_role: Role,
     coord_role: Role,
+    upkeep: Tasks,
     engine: Tasks,
     grace: Duration,
     health: Reporters,
@@ -66,6 +68,8 @@ impl Standalone {
         let metadata = storage::metadata(config, machine).await?;
         let engine = Tasks::new();
         let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
+        let upkeep = Tasks::new();
+        maintain(config, machine, &logs, &upkeep);
         let at_coord = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
         let at_node = listen("streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
         let (coordinator, node) = (at_coord.address().to_owned(), at_node.address().to_owned());
@@ -97,6 +101,7 @@ impl Standalone {
             machine: machine.clone(),
             coord_role: Role::spawn(coord_tasks, coordinating),
             node_role: Role::spawn(node_tasks, serving),
+            upkeep,
             engine,
             grace: config.common.grace(),
             health: health.clone(),
@@ -155,6 +160,7 @@ impl Standalone {
     pub(crate) async fn stop(self) -> anyhow::Result<()> {
         let node = self.node_role.stop().await;
         let coord = self.coord_role.stop().await;
+        self.upkeep.drain(&self.machine.clock, self.grace).await;
         self.logs.close().await;
         self.engine.drain(&self.machine.clock, self.grace).await;
         node.and(coord)

@@ -23,6 +23,7 @@ use woodpecker_store::{
         QuorumBackend, QuorumSettings,
         selection::{Affinity, SelectionPolicy, Selector, Spread, Strategy},
     },
+    seal::{SealedSettings, SealedStore},
 };
 
 use crate::config::{AffinityMode, Config, MetastoreType, Quorum, SelectStrategy, StorageType};
@@ -93,61 +94,79 @@ pub(crate) async fn logs(
 ) -> anyhow::Result<Client> {
     let Machine { clock, random, disk } = machine;
     let mut backends: BTreeMap<String, Arc<dyn Backend>> = BTreeMap::new();
-    let kind = config.woodpecker.storage.kind;
-    if kind == StorageType::Local {
+    let storage = &config.woodpecker.storage;
+    if storage.uses(StorageType::Local) {
         let root = config.data_path("woodpecker");
         let local = LocalBackend::open(&root, LocalSettings::default(), disk.clone(), clock.clone(), random.clone())
             .await
             .with_context(|| format!("woodpecker.storage.rootPath: {}", root.display()))?;
         backends.insert(StorageType::Local.name().into(), Arc::new(local));
     }
-    if kind == StorageType::Object {
-        let settings = object_store(config);
-        let store = settings.open().context("minio")?;
+    let mut objects = None;
+    if config.uses_object_store() {
+        objects = Some(object_store(config).open().context("minio")?);
+    }
+    if storage.uses(StorageType::Object)
+        && let Some(store) = objects.clone()
+    {
         probe(&*store, random).await.context("minio")?;
         let object = ObjectBackend::new(store, ObjectSettings::default(), clock.clone(), random.clone(), tasks.clone());
         backends.insert(StorageType::Object.name().into(), Arc::new(object));
     }
     let rolling = &config.woodpecker.client.segment_rolling_policy;
-    let metadata_prefix = format!("{}/{}", config.etcd.root_path, config.woodpecker.meta.prefix);
     let settings = woodpecker::Settings {
-        metadata_prefix: metadata_prefix.clone(),
-        backend: kind.name().into(),
+        metadata_prefix: format!("{}/{}", config.etcd.root_path, config.woodpecker.meta.prefix),
+        backend: storage.kind.name().into(),
         segment_bytes: rolling.max_size.as_u64(),
         segment_age: rolling.max_interval,
         in_flight_bytes: usize::try_from(config.woodpecker.client.segment_append.max_in_flight.as_u64())?,
     };
-    if kind == StorageType::Quorum {
-        // Log stores outlive the metadata: what belongs to records that are gone must meet none of the new ones.
-        let names = Client::new(
-            settings.clone(),
-            metadata.clone(),
-            BTreeMap::new(),
-            clock.clone(),
-            random.clone(),
-            tasks.clone(),
-        );
-        let namespace = names.instance().await.context("the instance's identity")?;
-        let quorum = &config.woodpecker.client.quorum;
-        let prefix = match quorum.log_store_prefix.as_str() {
-            "" => &metadata_prefix,
-            prefix => prefix,
-        };
-        let backend = QuorumBackend::start(
-            QuorumSettings {
-                region: quorum.region.clone(),
-                zone: quorum.az.clone(),
-                ..QuorumSettings::new(&namespace, selection(quorum))
-            },
-            metadata.clone(),
-            prefix,
-            tcp_connector(),
-            (clock.clone(), random.clone()),
-            tasks,
-        );
+    if storage.uses(StorageType::Quorum) {
+        let backend = log_stores(config, machine, &settings, &metadata, tasks).await?;
         backends.insert(StorageType::Quorum.name().into(), Arc::new(backend));
     }
-    Ok(Client::new(settings, metadata, backends, clock.clone(), random.clone(), tasks.clone()))
+    let mut client = Client::new(settings, metadata, backends, clock.clone(), random.clone(), tasks.clone());
+    if let Some(store) = objects {
+        let settings = SealedSettings::default();
+        client = client.with_sealed(SealedStore::new(store, settings, clock.clone(), random.clone(), tasks.clone()));
+    }
+    client.claim_media().await.context("woodpecker.storage and minio")?;
+    Ok(client)
+}
+
+/// The backend on log stores, which a watch of the metadata finds.
+async fn log_stores(
+    config: &Config,
+    machine: &Machine,
+    settings: &woodpecker::Settings,
+    metadata: &Arc<dyn MetadataStore>,
+    tasks: &Tasks,
+) -> anyhow::Result<QuorumBackend> {
+    let Machine { clock, random, .. } = machine;
+    // Log stores outlive the metadata: what belongs to records that are gone must meet none of the new ones.
+    let (backends, clocked) = (BTreeMap::new(), (clock.clone(), random.clone()));
+    let names =
+        Client::new(settings.clone(), metadata.clone(), backends, clocked.0.clone(), clocked.1.clone(), tasks.clone());
+    let namespace = names.instance().await.context("the instance's identity")?;
+    let quorum = &config.woodpecker.client.quorum;
+    let prefix = match quorum.log_store_prefix.as_str() {
+        "" => &settings.metadata_prefix,
+        prefix => prefix,
+    };
+    let wanted = QuorumSettings {
+        region: quorum.region.clone(),
+        zone: quorum.az.clone(),
+        ..QuorumSettings::new(&namespace, selection(quorum))
+    };
+    Ok(QuorumBackend::start(wanted, metadata.clone(), prefix, tcp_connector(), clocked, tasks))
+}
+
+/// Opens the log engine with its metadata, for a process that has no other use for them.
+///
+/// # Errors
+/// The metadata or a medium cannot be opened.
+pub(crate) async fn open_logs(config: &Config, machine: &Machine, tasks: &Tasks) -> anyhow::Result<Client> {
+    logs(config, machine, metadata(config, machine).await?, tasks).await
 }
 
 /// Which log stores new segments go to.

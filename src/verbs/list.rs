@@ -100,7 +100,8 @@ pub(crate) async fn describe(arguments: DescribeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn table<const N: usize>(header: [&str; N]) -> Table {
+/// A table as all verbs print it.
+pub(super) fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table

@@ -6,6 +6,7 @@ mod admin;
 mod cluster;
 mod failover;
 mod first_stream;
+mod log;
 mod logstore;
 mod process;
 mod readme;

@@ -6,6 +6,9 @@
 //! <prefix>/logs/<name>                   LogRecord; every change of a log is a compare-and-swap of this key
 //! <prefix>/segments/<log id>/<segment>   ClosedSegment
 //! <prefix>/deleting/<log id>             LogRecord of a log that is being deleted
+//! <prefix>/garbage/<log id>/<segment>    ClosedSegment that left its log and whose data is being deleted
+//! <prefix>/readers/<log id>/<name>       Held, on a lease: what a registered reader has not read
+//! <prefix>/holds/<log id>                written with every registration: no segment leaves the log at the same time
 //! ```
 
 use std::{sync::Arc, time::Duration};
@@ -18,12 +21,16 @@ use woodpecker_base::{
 };
 use woodpecker_core::{
     chain::Change,
-    ids::LogId,
+    ids::{LogId, SegmentKey},
     opening::CommitOutcome,
     record::{BadRecord, ClosedSegment, LogRecord},
 };
 
 use crate::{LogError, retry::Retrying};
+
+mod upkeep;
+
+pub(crate) use self::upkeep::About;
 
 /// How long a caller waits for a metadata store that does not answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -91,8 +98,13 @@ impl Catalog {
     }
 
     /// One closed segment.
-    pub async fn segment(&self, id: LogId, segment: u64) -> Result<Option<ClosedSegment>, LogError> {
-        let item = self.get(&self.segment_key(id, segment), Some(PATIENCE)).await?;
+    pub async fn segment(
+        &self,
+        id: LogId,
+        segment: u64,
+        patience: Option<Duration>,
+    ) -> Result<Option<ClosedSegment>, LogError> {
+        let item = self.get(&self.segment_key(id, segment), patience).await?;
         item.as_ref().map(decode_segment).transpose()
     }
 
@@ -174,16 +186,13 @@ impl Catalog {
     /// Removes the last traces of a condemned log.
     pub async fn forget(&self, id: LogId) -> Result<(), LogError> {
         let segments: Vec<u64> = self.segments(id).await?.iter().map(ClosedSegment::segment).collect();
-        self.forget_segments(id, &segments).await?;
-        self.delete(vec![self.deleting_key(id)]).await
-    }
-
-    /// Removes the records of closed segments whose data is gone.
-    pub async fn forget_segments(&self, id: LogId, segments: &[u64]) -> Result<(), LogError> {
         for some in segments.chunks(DELETES) {
             self.delete(some.iter().map(|segment| self.segment_key(id, *segment)).collect()).await?;
         }
-        Ok(())
+        for closed in self.garbage(id).await? {
+            self.forget_garbage(SegmentKey { log: id, segment: closed.segment() }).await?;
+        }
+        self.delete(vec![self.deleting_key(id), self.generation_key(id)]).await
     }
 
     async fn delete(&self, keys: Vec<String>) -> Result<(), LogError> {
@@ -239,7 +248,7 @@ impl Catalog {
         self.retrying.run(patience, || self.store.get(key)).await
     }
 
-    fn instance_key(&self) -> String {
+    pub fn instance_key(&self) -> String {
         format!("{}/instance", self.prefix)
     }
 
@@ -254,7 +263,8 @@ pub(crate) fn decode_log(item: &KeyValue) -> Result<Found, LogError> {
     Ok((log, item.mod_revision))
 }
 
-fn decode_segment(item: &KeyValue) -> Result<ClosedSegment, LogError> {
+/// The record in a closed segment's key.
+pub(crate) fn decode_segment(item: &KeyValue) -> Result<ClosedSegment, LogError> {
     ClosedSegment::decode(&item.value).map_err(|e| bad(item, &e))
 }
 

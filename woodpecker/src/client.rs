@@ -2,11 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
 use futures::future::join_all;
+use tokio::sync::OnceCell;
 use woodpecker_base::{
     clock::Clock,
     metadata::{MetadataError, MetadataStore},
@@ -16,13 +17,17 @@ use woodpecker_base::{
 use woodpecker_core::{
     ids::{Epoch, LogId, SegmentKey},
     opening::CommitOutcome,
-    record::{LogRecord, OpenSegment},
+    record::{ClosedSegment, LogRecord, LogSettings, OpenSegment},
 };
-use woodpecker_store::backend::{Backend, StoreError};
+use woodpecker_store::{
+    backend::{Backend, StoreError},
+    seal::SealedStore,
+};
 
 use crate::{
     AppendError, Log, LogError,
     catalog::{Catalog, PATIENCE},
+    holds::Holds,
     retry::Retrying,
     views::Views,
     writer::Shared,
@@ -48,7 +53,7 @@ pub struct Settings {
 /// A connection to an instance of Woodpecker. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
@@ -56,10 +61,15 @@ pub(crate) struct Inner {
     pub settings: Settings,
     pub catalog: Arc<Catalog>,
     pub views: Arc<Views>,
+    pub holds: Arc<Holds>,
     pub retrying: Retrying,
     pub clock: Clock,
+    pub random: Random,
     pub tasks: Tasks,
     backends: BTreeMap<String, Arc<dyn Backend>>,
+    sealed: OnceLock<Arc<SealedStore>>,
+    /// All media are known to be this instance's.
+    claimed: OnceCell<()>,
     /// The open writers of this process, to end them with it.
     writers: Mutex<BTreeMap<(LogId, Epoch), Weak<Shared>>>,
 }
@@ -76,10 +86,35 @@ impl Client {
         tasks: Tasks,
     ) -> Self {
         let retrying = Retrying::new(clock.clone(), random.clone());
-        let catalog = Arc::new(Catalog::new(metadata, settings.metadata_prefix.clone(), retrying.clone(), random));
+        let catalog =
+            Arc::new(Catalog::new(metadata, settings.metadata_prefix.clone(), retrying.clone(), random.clone()));
         let views = Arc::new(Views::new(catalog.clone(), tasks.clone()));
-        let writers = Mutex::default();
-        Self { inner: Arc::new(Inner { settings, catalog, views, retrying, clock, tasks, backends, writers }) }
+        let holds = Holds::new(catalog.clone(), clock.clone(), tasks.clone());
+        let (sealed, writers) = (OnceLock::new(), Mutex::default());
+        let claimed = OnceCell::new();
+        let inner = Inner {
+            settings,
+            catalog,
+            views,
+            holds,
+            retrying,
+            clock,
+            random,
+            tasks,
+            backends,
+            sealed,
+            claimed,
+            writers,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Gives the client, and all its clones, access to sealed segments. Without it they cannot be read; a second call
+    /// changes nothing.
+    #[must_use]
+    pub fn with_sealed(self, sealed: Arc<SealedStore>) -> Self {
+        self.inner.sealed.get_or_init(|| sealed);
+        self
     }
 
     /// Creates a log.
@@ -164,6 +199,15 @@ impl Client {
         Ok(String::from_utf8_lossy(&self.inner.catalog.instance().await?).into_owned())
     }
 
+    /// Makes all media of this process the instance's, or checks that they are. Happens by itself before anything is
+    /// written or removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when one holds another instance's data; the stores'.
+    pub async fn claim_media(&self) -> Result<(), LogError> {
+        self.inner.claim_media().await
+    }
+
     /// Waits until everything queued is durable or failed, and releases the volumes of this process.
     pub async fn close(&self) {
         join_all(self.inner.backends.values().map(|backend| backend.close())).await;
@@ -192,6 +236,48 @@ impl Inner {
         self.backends.get(name).ok_or_else(|| StoreError::NotFound { what: format!("backend {name:?}") })
     }
 
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
+        self.backends.values()
+    }
+
+    /// Where sealed segments are.
+    pub fn sealed(&self) -> Result<&Arc<SealedStore>, StoreError> {
+        let what = || "the object store of sealed segments: this process has none configured".to_owned();
+        self.sealed.get().ok_or_else(|| StoreError::NotFound { what: what() })
+    }
+
+    pub async fn claim_media(&self) -> Result<(), LogError> {
+        let claim = || async {
+            let instance = self.catalog.instance().await?;
+            let instance = String::from_utf8_lossy(&instance);
+            for backend in self.backends.values() {
+                self.retrying.run(Some(PATIENCE), || backend.claim(&instance)).await?;
+            }
+            match self.sealed() {
+                Ok(store) => Ok(self.retrying.run(Some(PATIENCE), || store.claim(&instance)).await?),
+                Err(_) => Ok(()),
+            }
+        };
+        self.claimed.get_or_try_init(|| Box::pin(claim())).await.copied()
+    }
+
+    /// The backend of a log's next segment: the one the log wants, if this process has it.
+    pub fn backend_for(&self, settings: &LogSettings) -> Result<&Arc<dyn Backend>, StoreError> {
+        let wanted = settings.backend.as_deref().unwrap_or(&self.settings.backend);
+        match self.backends.get(wanted) {
+            Some(backend) => Ok(backend),
+            None => {
+                tracing::warn!(wanted, instead = self.settings.backend, "this process does not have the log's backend");
+                self.backend(&self.settings.backend)
+            }
+        }
+    }
+
+    /// The largest append that every backend takes, since a log may move to any of them.
+    pub fn max_append_bytes(&self) -> usize {
+        self.backends.values().map(|backend| backend.max_append_bytes()).min().unwrap_or(0)
+    }
+
     /// Fences a segment; its writer, if there is one, is stopped, and this many entries are in it for ever.
     pub async fn fence(&self, log: LogId, open: &OpenSegment, epoch: Epoch) -> Result<u64, StoreError> {
         let backend = self.backend(&open.backend)?;
@@ -199,15 +285,34 @@ impl Inner {
         self.retrying.run(Some(PATIENCE), || backend.fence(key, &open.placement, epoch)).await
     }
 
-    /// Deletes a segment's data.
+    /// Deletes a segment's data where it was written.
     pub async fn delete(&self, log: LogId, segment: &OpenSegment) -> Result<(), StoreError> {
         let backend = self.backend(&segment.backend)?;
         let key = SegmentKey { log, segment: segment.segment };
+        if !backend.reaches(&segment.placement).await? {
+            let why = format!("segment {key} is on a disk that this process cannot reach");
+            return Err(StoreError::Unavailable(why.into()));
+        }
         self.retrying.run(Some(PATIENCE), || backend.delete(key, &segment.placement)).await
     }
 
+    /// Deletes all of a closed segment's data, in whatever form it is.
+    pub async fn delete_closed(&self, log: LogId, closed: &ClosedSegment) -> Result<(), StoreError> {
+        if closed.sealed.as_ref().is_none_or(|sealed| !sealed.freed) {
+            self.delete(log, &closed.opened).await?;
+        }
+        match &closed.sealed {
+            Some(sealed) if !sealed.runs.is_empty() => {
+                let store = self.sealed()?;
+                let key = SegmentKey { log, segment: closed.segment() };
+                self.retrying.run(Some(PATIENCE), || store.delete(key, sealed)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Removes what is left of a log whose name is gone.
-    async fn erase(&self, record: &LogRecord) -> Result<(), LogError> {
+    pub async fn erase(&self, record: &LogRecord) -> Result<(), LogError> {
         let epoch = record.raise().log.epoch;
         for open in &record.open {
             match self.fence(record.id, open, epoch).await {
@@ -218,8 +323,12 @@ impl Inner {
         for open in &record.open {
             self.delete(record.id, open).await?;
         }
-        for closed in self.catalog.segments(record.id).await? {
-            self.delete(record.id, &closed.opened).await?;
+        for closed in self.catalog.segments(record.id).await?.iter().chain(&self.catalog.garbage(record.id).await?) {
+            self.delete_closed(record.id, closed).await?;
+        }
+        if let Ok(store) = self.sealed() {
+            // What attempts at sealing left behind.
+            store.delete_log(record.id).await?;
         }
         self.catalog.forget(record.id).await
     }

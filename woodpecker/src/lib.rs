@@ -8,10 +8,13 @@
 mod catalog;
 mod client;
 mod error;
+mod holds;
 mod log;
+mod maintenance;
 mod reader;
 mod retry;
 mod takeover;
+mod verify;
 mod view;
 mod views;
 mod writer;
@@ -19,6 +22,11 @@ mod writer;
 pub use client::{Client, Settings};
 pub use error::{AppendError, LogError, OpenWriterError, ReadError};
 pub use log::{Log, LogDescription, SegmentDescription};
+pub use maintenance::{Maintenance, MaintenanceSettings, Pass};
 pub use reader::{Entry, Position, Reader};
-pub use woodpecker_core::ids::{EntryId, Epoch};
+pub use verify::{Verified, VerifiedSegment};
+pub use woodpecker_core::{
+    ids::{EntryId, Epoch},
+    record::{Compression, LogSettings},
+};
 pub use writer::{Append, Appended, Writer};

@@ -2,31 +2,28 @@
 
 use std::{fmt, sync::Arc};
 
-use futures::{StreamExt, TryStreamExt, stream};
 use woodpecker_base::metadata::MetadataError;
 use woodpecker_core::{
+    chain::Change,
     ids::{LogId, SegmentKey},
     opening::CommitOutcome,
-    record::{ClosedSegment, LogRecord, OpenSegment},
+    record::{LogRecord, LogSettings, OpenSegment},
 };
 use woodpecker_store::backend::{SegmentReader, StoreError};
 
 use crate::{
-    EntryId, Epoch, LogError, OpenWriterError, Position, Reader, Writer,
+    EntryId, Epoch, LogError, OpenWriterError, Position, ReadError, Reader, Writer,
     catalog::{Found, PATIENCE},
     client::Inner,
     takeover::take_over,
-    view::View,
+    view::{Extent, View},
 };
-
-/// Segments whose data is deleted at the same time.
-const DELETES_AT_ONCE: usize = 8;
 
 /// A handle on a log. Cheap to clone.
 #[derive(Clone)]
 pub struct Log {
-    client: Arc<Inner>,
-    view: Arc<View>,
+    pub(crate) client: Arc<Inner>,
+    pub(crate) view: Arc<View>,
 }
 
 /// What is known of a log.
@@ -37,6 +34,7 @@ pub struct LogDescription {
     pub epoch: Epoch,
     /// Everything up to and including this entry was truncated.
     pub truncated: Option<EntryId>,
+    pub settings: LogSettings,
     pub segments: Vec<SegmentDescription>,
 }
 
@@ -51,6 +49,14 @@ pub struct SegmentDescription {
     pub entries: Option<u64>,
     /// Bytes of its entries; `None` while it is open, and when it was closed by fencing.
     pub bytes: Option<u64>,
+    /// Wall time in milliseconds.
+    pub created_ms: u64,
+    /// Wall time in milliseconds; `None` while it is open.
+    pub closed_ms: Option<u64>,
+    /// Bytes of its final form in object storage, if it has one.
+    pub sealed_bytes: Option<u64>,
+    /// Whether the final form is the only one left.
+    pub freed: bool,
 }
 
 impl fmt::Debug for Log {
@@ -85,6 +91,32 @@ impl Log {
         Reader::new(self.client.clone(), self.view.clone(), position)
     }
 
+    /// As [`Log::reader`], registered under a name that operators see: from its position on nothing is collected, truncated
+    /// or not, while the reader exists and for a minute after its process died. Only such a reader may start at, and
+    /// read on in, what is truncated.
+    ///
+    /// # Errors
+    /// [`ReadError::PositionLost`] when what it asks for was collected already; the metadata store's.
+    pub async fn registered_reader(&self, name: &str, position: Position) -> Result<Reader, ReadError> {
+        let mut reader = self.reader(position);
+        reader.register(name).await?;
+        Ok(reader)
+    }
+
+    /// Where to start to meet every entry that was appended at or after a wall time, in milliseconds since the Unix
+    /// epoch: the first entry of the first segment that was still open then. It comes no later than those entries, as
+    /// far as the clocks of the log's owners agree, and a segment's length earlier at most.
+    ///
+    /// # Errors
+    /// The metadata store's.
+    pub async fn position_at(&self, wall_ms: u64) -> Result<EntryId, LogError> {
+        let (log, _) = self.client.read(&self.view).await?;
+        let closed = self.client.catalog.segments(self.view.id).await?;
+        let still_open = closed.iter().find(|closed| closed.closed_ms >= wall_ms && closed.entries > 0);
+        let segment = still_open.map_or_else(|| log.growing_from(), |closed| closed.segment());
+        Ok(EntryId { segment, entry: 0 }.max(log.earliest()))
+    }
+
     /// The last durable entry, or `None` for a log that holds none that was not truncated.
     ///
     /// # Errors
@@ -95,35 +127,47 @@ impl Log {
         Ok(last.filter(|last| !log.is_truncated(*last)))
     }
 
-    /// Gives up everything up to and including `up_to`, and deletes the segments that lie below it as a whole.
-    /// Truncating backwards does nothing, and what does not exist yet cannot be truncated.
+    /// Gives up everything up to and including `up_to`. Nobody reads it any more but who is registered; maintenance
+    /// deletes it when nobody can need it. Truncating backwards does nothing, and what does not exist yet cannot be
+    /// truncated.
     ///
     /// # Errors
-    /// The metadata store's, and storage errors of the deletion: the log is truncated then, and the next call deletes.
+    /// Storage and metadata errors.
     pub async fn truncate(&self, up_to: EntryId) -> Result<(), LogError> {
+        let (log, _) = self.client.read(&self.view).await?;
+        let Some(up_to) = self.existing(&log, up_to).await? else { return Ok(()) };
+        self.change(|log| log.truncate(up_to)).await
+    }
+
+    /// Changes what is wanted of the log. A backend holds from its next segment on, wherever its writer runs; entries
+    /// stay where they are, and readers walk across.
+    ///
+    /// # Errors
+    /// The metadata store's.
+    pub async fn alter(&self, alter: impl Fn(&mut LogSettings)) -> Result<(), LogError> {
+        self.change(|log| {
+            let mut altered = log.clone();
+            alter(&mut altered.settings);
+            (altered != *log).then_some(Change { log: altered, closed: Vec::new() })
+        })
+        .await
+    }
+
+    /// Makes a change of the record that anybody may make; `None` is no change.
+    async fn change(&self, change: impl Fn(&LogRecord) -> Option<Change>) -> Result<(), LogError> {
         let mut attempts = self.client.retrying.attempts(Some(PATIENCE));
-        let (before, truncated) = loop {
+        loop {
             let (log, revision) = self.client.read(&self.view).await?;
-            let Some(up_to) = self.existing(&log, up_to).await? else { return Ok(()) };
-            let Some(change) = log.truncate(up_to) else { break (log.truncated, log) };
-            match self.client.catalog.commit(revision, &change).await? {
-                CommitOutcome::Committed(revision) => {
-                    self.view.learn((change.log.clone(), revision), []);
-                    break (log.truncated, change.log);
-                }
-                CommitOutcome::Conflict | CommitOutcome::Unknown => {}
+            let Some(change) = change(&log) else { return Ok(()) };
+            if let CommitOutcome::Committed(revision) = self.client.catalog.commit(revision, &change).await? {
+                self.view.learn((change.log, revision), []);
+                return Ok(());
             }
             if !attempts.wait().await {
                 let why = format!("the record of {:?} cannot be changed", self.view.name);
                 return Err(MetadataError::Unavailable(why).into());
             }
-        };
-        let Some(up_to) = truncated.truncated else { return Ok(()) };
-        let still_in = |at: EntryId| at.segment == up_to.segment;
-        if before.is_some_and(still_in) && truncated.open.iter().any(|open| open.segment == up_to.segment) {
-            return Ok(());
         }
-        self.delete_below(up_to).await
     }
 
     /// `up_to`, or the last entry if that comes first: an entry appended later must not be born truncated.
@@ -134,16 +178,6 @@ impl Log {
         Ok(self.client.last_entry(log).await?.map(|last| last.min(up_to)))
     }
 
-    async fn delete_below(&self, truncated: EntryId) -> Result<(), LogError> {
-        let closed = self.client.catalog.segments(self.view.id).await?;
-        let below: Vec<ClosedSegment> = closed.into_iter().filter(|closed| closed.is_below(truncated)).collect();
-        let deletes: Vec<_> = below.iter().map(|closed| self.client.delete(self.view.id, &closed.opened)).collect();
-        stream::iter(deletes).buffer_unordered(DELETES_AT_ONCE).try_collect::<()>().await?;
-        // The data first: a record that remains is deleted again, data without a record never.
-        let numbers: Vec<u64> = below.iter().map(ClosedSegment::segment).collect();
-        self.client.catalog.forget_segments(self.view.id, &numbers).await
-    }
-
     /// What is known of it now.
     ///
     /// # Errors
@@ -151,26 +185,38 @@ impl Log {
     pub async fn describe(&self) -> Result<LogDescription, LogError> {
         let (log, _) = self.client.read(&self.view).await?;
         let closed = self.client.catalog.segments(self.view.id).await?.into_iter().map(|closed| SegmentDescription {
-            segment: closed.opened.segment,
-            backend: closed.opened.backend,
-            placement: closed.opened.placement.to_string(),
             entries: Some(closed.entries),
             bytes: closed.bytes,
+            closed_ms: Some(closed.closed_ms),
+            sealed_bytes: closed.sealed.as_ref().map(|sealed| sealed.runs.iter().map(|run| run.bytes).sum()),
+            freed: closed.sealed.as_ref().is_some_and(|sealed| sealed.freed),
+            ..SegmentDescription::new(&closed.opened)
         });
-        let open = log.open.iter().map(|open| SegmentDescription {
-            segment: open.segment,
-            backend: open.backend.clone(),
-            placement: open.placement.to_string(),
-            entries: None,
-            bytes: None,
-        });
+        let open = log.open.iter().map(SegmentDescription::new);
         Ok(LogDescription {
             segments: closed.filter(|c| log.open.iter().all(|open| open.segment != c.segment)).chain(open).collect(),
             name: log.name.clone(),
             id: log.id.0,
             epoch: log.epoch,
             truncated: log.truncated,
+            settings: log.settings,
         })
+    }
+}
+
+impl SegmentDescription {
+    fn new(opened: &OpenSegment) -> Self {
+        Self {
+            segment: opened.segment,
+            backend: opened.backend.clone(),
+            placement: opened.placement.to_string(),
+            entries: None,
+            bytes: None,
+            created_ms: opened.created_ms,
+            closed_ms: None,
+            sealed_bytes: None,
+            freed: false,
+        }
     }
 }
 
@@ -218,7 +264,18 @@ impl Inner {
         Ok(last.map(|closed| EntryId { segment: closed.segment(), entry: closed.entries.saturating_sub(1) }))
     }
 
-    /// Opens a segment for reading.
+    /// Opens a segment that gets no more entries for reading: its final form, if it has one.
+    pub async fn open_extent(&self, log: LogId, extent: &Extent) -> Result<Arc<dyn SegmentReader>, StoreError> {
+        let key = SegmentKey { log, segment: extent.opened.segment };
+        match &extent.sealed {
+            Some(sealed) if sealed.freed || self.sealed().is_ok() => {
+                Ok(self.sealed()?.open(key, sealed, extent.entries))
+            }
+            _ => self.open_segment(log, &extent.opened, Some(extent.entries)).await,
+        }
+    }
+
+    /// Opens a segment where it was written.
     pub async fn open_segment(
         &self,
         log: LogId,

@@ -4,13 +4,18 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{select, sync::watch};
-use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
+use woodpecker_core::{
+    ids::{SealId, SegmentKey},
+    record::OpenSegment,
+};
 use woodpecker_store::backend::{SegmentReader, StoreError};
 
 use self::ahead::{Ahead, CHUNK_BYTES};
 use crate::{
-    EntryId, LogError, ReadError,
+    EntryId, ReadError,
+    catalog::{ONCE, PATIENCE},
     client::Inner,
+    holds::Hold,
     view::{Place, View},
 };
 
@@ -46,6 +51,8 @@ pub struct Reader {
     next: Option<EntryId>,
     ahead: Ahead,
     tail: Option<Tail>,
+    /// Keeps what was not read from being collected.
+    hold: Option<Hold>,
 }
 
 /// The open segment that is being followed.
@@ -69,7 +76,24 @@ impl fmt::Debug for Reader {
 impl Reader {
     pub(crate) fn new(client: Arc<Inner>, view: Arc<View>, start: Position) -> Self {
         let changes = view.changes();
-        Self { client, view, changes, start, next: None, ahead: Ahead::default(), tail: None }
+        Self { client, view, changes, start, next: None, ahead: Ahead::default(), tail: None, hold: None }
+    }
+
+    /// Registers the reader under a name: from its position on, nothing is collected as long as this process lives and
+    /// the reader is not dropped, even if it is truncated meanwhile. Says where it starts.
+    pub(crate) async fn register(&mut self, name: &str) -> Result<EntryId, ReadError> {
+        let start = self.find_start().await?;
+        let hold = self.client.holds.add(&self.view, name, start).await?;
+        self.hold = Some(hold);
+        // The registration comes first: what is still there now will stay.
+        let exists = start.segment >= self.view.log().0.growing_from()
+            || self.client.catalog.segment(self.view.id, start.segment, Some(PATIENCE)).await?.is_some();
+        match self.view.truncated() {
+            Some(truncated) if !exists && start <= truncated => {
+                Err(ReadError::PositionLost { earliest: truncated.successor() })
+            }
+            _ => Ok(start),
+        }
     }
 
     /// The next entries, at least one; waits at the tail. Cancel-safe: an entry is either returned or still ahead.
@@ -90,16 +114,17 @@ impl Reader {
             if let Some(read) = self.ahead.next().await {
                 match read {
                     Ok((first, entries)) => return Ok(self.deliver(first, entries)),
-                    Err(error) => return Err(self.explain(error).await),
+                    Err((segment, error)) => self.recover(segment, error).await?,
                 }
+                continue;
             }
             match self.view.place(next.segment) {
-                Place::Ended(_, entries) if next.entry < entries => {}
-                Place::Ended(..) => self.advance(next.segment),
+                Place::Ended(segment) if next.entry < segment.entries => {}
+                Place::Ended(_) => self.advance(next.segment),
                 Place::Open(open) => match self.read_tail(&open, next).await {
                     Ok(Some(entries)) => return Ok(self.deliver(next, entries)),
                     Ok(None) => {}
-                    Err(error) => return Err(self.explain(error).await),
+                    Err(error) => self.recover(next.segment, error).await?,
                 },
                 Place::Ahead => self.wait().await,
                 Place::Unknown => self.find_segment(next).await?,
@@ -116,12 +141,16 @@ impl Reader {
     }
 
     fn advance(&mut self, segment: u64) {
-        self.next = Some(EntryId { segment: segment + 1, entry: 0 });
+        let next = EntryId { segment: segment + 1, entry: 0 };
+        self.next = Some(next);
+        if let Some(hold) = &self.hold {
+            hold.advance(next);
+        }
     }
 
     fn check_truncated(&mut self, next: EntryId) -> Result<(), ReadError> {
         match self.view.truncated() {
-            Some(truncated) if next <= truncated => {
+            Some(truncated) if next <= truncated && self.hold.is_none() => {
                 self.ahead.clear();
                 Err(ReadError::PositionLost { earliest: truncated.successor() })
             }
@@ -193,7 +222,7 @@ impl Reader {
 
     /// The record moved on and the segment's own record was not met yet, or it is gone.
     async fn find_segment(&mut self, next: EntryId) -> Result<(), ReadError> {
-        if let Some(closed) = self.client.catalog.segment(self.view.id, next.segment).await? {
+        if let Some(closed) = self.client.catalog.segment(self.view.id, next.segment, Some(PATIENCE)).await? {
             let found = self.view.log();
             self.view.learn(found, [closed]);
             if !matches!(self.view.place(next.segment), Place::Unknown) {
@@ -216,18 +245,32 @@ impl Reader {
         }
     }
 
-    /// Data that is gone was truncated or deleted, most likely, and that is the better answer.
-    async fn explain(&mut self, error: StoreError) -> ReadError {
+    /// After an error: reading goes on if the segment is somewhere else by now, sealed say, and its old place was freed.
+    /// Otherwise it was truncated or deleted, most likely, and that is the better answer.
+    async fn recover(&mut self, segment: u64, error: StoreError) -> Result<(), ReadError> {
         self.ahead.clear();
-        if !matches!(error, StoreError::NotFound { .. }) {
-            return error.into();
+        self.tail = None;
+        let before = self.form(segment);
+        match self.client.catalog.log(&self.view.name, ONCE).await {
+            Ok(Some(found)) if found.0.id == self.view.id => self.view.learn(found, []),
+            Ok(_) => return Err(ReadError::Deleted),
+            Err(_) => return Err(error.into()),
         }
-        match self.client.read(&self.view).await {
-            Err(LogError::NotFound(_)) => ReadError::Deleted,
-            _ => match self.next.map(|next| self.check_truncated(next)) {
-                Some(Err(lost)) => lost,
-                _ => error.into(),
-            },
+        match self.client.catalog.segment(self.view.id, segment, ONCE).await {
+            Ok(Some(closed)) => self.view.learn(self.view.log(), [closed]),
+            Ok(None) => self.view.forget(segment),
+            Err(_) => return Err(error.into()),
+        }
+        self.check_truncated(self.next.unwrap_or(EntryId { segment, entry: 0 }))?;
+        if self.form(segment) == before { Err(error.into()) } else { Ok(()) }
+    }
+
+    /// In which form a segment is known: open, closed, or sealed by some attempt.
+    fn form(&self, segment: u64) -> (bool, bool, Option<SealId>) {
+        match self.view.place(segment) {
+            Place::Ended(extent) => (true, false, extent.sealed.map(|sealed| sealed.id)),
+            Place::Open(_) => (true, true, None),
+            Place::Ahead | Place::Unknown | Place::Deleted => (false, false, None),
         }
     }
 }

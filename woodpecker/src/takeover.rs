@@ -9,6 +9,7 @@ use crate::{LogError, OpenWriterError, Writer, catalog::PATIENCE, client::Inner,
 
 /// Takes the log. Dropping the future at any point is like a crash there: the next opener goes on.
 pub(crate) async fn take_over(client: &Arc<Inner>, view: &Arc<View>) -> Result<Writer, OpenWriterError> {
+    client.claim_media().await?;
     if !view.is_listed() {
         view.learn_all_closed(client.catalog.segments(view.id).await?);
     }
@@ -33,9 +34,10 @@ pub(crate) async fn take_over(client: &Arc<Inner>, view: &Arc<View>) -> Result<W
                 opening.on_fenced(entries, client.clock.wall_ms());
             }
             Next::Create { segment, epoch } => {
-                let shared = Shared::new(client.clone(), view.clone(), epoch).map_err(LogError::from)?;
-                let handle = shared.create(segment, Some(PATIENCE)).await.map_err(LogError::from)?;
-                opening.on_created(&client.settings.backend, handle.placement().clone(), client.clock.wall_ms());
+                let shared = Shared::new(client.clone(), view.clone(), epoch);
+                let backend = client.backend_for(&view.log().0.settings).map_err(LogError::from)?;
+                let handle = shared.create(backend, segment, Some(PATIENCE)).await.map_err(LogError::from)?;
+                opening.on_created(backend.name(), handle.placement().clone(), client.clock.wall_ms());
                 created = Some((shared, handle));
             }
             Next::Ready { log, revision, segment } => {

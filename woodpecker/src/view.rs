@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use woodpecker_base::metadata::Revision;
 use woodpecker_core::{
     ids::{EntryId, LogId},
-    record::{ClosedSegment, LogRecord, OpenSegment},
+    record::{ClosedSegment, LogRecord, OpenSegment, Sealed},
 };
 
 use crate::catalog::Found;
@@ -37,13 +37,29 @@ struct Known {
     ended: BTreeMap<u64, u64>,
     /// Writers in this process: while there is one, what is known here is as new as can be.
     writers: usize,
+    /// Readers in this process that hold what they have not read, truncated or not.
+    holders: usize,
+}
+
+/// The entries of a segment that gets no more.
+#[derive(Debug, Clone)]
+pub(crate) struct Extent {
+    pub opened: OpenSegment,
+    /// How many there are, for ever.
+    pub entries: u64,
+    pub sealed: Option<Sealed>,
+}
+
+impl From<&ClosedSegment> for Extent {
+    fn from(closed: &ClosedSegment) -> Self {
+        Self { opened: closed.opened.clone(), entries: closed.entries, sealed: closed.sealed.clone() }
+    }
 }
 
 /// Where a segment's entries are.
 #[derive(Debug, Clone)]
 pub(crate) enum Place {
-    /// It holds that many entries for ever.
-    Ended(OpenSegment, u64),
+    Ended(Extent),
     Open(OpenSegment),
     /// It does not exist yet.
     Ahead,
@@ -65,6 +81,7 @@ impl View {
                 listed: false,
                 ended: BTreeMap::new(),
                 writers: 0,
+                holders: 0,
             }),
             changed: watch::Sender::new(()),
             followed: AtomicBool::new(false),
@@ -114,11 +131,11 @@ impl View {
             return Place::Deleted;
         }
         if let Some(closed) = known.closed.get(&segment) {
-            return Place::Ended(closed.opened.clone(), closed.entries);
+            return Place::Ended(closed.into());
         }
         match known.log.open.iter().find(|open| open.segment == segment) {
             Some(open) => match known.ended.get(&segment) {
-                Some(entries) => Place::Ended(open.clone(), *entries),
+                Some(entries) => Place::Ended(Extent { opened: open.clone(), entries: *entries, sealed: None }),
                 None => Place::Open(open.clone()),
             },
             None if segment > known.log.last => Place::Ahead,
@@ -143,7 +160,9 @@ impl View {
                 known.log = log;
                 known.revision = revision;
             }
-            if let Some(truncated) = known.log.truncated {
+            if let Some(truncated) = known.log.truncated
+                && known.holders == 0
+            {
                 known.closed.retain(|_, closed| !closed.is_below(truncated));
             }
             let Known { log, ended, closed, .. } = known;
@@ -170,6 +189,19 @@ impl View {
     /// A writer in this process appends no more to the segment, and all it appended is durable.
     pub fn end(&self, segment: u64, entries: u64) {
         self.change(|known| known.ended.insert(segment, entries));
+    }
+
+    /// The segment's record is gone, and with it the data.
+    pub fn forget(&self, segment: u64) {
+        self.change(|known| known.closed.remove(&segment));
+    }
+
+    pub fn attach_holder(&self) {
+        self.change(|known| known.holders += 1);
+    }
+
+    pub fn detach_holder(&self) {
+        self.change(|known| known.holders = known.holders.saturating_sub(1));
     }
 
     pub fn attach_writer(&self) {

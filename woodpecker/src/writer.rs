@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
-use woodpecker_store::backend::{SegmentEnd, SegmentOwner, SegmentWriter, StoreError};
+use woodpecker_store::backend::{Backend, SegmentEnd, SegmentOwner, SegmentWriter, StoreError};
 
 use self::state::{After, Limits, State};
 use crate::{AppendError, EntryId, Epoch, catalog::Found, client::Inner, view::View};
@@ -145,20 +145,20 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     /// The writer-to-be of an epoch that was just raised.
-    pub fn new(client: Arc<Inner>, view: Arc<View>, epoch: Epoch) -> Result<Arc<Self>, StoreError> {
-        let limits = Limits::new(&client.settings, client.backend(&client.settings.backend)?.max_append_bytes());
+    pub fn new(client: Arc<Inner>, view: Arc<View>, epoch: Epoch) -> Arc<Self> {
+        let limits = Limits::new(&client.settings, client.max_append_bytes());
         let state = Mutex::new(State::new(limits, view.log(), client.clock.clone()));
         let ended = watch::Sender::new(None);
-        Ok(Arc::new(Self { epoch, client, view, state, room: Notify::new(), ended }))
+        Arc::new(Self { epoch, client, view, state, room: Notify::new(), ended })
     }
 
     /// Creates a segment whose owner this writer is, and which no record leads to yet.
     pub async fn create(
         self: &Arc<Self>,
+        backend: &Arc<dyn Backend>,
         segment: u64,
         patience: Option<Duration>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
-        let backend = self.client.backend(&self.client.settings.backend)?;
         let key = SegmentKey { log: self.view.id, segment };
         let owner = Arc::new(Owner { shared: self.clone(), segment });
         self.client.retrying.run(patience, || backend.create(key, self.epoch, owner.clone())).await

@@ -66,6 +66,7 @@ impl LogRecord {
                     entries: end.entries,
                     bytes: end.bytes,
                     closed_ms: step.at_ms,
+                    sealed: None,
                 });
                 false
             }
@@ -191,7 +192,13 @@ mod tests {
 
     #[test]
     fn a_segment_is_below_only_with_its_last_entry() {
-        let closed = |segment, entries| ClosedSegment { opened: open(segment), entries, bytes: None, closed_ms: 3 };
+        let closed = |segment, entries| ClosedSegment {
+            opened: open(segment),
+            entries,
+            bytes: None,
+            closed_ms: 3,
+            sealed: None,
+        };
         let at = EntryId { segment: 5, entry: 2 };
         assert!(closed(4, 100).is_below(at));
         assert!(closed(5, 3).is_below(at) && closed(5, 0).is_below(at));

@@ -36,6 +36,10 @@ pub struct VolumeId(pub u128);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreId(pub u128);
 
+/// One attempt at sealing a segment, random and never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SealId(pub u128);
+
 /// Where a segment lives; kept in the segment's metadata record, so any process can find it again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -184,6 +188,7 @@ macro_rules! hexadecimal {
 
 hexadecimal!(VolumeId);
 hexadecimal!(StoreId);
+hexadecimal!(SealId);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::ids::{EntryId, Epoch, LogId, Placement};
+use crate::ids::{EntryId, Epoch, LogId, Placement, SealId};
 
 /// The version this release writes, and the only one it reads.
 const VERSION: u32 = 1;
@@ -23,6 +23,40 @@ pub struct LogRecord {
     /// to a later one only when the one before it is complete and durable.
     #[serde(default)]
     pub open: Vec<OpenSegment>,
+    #[serde(default, skip_serializing_if = "LogSettings::is_default")]
+    pub settings: LogSettings,
+}
+
+/// What an operator wants of one log, part of the [`LogRecord`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogSettings {
+    /// The medium of the segments to come; without it, each owner's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    pub compression: Compression,
+    /// What was closed longer ago, in milliseconds, is truncated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_ms: Option<u64>,
+    /// The oldest closed segments are truncated until the others hold no more bytes than this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention_bytes: Option<u64>,
+}
+
+impl LogSettings {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How the blocks of sealed segments are compressed. A block that does not get smaller is kept as it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    None,
+    #[default]
+    Lz4,
+    Zstd,
 }
 
 /// A segment that its owner may append to, part of the [`LogRecord`].
@@ -48,6 +82,39 @@ pub struct ClosedSegment {
     pub bytes: Option<u64>,
     /// Wall time in milliseconds.
     pub closed_ms: u64,
+    /// Its final form in object storage, once that is complete and was read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
+}
+
+/// The final form of a segment: objects in object storage that hold its entries, run after run, without a gap.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Sealed {
+    /// Part of the objects' names, so that no two attempts at sealing write to one name.
+    pub id: SealId,
+    /// Ascending; none for a segment without entries.
+    pub runs: Vec<SealedRun>,
+    /// Wall time in milliseconds.
+    pub sealed_ms: u64,
+    /// Whether the medium it was written to was told that the segment is needed no more there.
+    #[serde(default)]
+    pub freed: bool,
+}
+
+/// One object of a sealed segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SealedRun {
+    /// The number of its first entry.
+    pub first: u64,
+    /// Length of the object.
+    pub bytes: u64,
+}
+
+/// A registered reader: nothing from `next` on is collected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReaderRecord {
+    /// The first entry it has not read.
+    pub next: EntryId,
 }
 
 /// A record that this release must not act on.
@@ -85,7 +152,15 @@ impl LogRecord {
     /// A log that holds nothing and has no owner.
     #[must_use]
     pub fn new(id: LogId, name: &str) -> Self {
-        Self { id, name: name.to_owned(), epoch: Epoch(0), truncated: None, last: 0, open: Vec::new() }
+        Self {
+            id,
+            name: name.to_owned(),
+            epoch: Epoch(0),
+            truncated: None,
+            last: 0,
+            open: Vec::new(),
+            settings: LogSettings::default(),
+        }
     }
 
     /// As stored.
@@ -121,13 +196,39 @@ impl ClosedSegment {
     /// # Errors
     /// Another version, or a broken record.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadRecord> {
-        decode(bytes)
+        let record: Self = decode(bytes)?;
+        if let Some(sealed) = &record.sealed {
+            let starts = sealed.runs.first().is_none_or(|run| run.first == 0);
+            let ascending = sealed.runs.windows(2).all(|pair| matches!(pair, [a, b] if a.first < b.first));
+            let covers = sealed.runs.is_empty() == (record.entries == 0)
+                && sealed.runs.last().is_none_or(|run| run.first < record.entries);
+            if !starts || !ascending || !covers {
+                return Err(BadRecord(format!("impossible sealed form of segment {}", record.segment())));
+            }
+        }
+        Ok(record)
     }
 
     /// Its number.
     #[must_use]
     pub fn segment(&self) -> u64 {
         self.opened.segment
+    }
+}
+
+impl ReaderRecord {
+    /// As stored.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// From what was stored.
+    ///
+    /// # Errors
+    /// Another version, or a broken record.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadRecord> {
+        decode(bytes)
     }
 }
 
@@ -158,10 +259,20 @@ mod tests {
             r#"{"v":1,"id":3,"name":"a","epoch":0,"last":2,"open":[{"segment":2,"backend":"local","placement":{"volume":"00000000000000000000000000000abc","from_batch":9},"created_ms":5}]}"#
         );
         assert_eq!(LogRecord::decode(text.as_bytes()), Ok(log));
-        let closed = ClosedSegment { opened: open(1), entries: 7, bytes: Some(70), closed_ms: 6 };
+        let closed = ClosedSegment { opened: open(1), entries: 7, bytes: Some(70), closed_ms: 6, sealed: None };
         let text = String::from_utf8(closed.encode()).unwrap();
-        assert!(text.starts_with(r#"{"v":1,"segment":1,"#), "{text}");
-        assert_eq!(ClosedSegment::decode(text.as_bytes()), Ok(closed));
+        assert!(text.starts_with(r#"{"v":1,"segment":1,"#) && !text.contains("sealed"), "{text}");
+        assert_eq!(ClosedSegment::decode(text.as_bytes()), Ok(closed.clone()));
+        let runs = vec![SealedRun { first: 0, bytes: 90 }, SealedRun { first: 4, bytes: 80 }];
+        let sealed =
+            ClosedSegment { sealed: Some(Sealed { id: SealId(0xdef), runs, sealed_ms: 8, freed: false }), ..closed };
+        let text = String::from_utf8(sealed.encode()).unwrap();
+        let ending = r#""sealed":{"id":"00000000000000000000000000000def","runs":[{"first":0,"bytes":90},{"first":4,"bytes":80}],"sealed_ms":8,"freed":false}}"#;
+        assert!(text.ends_with(ending), "{text}");
+        assert_eq!(ClosedSegment::decode(text.as_bytes()), Ok(sealed));
+        for impossible in [text.replace(r#""first":0"#, r#""first":1"#), text.replace(r#""first":4"#, r#""first":7"#)] {
+            assert!(ClosedSegment::decode(impossible.as_bytes()).is_err(), "{impossible}");
+        }
     }
 
     #[test]
@@ -182,6 +293,7 @@ mod tests {
         fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = LogRecord::decode(&bytes);
             let _ = ClosedSegment::decode(&bytes);
+            let _ = ReaderRecord::decode(&bytes);
         }
     }
 }

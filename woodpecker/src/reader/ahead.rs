@@ -11,7 +11,7 @@ use woodpecker_store::backend::{SegmentReader, StoreError};
 use crate::{
     EntryId,
     client::Inner,
-    view::{Place, View},
+    view::{Extent, Place, View},
 };
 
 /// What one chunk is meant to hold; about twice of it is the most it holds.
@@ -38,8 +38,7 @@ pub(super) struct Ahead {
 struct Chunk {
     client: Arc<Inner>,
     log: LogId,
-    segment: OpenSegment,
-    end: u64,
+    segment: Extent,
     from: u64,
     to: u64,
     /// Nothing was known of the size of the entries.
@@ -55,7 +54,7 @@ impl Chunk {
     }
 
     async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
-        let open = || self.client.open_segment(self.log, &self.segment, Some(self.end));
+        let open = || self.client.open_extent(self.log, &self.segment);
         let reader = self.opened.get_or_try_init(open).await?;
         let wanted = usize::try_from(self.to - self.from).unwrap_or(usize::MAX);
         let (mut entries, mut room) = (Vec::new(), 2 * CHUNK_BYTES);
@@ -64,8 +63,8 @@ impl Chunk {
             let at = self.from + entries.len() as u64;
             let read = self.client.retrying.once(reader.read(at, room)).await?;
             if read.is_empty() {
-                let what = format!("segment {}/{}", self.log, self.segment.segment);
-                let detail = format!("it should hold {} entries, and has no entry {at}", self.end);
+                let what = format!("segment {}/{}", self.log, self.segment.opened.segment);
+                let detail = format!("it should hold {} entries, and has no entry {at}", self.segment.entries);
                 return Err(StoreError::Corrupt { what, detail });
             }
             room = room.saturating_sub(read.iter().map(|entry| entry.len().max(1)).sum());
@@ -91,13 +90,13 @@ impl Ahead {
         }
         while self.chunks.len() < CHUNKS {
             let Some(at) = self.cursor else { return };
-            let Place::Ended(segment, end) = view.place(at.segment) else { return };
-            if at.entry >= end {
+            let Place::Ended(segment) = view.place(at.segment) else { return };
+            if at.entry >= segment.entries {
                 self.cursor = Some(EntryId { segment: at.segment + 1, entry: 0 });
                 continue;
             }
             let entry_bytes = view.entry_bytes(at.segment).or(self.entry_bytes);
-            self.start(client, view.id, segment, at, end, entry_bytes);
+            self.start(client, view.id, segment, at, entry_bytes);
         }
     }
 
@@ -113,40 +112,35 @@ impl Ahead {
     ) {
         self.opened = Some((open.segment, Arc::new(OnceCell::new_with(Some(reader)))));
         let mut at = EntryId { segment: open.segment, entry: from };
+        let extent = Extent { opened: open.clone(), entries: durable, sealed: None };
         while self.chunks.len() < CHUNKS && at.entry < durable {
-            self.start(client, log, open.clone(), at, durable, self.entry_bytes);
+            self.start(client, log, extent.clone(), at, self.entry_bytes);
             at = self.cursor.unwrap_or(at);
         }
     }
 
-    fn start(
-        &mut self,
-        client: &Arc<Inner>,
-        log: LogId,
-        segment: OpenSegment,
-        at: EntryId,
-        end: u64,
-        entry_bytes: Option<u64>,
-    ) {
+    fn start(&mut self, client: &Arc<Inner>, log: LogId, segment: Extent, at: EntryId, entry_bytes: Option<u64>) {
+        let number = segment.opened.segment;
         let count = CHUNK_BYTES as u64 / entry_bytes.unwrap_or(GUESSED_ENTRY_BYTES).max(1);
-        let to = end.min(at.entry.saturating_add(count.max(1)));
+        let to = segment.entries.min(at.entry.saturating_add(count.max(1)));
         let opened = match &self.opened {
-            Some((number, opened)) if *number == segment.segment => opened.clone(),
-            _ => self.opened.insert((segment.segment, Opened::default())).1.clone(),
+            Some((known, opened)) if *known == number => opened.clone(),
+            _ => self.opened.insert((number, Opened::default())).1.clone(),
         };
-        self.cursor = Some(EntryId { segment: segment.segment, entry: to });
+        self.cursor = Some(EntryId { segment: number, entry: to });
         let (guessed, entries) = (entry_bytes.is_none(), Ok(Vec::new()));
-        let chunk = Chunk { client: client.clone(), log, segment, end, from: at.entry, to, guessed, opened, entries };
+        let chunk = Chunk { client: client.clone(), log, segment, from: at.entry, to, guessed, opened, entries };
         self.chunks.push_back(chunk.read().boxed());
     }
 
-    /// The next entries that were read ahead, or `None` if nothing was planned. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), StoreError>> {
+    /// The next entries that were read ahead, or `None` if nothing was planned; an error with the segment it is about,
+    /// which may be a later one than the last entries were of. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), (u64, StoreError)>> {
         let mut chunk = self.chunks.next().await?;
-        let first = EntryId { segment: chunk.segment.segment, entry: chunk.from };
+        let first = EntryId { segment: chunk.segment.opened.segment, entry: chunk.from };
         let entries = match std::mem::replace(&mut chunk.entries, Ok(Vec::new())) {
             Ok(entries) => entries,
-            Err(error) => return Some(Err(error)),
+            Err(error) => return Some(Err((first.segment, error))),
         };
         let count = entries.len() as u64;
         let bytes: usize = entries.iter().map(Bytes::len).sum();

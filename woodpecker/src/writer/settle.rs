@@ -10,7 +10,7 @@ use woodpecker_core::{
     opening::CommitOutcome,
     record::OpenSegment,
 };
-use woodpecker_store::backend::StoreError;
+use woodpecker_store::backend::{Backend, StoreError};
 
 use super::{After, Shared, state::Work};
 use crate::{
@@ -52,7 +52,11 @@ impl Shared {
 
     async fn open_next(self: &Arc<Self>, ends: Vec<End>) -> Result<(), Unmade> {
         let segment = self.state().found().0.next_segment();
-        let handle = match self.create(segment, Some(PATIENCE)).await {
+        let backend = match self.wanted_backend().await {
+            Ok(backend) => backend,
+            Err(error) => return Err(Unmade::Store(error)),
+        };
+        let handle = match self.create(&backend, segment, Some(PATIENCE)).await {
             Ok(handle) => handle,
             Err(error) if error.is_retryable() => {
                 tracing::warn!(log = self.view.name, segment, %error, "the next segment cannot be created yet");
@@ -63,7 +67,7 @@ impl Shared {
         };
         let open = OpenSegment {
             segment,
-            backend: self.client.settings.backend.clone(),
+            backend: backend.name().to_owned(),
             placement: handle.placement().clone(),
             created_ms: self.client.clock.wall_ms(),
         };
@@ -73,6 +77,14 @@ impl Shared {
         self.state().opened(found, &step.close, open, handle, &mut after);
         self.finish(after);
         Ok(())
+    }
+
+    /// The backend that the log's record names now, or last named if the metadata store is away.
+    async fn wanted_backend(&self) -> Result<Arc<dyn Backend>, StoreError> {
+        if let Ok(Some(found)) = self.client.catalog.log(&self.view.name, ONCE).await {
+            self.view.learn(found, []);
+        }
+        self.client.backend_for(&self.view.log().0.settings).cloned()
     }
 
     async fn close_ended(&self, ends: Vec<End>) -> Result<(), Unmade> {

@@ -3,7 +3,7 @@
 //! A backend keeps segments: append → durable ack in order, read a range, follow the tail, fence, delete. Every
 //! implementation runs the same conformance suite (module `conformance`).
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -87,9 +87,9 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Largest total of entry bytes one `append` takes.
     fn max_append_bytes(&self) -> usize;
 
-    /// Starts a segment of the log's owner at `epoch`, somewhere this process can write. Nothing is stored until the first append, and a segment that
-    /// nothing was ever appended to reads, fences (tail 0) and deletes like any other, from any process. The same key
-    /// may be created again while nothing was appended to it: of several owners-to-be, only the one that metadata
+    /// Starts a segment of the log's owner at `epoch`, somewhere this process can write. Nothing is stored until the first
+    /// append, and a segment that nothing was ever appended to reads, fences (tail 0) and deletes like any other, from any
+    /// process. The same key may be created again while nothing was appended to it: of several owners-to-be, only the one that metadata
     /// confirms appends.
     ///
     /// # Errors
@@ -125,6 +125,42 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// [`StoreError::Unavailable`] to try again. Deleting what is gone is no error.
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError>;
 
+    /// Makes the medium the instance's, or checks that it is, before anything is written to it or removed from it.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when it is another's, or holds what does not say whose it is; or to try again.
+    async fn claim(&self, _instance: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Whether this process can get at the segment at all: one on another machine's disk it can neither read nor free,
+    /// and must not take for gone.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] to try again.
+    async fn reaches(&self, _placement: &Placement) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
+    /// Takes note of the medium's volumes and of how far each goes now, for [`Backend::reclaim`].
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] to try again.
+    async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Frees what is needed by no segment of `live`: the placements of all segments of this medium that metadata names,
+    /// read *after* the survey. A segment is recorded before its first append, so what the survey saw and metadata does
+    /// not name is needed by nobody. A volume without live segments is ended for good when nothing was written to
+    /// it for `idle`. Says how many files or objects were removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] to try again.
+    async fn reclaim(&self, _surveyed: &[Surveyed], _live: &[Placement], _idle: Duration) -> Result<u64, StoreError> {
+        Ok(0)
+    }
+
     /// Waits until everything queued is durable or failed, and releases the volumes this process writes.
     async fn close(&self);
 }
@@ -140,6 +176,18 @@ pub(crate) fn volume_of(placement: &Placement) -> Result<(VolumeId, u64), StoreE
     }
 }
 
+/// A volume as it was at a survey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Surveyed {
+    pub volume: VolumeId,
+    /// Batches below this number were there.
+    pub end: u64,
+    /// Nobody can write to it any more.
+    pub ended: bool,
+    /// When it was last written to, in milliseconds since the Unix epoch, by the medium's clock.
+    pub written_ms: u64,
+}
+
 /// What a medium can answer instead of doing what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -147,6 +195,9 @@ pub enum StoreError {
     Corrupt { what: String, detail: String },
     #[error("{what} is gone")]
     NotFound { what: String },
+    /// It belongs to others; nothing in it was read, changed or removed.
+    #[error("{what} is not ours: {detail}")]
+    Foreign { what: String, detail: String },
     #[error("{bytes} bytes in one append, at most {limit} fit")]
     TooLarge { bytes: usize, limit: usize },
     #[error("the segment takes no more appends")]
@@ -164,6 +215,7 @@ impl StoreError {
         match self {
             Self::Corrupt { .. } => "STORE_CORRUPT",
             Self::NotFound { .. } => "STORE_NOT_FOUND",
+            Self::Foreign { .. } => "STORE_FOREIGN",
             Self::TooLarge { .. } => "STORE_TOO_LARGE",
             Self::Ended => "STORE_ENDED",
             Self::Failed(_) => "STORE_FAILED",

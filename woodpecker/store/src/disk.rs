@@ -7,6 +7,7 @@
 
 mod file;
 mod index;
+mod instance;
 mod marks;
 mod pieces;
 mod queue;
@@ -20,7 +21,7 @@ mod volume;
 mod writer;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -37,7 +38,7 @@ use woodpecker_base::{
 };
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
-use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, volume_of};
+use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of};
 
 pub use pieces::Piece;
 
@@ -363,6 +364,47 @@ impl Backend for LocalBackend {
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
         let volume = self.volume(volume_of(placement)?.0);
         blocking(&self.disk, move || volume.delete(key)).await
+    }
+
+    async fn claim(&self, instance: &str) -> Result<(), StoreError> {
+        let (root, disk, process) = (self.root.clone(), self.disk.clone(), self.process);
+        let instance = instance.to_owned();
+        blocking(&self.disk, move || instance::claim(&root, &*disk, process, &instance)).await
+    }
+
+    async fn reaches(&self, placement: &Placement) -> Result<bool, StoreError> {
+        let (dir, volumes) = (volume_of(placement)?.0.to_string(), self.root.join("volumes"));
+        let disk = self.disk.clone();
+        blocking(&self.disk, move || {
+            let found = disk.list(&volumes).map_err(|error| unreadable(&volumes, &error))?;
+            Ok(found.contains(&dir))
+        })
+        .await
+    }
+
+    async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
+        let (disk, volumes) = (self.disk.clone(), self.root.join("volumes"));
+        let names =
+            blocking(&self.disk, move || disk.list(&volumes).map_err(|error| unreadable(&volumes, &error))).await?;
+        let mut surveyed = Vec::new();
+        for volume in names.iter().filter_map(|name| u128::from_str_radix(name, 16).ok()).map(VolumeId) {
+            let seen = self.volume(volume);
+            if blocking(&self.disk, move || seen.is_left()).await? {
+                surveyed.push(Surveyed { volume, end: u64::MAX, ended: true, written_ms: 0 });
+            }
+        }
+        Ok(surveyed)
+    }
+
+    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Placement], _idle: Duration) -> Result<u64, StoreError> {
+        let mut removed = 0;
+        let needed: BTreeSet<VolumeId> =
+            live.iter().filter_map(|placement| volume_of(placement).ok()).map(|(volume, _)| volume).collect();
+        for left in surveyed.iter().filter(|left| !needed.contains(&left.volume)) {
+            let volume = self.volume(left.volume);
+            removed += blocking(&self.disk, move || volume.clear()).await?;
+        }
+        Ok(removed)
     }
 
     async fn close(&self) {

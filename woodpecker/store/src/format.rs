@@ -13,6 +13,7 @@ mod tests;
 
 pub use batch::{Batch, BatchHead, BatchId, Header, Kind, Section};
 pub use block::{Block, BlockEntry};
+pub(crate) use block::{put_entries, take_entries};
 pub use encode::{Pieces, encode_batch, encode_pieces};
 
 /// The version this program writes, and the only one it reads.
@@ -49,18 +50,19 @@ pub fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
 }
 
 /// A CRC-32C that is being computed.
-struct Checksum(crc_fast::Digest);
+#[derive(Debug, Clone)]
+pub(crate) struct Checksum(crc_fast::Digest);
 
 impl Checksum {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi))
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    fn finish(self) -> u32 {
+    pub(crate) fn finish(self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the checksum has 32 bits")]
         let sum = self.0.finalize() as u32;
         sum

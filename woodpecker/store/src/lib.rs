@@ -5,6 +5,8 @@ pub mod backend;
 pub mod conformance;
 pub mod disk;
 pub mod format;
+pub mod inspect;
 pub mod memory;
 pub mod object;
 pub mod quorum;
+pub mod seal;

@@ -17,12 +17,14 @@ use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 use self::{bucket::Bucket, reader::Reader, segment::MAX_APPEND_BYTES, view::View, volume::Volume};
-use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, volume_of};
+use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of};
 
 mod bucket;
+mod claim;
 mod fence;
 mod reader;
 mod remains;
+pub(crate) mod requests;
 mod sections;
 mod segment;
 pub mod store;
@@ -187,6 +189,33 @@ impl Backend for ObjectBackend {
             deleted.clone()
         };
         remains::collect(&self.view(volume), key, from_batch, &deleted).await
+    }
+
+    async fn claim(&self, instance: &str) -> Result<(), StoreError> {
+        self.bucket.requests.claim(instance).await
+    }
+
+    async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
+        let mut surveyed = Vec::new();
+        for id in self.bucket.volumes().await? {
+            let written_here = self.own(id).is_some_and(|volume| !volume.is_ended());
+            if !written_here && let Some(volume) = remains::survey(&self.view(id)).await? {
+                surveyed.push(volume);
+            }
+        }
+        Ok(surveyed)
+    }
+
+    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Placement], idle: Duration) -> Result<u64, StoreError> {
+        let before = self.bucket.clock.wall().saturating_sub(idle);
+        let mut removed = 0;
+        for found in surveyed {
+            let here = live.iter().filter_map(|placement| volume_of(placement).ok());
+            let live_from = here.filter(|(volume, _)| *volume == found.volume).map(|(_, from_batch)| from_batch).min();
+            let is_idle = Duration::from_millis(found.written_ms) <= before;
+            removed += remains::reclaim(&self.view(found.volume), found, live_from, is_idle).await?;
+        }
+        Ok(removed)
     }
 
     async fn close(&self) {

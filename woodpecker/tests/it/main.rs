@@ -4,9 +4,13 @@
 
 mod acceptance;
 mod chain;
+mod collecting;
 mod faults;
 mod ownership;
 mod reading;
+mod sealing;
+mod stepping;
+mod switching;
 mod world;
 
 /// One test for each scenario and medium.

@@ -156,6 +156,7 @@ async fn a_truncated_position_is_an_error(mut world: World) {
     let (up_to, _) = written[60];
     log.truncate(up_to).await.unwrap();
     log.truncate(written[10].0).await.unwrap();
+    process.maintain().await;
     let described = log.describe().await.unwrap();
     assert_eq!(described.truncated, Some(up_to));
     assert!(described.segments.len() < before && described.segments.len() > 1, "only what lies wholly below is gone");

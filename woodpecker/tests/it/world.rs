@@ -3,10 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use object_store::ObjectStore;
+use object_store::{ObjectStore, memory::InMemory};
 use tempfile::TempDir;
 use test_peers::S3;
-use woodpecker::{Client, Entry, EntryId, Log, Position, Reader, Settings, Writer};
+use woodpecker::{
+    Client, Entry, EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, Reader, Settings, Writer,
+};
 use woodpecker_base::{
     clock::Clock,
     disk::RealDisk,
@@ -22,6 +24,7 @@ use woodpecker_store::{
         ObjectBackend, ObjectSettings,
         store::{ObjectStoreSettings, Secret},
     },
+    seal::{SealedSettings, SealedStore},
 };
 
 /// How long anything that should happen may take.
@@ -33,6 +36,8 @@ pub const QUIET: Duration = Duration::from_millis(200);
 pub struct World {
     pub metadata: MemoryStore,
     medium: Medium,
+    /// Where sealed segments go.
+    pub objects: Arc<dyn ObjectStore>,
     random: Random,
     pub segment_bytes: u64,
     pub segment_age: Duration,
@@ -77,9 +82,14 @@ impl World {
     }
 
     fn new(medium: Medium) -> Self {
+        let objects = match &medium {
+            Medium::Object { store, .. } => store.clone(),
+            Medium::Memory(_) | Medium::Local(_) => Arc::new(InMemory::new()),
+        };
         Self {
             metadata: MemoryStore::new(Clock::system()),
             medium,
+            objects,
             random: Random::seeded(7),
             segment_bytes: 64 << 20,
             segment_age: Duration::from_secs(3600),
@@ -130,8 +140,22 @@ impl World {
             in_flight_bytes: self.in_flight_bytes,
         };
         let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
+        self.process_of(settings, store, metadata, backends, tasks)
+    }
+
+    /// A process with these media.
+    pub fn process_of(
+        &self,
+        settings: Settings,
+        store: Arc<dyn MetadataStore>,
+        metadata: MemoryStore,
+        backends: BTreeMap<String, Arc<dyn Backend>>,
+        tasks: Tasks,
+    ) -> Process {
         let random = Random::seeded(self.random.u64());
-        let client = Client::new(settings, store, backends, Clock::system(), random, tasks.clone());
+        let sealed = SealedSettings { run_bytes: 64 << 10, ..SealedSettings::default() };
+        let sealed = SealedStore::new(self.objects.clone(), sealed, Clock::system(), random.clone(), tasks.clone());
+        let client = Client::new(settings, store, backends, Clock::system(), random, tasks.clone()).with_sealed(sealed);
         Process { client, tasks, metadata }
     }
 }
@@ -141,10 +165,30 @@ impl Process {
         self.client.open_or_create_log(name).await.expect("log opens")
     }
 
+    /// Maintains all logs now, as if everything were old enough.
+    pub async fn maintain(&self) -> Pass {
+        self.maintain_with(eager()).await
+    }
+
+    pub async fn maintain_with(&self, settings: MaintenanceSettings) -> Pass {
+        soon("maintenance", Maintenance::new(&self.client, settings).pass()).await.expect("a pass ends")
+    }
+
     /// Ends it as a crash does: nothing is written or closed any more.
     pub fn kill(self) {
         self.metadata.set_reachable(false);
         self.tasks.stop();
+    }
+}
+
+/// Nothing waits to be done.
+pub fn eager() -> MaintenanceSettings {
+    let none = Duration::ZERO;
+    MaintenanceSettings {
+        seal_after: none,
+        keep_truncated: none,
+        session_ttl: Duration::from_secs(1),
+        ..MaintenanceSettings::default()
     }
 }
 

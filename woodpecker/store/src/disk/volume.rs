@@ -467,6 +467,26 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether the volume has files and no writer any more. One that is just being made has no file yet.
+    pub(super) fn is_left(&self) -> Result<bool, StoreError> {
+        let numbers = self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))?;
+        if numbers.is_empty() {
+            return Ok(false);
+        }
+        let path = self.dir.marks();
+        let marks = self.dir.disk.open(&path, OpenMode::Read).map_err(|error| unreadable(&path, &error))?;
+        marks.try_lock().map_err(|error| unreadable(&path, &error))
+    }
+
+    /// Removes all files of a volume without a writer; says how many there were. The marks stay, for takers.
+    pub(super) fn clear(&self) -> Result<u64, StoreError> {
+        let numbers = self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))?;
+        for number in &numbers {
+            self.remove(*number)?;
+        }
+        Ok(numbers.len() as u64)
+    }
+
     fn remove(&self, number: u64) -> Result<(), StoreError> {
         for path in [self.dir.data(number), self.dir.sidecar(number)] {
             match self.dir.disk.remove_file(&path) {

@@ -87,6 +87,34 @@ impl Block {
     }
 }
 
+/// Appends a block's content: the length of each entry, then the entries.
+pub(crate) fn put_entries(out: &mut Vec<u8>, entries: &[Bytes]) -> Result<(), FormatError> {
+    for entry in entries {
+        let length = u32::try_from(entry.len()).map_err(|_| FormatError::Structure("the block is too large"))?;
+        out.extend_from_slice(&length.to_le_bytes());
+    }
+    for entry in entries {
+        out.extend_from_slice(entry);
+    }
+    Ok(())
+}
+
+/// Takes a block's content apart, without copying the entries.
+pub(crate) fn take_entries(block: &Bytes, count: u32) -> Result<Vec<Bytes>, FormatError> {
+    let bad = FormatError::Structure("entry lengths do not add up to the block");
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut at = count.checked_mul(4).filter(|lengths| *lengths <= block.len()).ok_or_else(|| bad.clone())?;
+    let mut lengths = Fields(&block[..at]);
+    let mut entries = Vec::with_capacity(count);
+    for _ in 0..count {
+        let end = usize::try_from(lengths.u32()?).ok().and_then(|length| at.checked_add(length));
+        let end = end.filter(|end| *end <= block.len()).ok_or_else(|| bad.clone())?;
+        entries.push(block.slice(at..end));
+        at = end;
+    }
+    if at == block.len() { Ok(entries) } else { Err(bad) }
+}
+
 impl BlockEntry {
     /// The number after the last entry; `None` if it does not exist.
     #[must_use]
@@ -105,18 +133,7 @@ impl BlockEntry {
         if self.checksum(block) != self.crc {
             return Err(FormatError::Checksum("block"));
         }
-        let bad = FormatError::Structure("entry lengths do not add up to the block");
-        let count = usize::try_from(self.count).unwrap_or(usize::MAX);
-        let mut at = count.checked_mul(4).filter(|lengths| *lengths <= block.len()).ok_or_else(|| bad.clone())?;
-        let mut lengths = Fields(&block[..at]);
-        let mut entries = Vec::with_capacity(count);
-        for _ in 0..count {
-            let end = usize::try_from(lengths.u32()?).ok().and_then(|length| at.checked_add(length));
-            let end = end.filter(|end| *end <= block.len()).ok_or_else(|| bad.clone())?;
-            entries.push(block.slice(at..end));
-            at = end;
-        }
-        if at == block.len() { Ok(entries) } else { Err(bad) }
+        take_entries(block, self.count)
     }
 
     /// Checks that `block` is this block without taking it apart.

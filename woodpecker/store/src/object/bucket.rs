@@ -1,24 +1,18 @@
 //! The object store as volumes see it: numbered objects that are written once, listed, and read in parts.
 
-use std::{
-    fmt,
-    future::Future,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, future::join_all};
+use futures::future::join_all;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use woodpecker_base::{
-    backoff::Backoff,
     clock::{Clock, Instant},
     random::Random,
 };
 use woodpecker_core::ids::VolumeId;
 
 use self::{cache::Cache, pace::Pace};
-use super::ObjectSettings;
+use super::{ObjectSettings, requests::Requests};
 use crate::{
     backend::StoreError,
     format::{BatchHead, BlockEntry, FormatError, HEADER_BYTES, Header},
@@ -37,17 +31,11 @@ pub use self::{
 const PAGE: usize = 1000;
 /// Read of an object whose index length is not known yet; it holds all of a small object.
 const HEAD_GUESS: u64 = 16 << 10;
-/// Attempts of one read, each with the client's own retries inside.
-const READ_ATTEMPTS: u32 = 3;
-/// Pauses between attempts.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// What a request is given on top of [`ObjectSettings::request_timeout`] for what it moves.
-const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// One process's access to the volumes in an object store.
+#[derive(Debug)]
 pub struct Bucket {
-    store: Arc<dyn ObjectStore>,
+    pub requests: Requests,
     pub settings: ObjectSettings,
     pub clock: Clock,
     pub random: Random,
@@ -62,7 +50,9 @@ impl Bucket {
         let cache = Cache::new(settings.cache_bytes);
         let pace = Mutex::new(Pace::new(settings.puts_per_second, clock.now()));
         let writer = random.u128();
-        Self { store, settings, clock, random, writer, cache, pace }
+        let timeout = settings.request_timeout;
+        let requests = Requests { store, clock: clock.clone(), random: random.clone(), timeout };
+        Self { requests, settings, clock, random, writer, cache, pace }
     }
 
     /// Takes the right to start a PUT, or says when to ask again.
@@ -159,93 +149,68 @@ impl Bucket {
         Ok(Some((newest, page)))
     }
 
+    /// Every volume that has an object.
+    pub async fn volumes(&self) -> Result<Vec<VolumeId>, StoreError> {
+        let top = Path::from("volumes");
+        let list = || self.requests.store.list_with_delimiter(Some(&top));
+        let found = self.requests.retry("list of volumes", 0, list).await?;
+        let id = |path: &Path| u128::from_str_radix(path.filename().filter(|name| name.len() == 32)?, 16).ok();
+        Ok(found.common_prefixes.iter().filter_map(id).map(VolumeId).collect())
+    }
+
+    /// When an object was stored, in milliseconds since the Unix epoch, by the store's clock.
+    pub async fn stored_ms(&self, volume: VolumeId, seq: u64) -> Result<u64, StoreError> {
+        let path = path(volume, seq);
+        let meta = self.requests.retry(path.as_ref(), 0, || self.requests.store.head(&path)).await?;
+        Ok(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0))
+    }
+
+    /// Whether there is an object below a number.
+    pub async fn any_below(&self, volume: VolumeId, below: u64) -> Result<bool, StoreError> {
+        Ok(self.page(volume, 0).await?.iter().any(|seq| *seq < below))
+    }
+
+    /// Removes every object below a number; says how many there were.
+    pub async fn delete_below(&self, volume: VolumeId, below: u64) -> Result<u64, StoreError> {
+        let mut count = 0;
+        loop {
+            let mut seqs = self.page(volume, 0).await?;
+            let more = seqs.len() >= PAGE;
+            seqs.retain(|seq| *seq < below);
+            if seqs.is_empty() {
+                break;
+            }
+            count += seqs.len() as u64;
+            self.delete(volume, seqs).await?;
+            if !more {
+                break;
+            }
+        }
+        Ok(count)
+    }
+
     async fn page(&self, volume: VolumeId, from: u64) -> Result<Vec<u64>, StoreError> {
         self.list(volume, from, PAGE).await
     }
 
     /// Up to `limit` numbers in use from `from` on, sorted; which ones, if there are more, is up to the store.
     async fn list(&self, volume: VolumeId, from: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
-        let directory = directory(volume);
-        self.retry(&format!("list of volume {volume}"), 0, || async {
-            let listed = match from.checked_sub(1) {
-                Some(before) => self.store.list_with_offset(Some(&directory), &path(volume, before)),
-                None => self.store.list(Some(&directory)),
-            };
-            let names = listed.take(limit).map_ok(|meta| meta.location).try_collect::<Vec<_>>().await?;
-            let mut seqs: Vec<_> = names.iter().filter_map(seq_of).filter(|seq| *seq >= from).collect();
-            seqs.sort_unstable();
-            Ok(seqs)
-        })
-        .await
+        let offset = from.checked_sub(1).map(|before| path(volume, before));
+        let found = self.requests.list(&directory(volume), offset.as_ref(), limit).await?;
+        let mut seqs: Vec<_> =
+            found.iter().filter_map(|meta| seq_of(&meta.location)).filter(|seq| *seq >= from).collect();
+        seqs.sort_unstable();
+        Ok(seqs)
     }
 
     async fn range(&self, volume: VolumeId, seq: u64, start: u64, end: u64) -> Result<Bytes, StoreError> {
-        let path = path(volume, seq);
-        let read = self.retry(path.as_ref(), end - start, || self.store.get_range(&path, start..end)).await;
-        // Of an empty object no range can be read, and stores do not say so in one way.
-        if let Err(StoreError::Unavailable(_)) = read
-            && let Ok(Ok(meta)) = self.clock.timeout(self.time_for(0), self.store.head(&path)).await
-            && meta.size <= start
-        {
-            let detail = format!("it ends before byte {start}");
-            return Err(StoreError::Corrupt { what: path.to_string(), detail });
-        }
-        read
+        self.requests.range(&path(volume, seq), start, end).await
     }
 
     /// Removes objects; what is gone already is no error.
     pub async fn delete(&self, volume: VolumeId, seqs: Vec<u64>) -> Result<(), StoreError> {
-        self.retry(&format!("delete in volume {volume}"), 0, || async {
-            let paths = futures::stream::iter(seqs.clone()).map(move |seq| Ok(path(volume, seq))).boxed();
-            let mut deleted = self.store.delete_stream(paths);
-            while let Some(result) = deleted.next().await {
-                match result {
-                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        })
-        .await
-    }
-
-    /// Runs a request that may be repeated, a few times, each within its time.
-    async fn retry<T, F>(&self, what: &str, bytes: u64, request: impl Fn() -> F) -> Result<T, StoreError>
-    where
-        F: Future<Output = object_store::Result<T>>,
-    {
-        let mut backoff = self.backoff();
-        let mut attempt = 1;
-        loop {
-            let failure: Arc<str> = match self.clock.timeout(self.time_for(bytes), request()).await {
-                Ok(Ok(done)) => return Ok(done),
-                Ok(Err(object_store::Error::NotFound { .. })) => {
-                    return Err(StoreError::NotFound { what: what.to_owned() });
-                }
-                Ok(Err(error)) => format!("{what}: {error}").into(),
-                Err(_) => format!("{what}: no answer within {:?}", self.time_for(bytes)).into(),
-            };
-            if attempt == READ_ATTEMPTS {
-                return Err(StoreError::Unavailable(failure));
-            }
-            attempt += 1;
-            backoff.wait().await;
-        }
-    }
-
-    fn backoff(&self) -> Backoff {
-        Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE)
-    }
-
-    /// How long one request may take that moves this many bytes.
-    fn time_for(&self, bytes: u64) -> Duration {
-        self.settings.request_timeout + Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_SECOND)
-    }
-}
-
-impl fmt::Debug for Bucket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bucket").field("store", &format_args!("{}", self.store)).finish_non_exhaustive()
+        let paths = seqs.into_iter().map(|seq| path(volume, seq)).collect();
+        self.requests.delete(&format!("delete in volume {volume}"), paths).await
     }
 }
 

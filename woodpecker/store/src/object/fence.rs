@@ -24,6 +24,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// Puts a fence into the first missing place of the volume, unless there is one already, and counts the segment's
 /// entries before it. The writer acks in order, so it can ack nothing beyond.
 pub async fn fence(view: &Arc<View>, key: SegmentKey, from_batch: u64, epoch: Epoch) -> Result<u64, StoreError> {
+    let at = end(view, from_batch, FenceMark { key, epoch }).await?;
+    view.entries_below(key, from_batch, at).await
+}
+
+/// Ends the volume for good, and says where.
+pub async fn end(view: &Arc<View>, from_batch: u64, mark: FenceMark) -> Result<u64, StoreError> {
     let mut width = 1;
     for _ in 0..ROUNDS {
         view.refresh(from_batch, Duration::ZERO).await?;
@@ -32,7 +38,7 @@ pub async fn fence(view: &Arc<View>, key: SegmentKey, from_batch: u64, epoch: Ep
             Some(fence) => Some(fence),
             None => {
                 let first = known.end.max(from_batch);
-                let set = set(view, first, width, FenceMark { key, epoch }).await?;
+                let set = set(view, first, width, mark).await?;
                 if set.is_none() && first == known.end {
                     // Not only a listing says what is there: one of a shared file system may be old.
                     view.advance(first + width);
@@ -42,7 +48,7 @@ pub async fn fence(view: &Arc<View>, key: SegmentKey, from_batch: u64, epoch: Ep
         };
         if let Some(at) = at {
             view.fenced(at);
-            return view.entries_below(key, from_batch, at).await;
+            return Ok(at);
         }
         // A writer at full speed took the place. It cannot take more places at once than this.
         width = FENCES_AT_ONCE;

@@ -2,13 +2,54 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use woodpecker_core::ids::SegmentKey;
+use woodpecker_core::ids::{Epoch, LogId, SegmentKey};
 
 use super::{
-    sections::{SUMMARY_EVERY, Summary},
+    fence,
+    sections::{FenceMark, SUMMARY_EVERY, Summary},
     view::{KEPT, PARALLEL, View},
 };
-use crate::{backend::StoreError, format::Kind};
+use crate::{
+    backend::{StoreError, Surveyed},
+    format::Kind,
+};
+
+/// Looks at a volume as it is now; `None` when it holds nothing, or nothing but the fence that ended it.
+pub async fn survey(view: &Arc<View>) -> Result<Option<Surveyed>, StoreError> {
+    view.refresh(0, Duration::ZERO).await?;
+    let known = view.look_for_fence().await?;
+    let Some(newest) = known.fence.or_else(|| known.end.checked_sub(1)) else { return Ok(None) };
+    if let Some(fence) = known.fence
+        && !view.bucket.any_below(view.volume, fence).await?
+    {
+        return Ok(None);
+    }
+    let written_ms = view.bucket.stored_ms(view.volume, newest).await?;
+    Ok(Some(Surveyed { volume: view.volume, end: known.limit(), ended: known.fence.is_some(), written_ms }))
+}
+
+/// Removes what no live segment needs; `live_from` is the first object that one may need. The fence stays for ever: by it
+/// a process that wakes up learns that the volume has ended. A volume that is idle and needed by nobody is ended
+/// now, and emptied only after another survey: until then somebody may have recorded a segment in it.
+pub async fn reclaim(
+    view: &Arc<View>,
+    surveyed: &Surveyed,
+    live_from: Option<u64>,
+    idle: bool,
+) -> Result<u64, StoreError> {
+    let settled = surveyed.end.saturating_sub(KEPT) / SUMMARY_EVERY * SUMMARY_EVERY;
+    let below = match live_from {
+        Some(live) => live.min(settled),
+        None if surveyed.ended => surveyed.end,
+        None if idle => {
+            let nobody = FenceMark { key: SegmentKey { log: LogId(0), segment: 0 }, epoch: Epoch(0) };
+            fence::end(view, 0, nobody).await?;
+            return Ok(0);
+        }
+        None => settled,
+    };
+    view.bucket.delete_below(view.volume, below).await
+}
 
 /// Removes the objects that hold blocks of `deleted` segments only, as far as `key` reaches. The newest objects stay: by
 /// them a taker knows the end of the volume.

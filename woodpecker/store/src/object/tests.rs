@@ -21,6 +21,7 @@ use crate::{
 mod costs;
 mod fencing;
 mod reading;
+mod reclaiming;
 
 /// A store, and the processes that use it.
 #[derive(Debug)]

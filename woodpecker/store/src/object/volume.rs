@@ -191,6 +191,11 @@ impl Volume {
         (first..=last).take_while(|seq| *seq < limit).filter(|seq| !needed(*seq)).collect()
     }
 
+    /// Whether this process writes nothing to it any more.
+    pub fn is_ended(&self) -> bool {
+        self.state().phase == Phase::Ended
+    }
+
     /// Whether nothing in the volume is needed through this process any more.
     pub fn is_spent(&self) -> bool {
         let state = self.state();

@@ -31,10 +31,11 @@ impl Bucket {
     pub async fn put(&self, id: BatchId, bytes: &Bytes, within: Duration) -> Put {
         let path = path(id.volume, id.seq);
         let deadline = self.clock.now() + within;
-        let mut backoff = self.backoff();
+        let mut backoff = self.requests.backoff();
         loop {
-            let attempt = self.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into());
-            let failure: Arc<str> = match self.clock.timeout(self.time_for(bytes.len() as u64), attempt).await {
+            let attempt = self.requests.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into());
+            let failure: Arc<str> = match self.clock.timeout(self.requests.time_for(bytes.len() as u64), attempt).await
+            {
                 Ok(Ok(_)) => return Put::Stored,
                 Ok(Err(Error::AlreadyExists { .. } | Error::Precondition { .. })) => match self.owner(id).await {
                     Ok(Some(outcome)) => return outcome,
@@ -46,7 +47,7 @@ impl Bucket {
                     return Put::Failed(StoreError::Failed(format!("{path}: {error}").into()));
                 }
                 Ok(Err(error)) => format!("{path}: {error}").into(),
-                Err(_) => format!("{path}: not stored within {:?}", self.time_for(bytes.len() as u64)).into(),
+                Err(_) => format!("{path}: not stored within {:?}", self.requests.time_for(bytes.len() as u64)).into(),
             };
             let wait = backoff.delay();
             if self.clock.now() + wait >= deadline {

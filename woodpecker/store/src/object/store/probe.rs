@@ -7,7 +7,7 @@ use woodpecker_base::random::Random;
 
 use super::StoreOpenError;
 
-const WRITERS: usize = 4;
+const WRITERS: usize = 8;
 const ROUNDS: usize = 3;
 /// Rounds that an unreachable or failing store may spoil.
 const SPOILED: usize = 5;

@@ -1,0 +1,138 @@
+//! Verbs about logs and what lies under them.
+
+use std::{path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use clap::{Args, Subcommand, ValueEnum};
+use woodpecker::Compression;
+
+use super::ServerArgs;
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(subcommand)]
+    pub(crate) verb: LogVerb,
+    /// Prints JSON instead of a table.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogVerb {
+    /// Creates a log.
+    Create {
+        name: String,
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Lists the logs.
+    List {
+        /// Only those whose name starts so.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// Shows one log and its segments.
+    Describe { name: String },
+    /// Gives up everything up to and including an entry.
+    Truncate {
+        name: String,
+        /// SEGMENT:ENTRY
+        entry: String,
+    },
+    /// Deletes a log and what it holds.
+    Delete {
+        name: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Changes where a log's next segments go, how they are compressed, and how long they are kept.
+    Alter {
+        name: String,
+        #[command(flatten)]
+        wanted: WantedArgs,
+    },
+    /// Reads all of a log, and checks every checksum and that nothing is missing.
+    Verify { name: String },
+}
+
+/// What is wanted of a log; what is not given stays as it is.
+#[derive(Debug, Args)]
+pub(crate) struct WantedArgs {
+    /// Medium of the segments to come: local, object, or quorum; `default` for each writer's own.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) backend: Option<String>,
+    /// How sealed segments are compressed.
+    #[arg(long, value_name = "HOW")]
+    pub(crate) compression: Option<CompressionArg>,
+    /// Truncates what was closed longer ago; `none` keeps it.
+    #[arg(long, value_name = "DURATION", value_parser = duration_or_none)]
+    pub(crate) retention: Option<Limit<Duration>>,
+    /// Truncates the oldest segments beyond this much; `none` keeps them.
+    #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
+    pub(crate) retention_bytes: Option<Limit<ByteSize>>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum CompressionArg {
+    None,
+    Lz4,
+    Zstd,
+}
+
+impl From<CompressionArg> for Compression {
+    fn from(compression: CompressionArg) -> Self {
+        match compression {
+            CompressionArg::None => Self::None,
+            CompressionArg::Lz4 => Self::Lz4,
+            CompressionArg::Zstd => Self::Zstd,
+        }
+    }
+}
+
+/// A limit, or that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit<T>(pub(crate) Option<T>);
+
+fn duration_or_none(text: &str) -> Result<Limit<Duration>, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        text => humantime::parse_duration(text).map(|limit| Limit(Some(limit))).map_err(|error| error.to_string()),
+    }
+}
+
+fn size_or_none(text: &str) -> Result<Limit<ByteSize>, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        text => text.parse().map(|limit| Limit(Some(limit))),
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeArgs {
+    #[command(subcommand)]
+    pub(crate) verb: VolumeVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeVerb {
+    /// Shows what a file of a volume, an object of one, or a sealed run holds, and whether its checksums hold.
+    Dump {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

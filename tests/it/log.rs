@@ -1,0 +1,196 @@
+//! Verbs about logs: the real binary, on a data directory of its own or on a bucket.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::Value;
+use test_peers::S3;
+
+use crate::process::{Role, printed, run};
+
+/// How a verb finds the logs.
+struct Place {
+    directory: tempfile::TempDir,
+    settings: Vec<String>,
+    _s3: Option<S3>,
+}
+
+impl Place {
+    fn local() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let data = directory.path().join("data").display().to_string();
+        Ok(Self { directory, settings: vec!["--data".into(), data], _s3: None })
+    }
+
+    async fn object() -> anyhow::Result<Self> {
+        let mut place = Self::local()?;
+        let s3 = S3::start("logs").await?;
+        for setting in [
+            "woodpecker.storage.type=object".to_owned(),
+            "woodpecker.storage.also=[local]".to_owned(),
+            format!("minio.address={}", s3.endpoint()),
+            "minio.bucketName=logs".to_owned(),
+            format!("minio.accessKeyID={}", S3::ACCESS_KEY),
+            format!("minio.secretAccessKey={}", S3::SECRET_KEY),
+        ] {
+            place.settings.extend(["--set".to_owned(), setting]);
+        }
+        place._s3 = Some(s3);
+        Ok(place)
+    }
+
+    fn arguments<'a>(&'a self, verb: &[&'a str]) -> Vec<&'a str> {
+        let (first, rest) = verb.split_at(1);
+        let settings = self.settings.iter().map(String::as_str);
+        first.iter().copied().chain(settings).chain(rest.iter().copied()).collect()
+    }
+
+    fn text(&self, verb: &[&str]) -> anyhow::Result<String> {
+        Ok(String::from_utf8(printed(self.arguments(verb))?)?)
+    }
+
+    fn json(&self, verb: &[&str]) -> anyhow::Result<Value> {
+        let mut arguments = self.arguments(verb);
+        arguments.push("--json");
+        Ok(serde_json::from_slice(&printed(arguments)?)?)
+    }
+
+    /// What a verb that must fail says.
+    fn refused(&self, verb: &[&str]) -> anyhow::Result<String> {
+        let output = run(self.arguments(verb))?;
+        assert!(!output.status.success(), "{verb:?} succeeded");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Lines go into a channel of a standalone process, which then stops.
+    fn fill(&self, bytes: usize) -> anyhow::Result<String> {
+        let more = ["woodpecker.maintenance.sealAfter=0s", "woodpecker.maintenance.interval=100ms"];
+        let more = more.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]);
+        let arguments: Vec<String> = self.settings.iter().cloned().chain(more).collect();
+        let mut role = Role::start("standalone", self.directory.path(), &arguments)?;
+        let input = self.directory.path().join("input");
+        std::fs::write(&input, "all work and no play makes a dull log\n".repeat(bytes / 38))?;
+        let (coordinator, file) = (role.address("coordinator").to_owned(), input.display().to_string());
+        let report = printed(["produce", "--coordinator", &coordinator, "--json", "--file", &file])?;
+        role.signal("TERM")?;
+        assert!(role.wait(std::time::Duration::from_secs(30))?.success(), "{}", role.log());
+        Ok(serde_json::from_slice::<Value>(&report)?["channel"].as_str().unwrap_or_default().to_owned())
+    }
+}
+
+#[test]
+fn a_log_is_created_altered_listed_and_deleted() -> anyhow::Result<()> {
+    let place = Place::local()?;
+    place.text(&["log", "create", "a", "--compression", "zstd", "--retention", "1h"])?;
+    assert!(place.refused(&["log", "create", "a"])?.contains("exists already"));
+    place.text(&["log", "create", "b"])?;
+    let listed = place.json(&["log", "list"])?;
+    assert_eq!(listed.as_array().into_iter().flatten().map(|log| &log["name"]).collect::<Vec<_>>(), ["a", "b"]);
+    let altered = place.json(&[
+        "log",
+        "alter",
+        "a",
+        "--backend",
+        "object",
+        "--retention",
+        "none",
+        "--retention-bytes",
+        "1GiB",
+    ])?;
+    let wanted = serde_json::json!({"backend": "object", "compression": "zstd", "retention_bytes": 1_u64 << 30});
+    assert_eq!(altered["settings"], wanted);
+    assert!(place.text(&["log", "describe", "a"])?.contains("zstd"));
+    assert!(place.refused(&["log", "delete", "a"])?.contains("--yes"));
+    place.text(&["log", "delete", "a", "--yes"])?;
+    assert!(place.refused(&["log", "describe", "a"])?.contains("does not exist"));
+    assert!(place.refused(&["log", "truncate", "b", "3"])?.contains("SEGMENT:ENTRY"));
+    Ok(())
+}
+
+#[test]
+fn what_was_produced_is_verified_dumped_and_found_damaged_when_it_is() -> anyhow::Result<()> {
+    let place = Place::local()?;
+    let channel = place.fill(200_000)?;
+    let verified = place.json(&["log", "verify", &channel])?;
+    assert!(verified["entries"].as_u64() > Some(5_000) && verified["problems"] == 0, "{verified}");
+    assert!(place.text(&["log", "verify", &channel])?.contains("entries"));
+
+    let file = largest(&place.directory.path().join("data/woodpecker/volumes"))?;
+    let name = file.display().to_string();
+    let dumped: Value = serde_json::from_slice(&printed(["volume", "dump", &name, "--json"])?)?;
+    let parts = dumped["parts"].as_array().cloned().unwrap_or_default();
+    assert!(parts.len() > 2 && parts.iter().all(|part| part["problem"].is_null()), "{dumped}");
+
+    // The largest block is the channel's: the others hold little more than ticks.
+    let size = |part: &Value| {
+        let detail = part["detail"].as_str().unwrap_or_default();
+        detail.strip_suffix(" bytes").and_then(|text| text.rsplit(' ').next()).and_then(|size| size.parse::<u64>().ok())
+    };
+    let largest = parts.iter().filter(|part| part["what"] == "block").max_by_key(|part| size(part)).expect("a block");
+    let block = largest["at"].as_u64().expect("a place");
+    let mut bytes = std::fs::read(&file)?;
+    bytes[usize::try_from(block)? + 10] ^= 1;
+    std::fs::write(&file, bytes)?;
+    let output = run(["volume", "dump", &name])?;
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stdout).contains("checksum"));
+    let said = place.refused(&["log", "verify", &channel])?;
+    assert!(said.contains("damaged") || said.contains("checksum"), "{said}");
+    let foreign = place.directory.path().join("input").display().to_string();
+    assert!(!run(["volume", "dump", &foreign])?.status.success());
+    Ok(())
+}
+
+fn largest(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
+    let mut files = Vec::new();
+    for volume in std::fs::read_dir(directory)? {
+        for file in std::fs::read_dir(volume?.path())? {
+            let path = file?.path();
+            if path.extension().is_some_and(|extension| extension == "vol") {
+                files.push((std::fs::read(&path)?.iter().filter(|byte| **byte != 0).count(), path));
+            }
+        }
+    }
+    let (_, largest) = files.into_iter().max().context("a data file")?;
+    Ok(largest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_in_a_bucket_is_sealed_in_the_background_and_a_foreign_bucket_is_refused() -> anyhow::Result<()> {
+    let place = Place::object().await?;
+    // Each life of the process closes the segments of the one before.
+    place.fill(100_000)?;
+    let channel = place.fill(100_000)?;
+    let described = place.json(&["log", "describe", &channel])?;
+    let segments = described["segments"].as_array().cloned().unwrap_or_default();
+    assert!(segments.iter().any(|segment| segment["sealed_bytes"].is_number()), "{described}");
+    assert_eq!(place.json(&["log", "verify", &channel])?["problems"], 0);
+    let altered = place.json(&["log", "alter", &channel, "--backend", "local"])?;
+    assert_eq!(altered["settings"]["backend"], "local");
+    place.fill(50_000)?;
+    let described = place.json(&["log", "describe", &channel])?;
+    let last = described["segments"].as_array().and_then(|segments| segments.last()).cloned().unwrap_or_default();
+    assert_eq!(last["backend"], "local", "{described}");
+    assert_eq!(place.json(&["log", "verify", &channel])?["problems"], 0);
+
+    // Another instance, the same bucket.
+    let directory = tempfile::tempdir()?;
+    let mut settings = place.settings;
+    settings[1] = directory.path().join("data").display().to_string();
+    let other = Place { directory, settings, _s3: None };
+    assert!(other.refused(&["log", "list"])?.contains("belong to instance"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_finds_what_is_well_and_what_is_not() -> anyhow::Result<()> {
+    let place = Place::object().await?;
+    let findings = place.json(&["doctor"])?;
+    let findings = findings.as_array().cloned().unwrap_or_default();
+    assert!(findings.len() == 4 && findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");
+    place._s3.as_ref().expect("a peer").faults().conditional(test_peers::s3::Conditional::Ignored);
+    let output = run(place.arguments(&["doctor"]))?;
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("FAILED") && said.contains("conditional"), "{said}");
+    Ok(())
+}

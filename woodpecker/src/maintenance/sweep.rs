@@ -1,0 +1,95 @@
+//! Finding what no record names: objects of sealing attempts that were given up, and volumes of processes that ended.
+
+use std::collections::BTreeSet;
+
+use woodpecker_core::record::ClosedSegment;
+use woodpecker_store::backend::{Backend, StoreError};
+
+use super::{inventory::Inventory, millis, shift::Shift};
+use crate::LogError;
+
+impl Shift {
+    /// Removes leftovers. What fails is tried again at the next sweep.
+    pub(super) async fn sweep(&mut self) {
+        match self.sweep_sealed().await {
+            Ok(swept) => self.note_swept(swept),
+            Err(error) => tracing::warn!(%error, "leftovers of sealing stay until the next sweep"),
+        }
+        let backends: Vec<_> = self.client.backends().cloned().collect();
+        for backend in backends {
+            match self.sweep_volumes(&*backend).await {
+                Ok(swept) => self.note_swept(swept),
+                Err(error) => tracing::warn!(backend = backend.name(), %error, "volumes stay until the next sweep"),
+            }
+        }
+    }
+
+    /// Frees volumes of what no segment needs: volumes are surveyed first and records read after.
+    async fn sweep_volumes(&self, backend: &dyn Backend) -> Result<u64, LogError> {
+        let surveyed = backend.survey().await?;
+        if surveyed.is_empty() {
+            return Ok(0);
+        }
+        let records = self.records().await?;
+        let opened = records.logs.values().flat_map(|(log, _)| &log.open);
+        let condemned = records.deleting.values().flat_map(|log| &log.open);
+        let unfreed = |closed: &&ClosedSegment| closed.sealed.as_ref().is_none_or(|sealed| !sealed.freed);
+        let closed = records.closed.values().map(|(closed, _)| closed).chain(records.garbage.values());
+        let live: Vec<_> = opened
+            .chain(condemned)
+            .chain(closed.filter(unfreed).map(|closed| &closed.opened))
+            .filter(|segment| segment.backend == backend.name())
+            .map(|segment| segment.placement.clone())
+            .collect();
+        Ok(backend.reclaim(&surveyed, &live, self.settings.sweep_grace).await?)
+    }
+
+    /// All records, read now. Without them everything looks like a leftover: they must all be there, and be those that
+    /// the objects belong to.
+    async fn records(&self) -> Result<Inventory, LogError> {
+        let records = Inventory::read(&self.client.catalog, &self.client.catalog.everything().await?);
+        if let Some(unread) = records.unread.first() {
+            return Err(StoreError::Unavailable(format!("{unread} cannot be read").into()).into());
+        }
+        let mine = self.client.catalog.instance().await?;
+        if records.instance.as_deref().map(str::as_bytes) != Some(&mine) {
+            let what = "the metadata store".to_owned();
+            return Err(StoreError::Foreign { what, detail: "it was emptied or replaced".to_owned() }.into());
+        }
+        if let Ok(store) = self.client.sealed() {
+            store.claim(&String::from_utf8_lossy(&mine)).await?;
+        }
+        Ok(records)
+    }
+
+    fn note_swept(&mut self, swept: u64) {
+        self.done.swept += swept;
+        metrics::counter!("woodpecker_swept_objects_total").increment(swept);
+    }
+
+    /// Objects are listed first and records read after: what is named by then is no leftover. What a deposed leader is
+    /// still at cannot be named any more, and what this process is at is known.
+    async fn sweep_sealed(&mut self) -> Result<u64, LogError> {
+        let Ok(store) = self.client.sealed().cloned() else { return Ok(0) };
+        let objects = store.list().await?;
+        let records = self.records().await?;
+        let closed = records.closed.iter().map(|(key, (closed, _))| (*key, closed));
+        let named: BTreeSet<_> = closed
+            .chain(records.garbage.iter().map(|(key, closed)| (*key, closed)))
+            .filter_map(|(key, closed)| Some((key, closed.sealed.as_ref()?.id)))
+            .collect();
+        let before = self.client.clock.wall_ms().saturating_sub(millis(self.settings.sweep_grace));
+        let leftovers: Vec<_> = objects
+            .into_iter()
+            .filter(|object| {
+                object.stored_ms <= before && !named.contains(&(object.key, object.seal)) && !self.is_busy(object.key)
+            })
+            .collect();
+        let count = leftovers.len() as u64;
+        if count > 0 {
+            tracing::info!(count, "removing leftovers of sealing");
+            store.remove(leftovers).await?;
+        }
+        Ok(count)
+    }
+}

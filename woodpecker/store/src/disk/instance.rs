@@ -1,0 +1,41 @@
+//! Whose data a directory holds: a file `instance` names the instance of Woodpecker that its volumes belong to.
+
+use std::{io, path::Path};
+
+use woodpecker_base::disk::{Disk, OpenMode};
+
+use super::file::unreadable;
+use crate::backend::StoreError;
+
+/// Makes the directory the instance's, or checks that it is. Blocks on file I/O.
+pub(super) fn claim(root: &Path, disk: &dyn Disk, process: u128, instance: &str) -> Result<(), StoreError> {
+    let failed = |error| unreadable(root, &error);
+    let foreign = |detail| {
+        let what = format!("{}, as the data of instance {instance}", root.display());
+        Err(StoreError::Foreign { what, detail })
+    };
+    let read = || -> io::Result<String> {
+        let file = disk.open(&root.join("instance"), OpenMode::Read)?;
+        let mut said = vec![0; 256];
+        let got = file.read_at(&mut said, 0)?;
+        Ok(String::from_utf8_lossy(said.get(..got).unwrap_or_default()).trim_end().to_owned())
+    };
+    match read() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if !disk.list(&root.join("volumes")).map_err(failed)?.is_empty() {
+                return foreign("it has volumes and no file `instance` to say whose they are".to_owned());
+            }
+            // Under a name of its own first: another process may be doing the same.
+            let draft = root.join(format!("instance.{process:032x}"));
+            let file = disk.open(&draft, OpenMode::CreateNew).map_err(failed)?;
+            file.write_all_at(format!("{instance}\n").as_bytes(), 0).map_err(failed)?;
+            file.sync_data().map_err(failed)?;
+            disk.rename(&draft, &root.join("instance")).map_err(failed)?;
+            disk.sync_dir(root).map_err(failed)?;
+        }
+        Err(error) => return Err(failed(error)),
+        Ok(_) => {}
+    }
+    let said = read().map_err(failed)?;
+    if said == instance { Ok(()) } else { foreign(format!("its volumes belong to instance {said}")) }
+}

@@ -1,0 +1,117 @@
+//! Requests to an object store that may be repeated: a few attempts, each within its time.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
+use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
+
+use crate::backend::StoreError;
+
+/// Attempts of one request, each with the client's own retries inside.
+const ATTEMPTS: u32 = 3;
+/// Pauses between attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// What a request is given on top of its fixed time for what it moves.
+const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// One process's access to an object store.
+pub(crate) struct Requests {
+    pub store: Arc<dyn ObjectStore>,
+    pub clock: Clock,
+    pub random: Random,
+    /// One request may take so long, and a second more for each MiB it moves.
+    pub timeout: Duration,
+}
+
+impl Requests {
+    /// Part of an object.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]; [`StoreError::Corrupt`] when the object ends before the part; or to try again.
+    pub async fn range(&self, path: &Path, start: u64, end: u64) -> Result<Bytes, StoreError> {
+        let read = self.retry(path.as_ref(), end - start, || self.store.get_range(path, start..end)).await;
+        // Of an empty object no range can be read, and stores do not say so in one way.
+        if let Err(StoreError::Unavailable(_)) = read
+            && let Ok(Ok(meta)) = self.clock.timeout(self.time_for(0), self.store.head(path)).await
+            && meta.size <= start
+        {
+            let detail = format!("it ends before byte {start}");
+            return Err(StoreError::Corrupt { what: path.to_string(), detail });
+        }
+        read
+    }
+
+    /// Removes objects; what is gone already is no error.
+    pub async fn delete(&self, what: &str, paths: Vec<Path>) -> Result<(), StoreError> {
+        self.retry(what, 0, || async {
+            let mut deleted = self.store.delete_stream(futures::stream::iter(paths.clone()).map(Ok).boxed());
+            while let Some(result) = deleted.next().await {
+                match result {
+                    Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Up to `limit` objects under a directory, behind `offset` if there is one; which ones is up to the store.
+    pub async fn list(
+        &self,
+        directory: &Path,
+        offset: Option<&Path>,
+        limit: usize,
+    ) -> Result<Vec<ObjectMeta>, StoreError> {
+        self.retry(&format!("list of {directory}"), 0, || async {
+            let listed = match offset {
+                Some(offset) => self.store.list_with_offset(Some(directory), offset),
+                None => self.store.list(Some(directory)),
+            };
+            listed.take(limit).try_collect().await
+        })
+        .await
+    }
+
+    /// Runs a request that may be repeated, a few times.
+    pub async fn retry<T, F>(&self, what: &str, bytes: u64, request: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = object_store::Result<T>>,
+    {
+        let mut backoff = self.backoff();
+        let mut attempt = 1;
+        loop {
+            let failure: Arc<str> = match self.clock.timeout(self.time_for(bytes), request()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(object_store::Error::NotFound { .. })) => {
+                    return Err(StoreError::NotFound { what: what.to_owned() });
+                }
+                Ok(Err(error)) => format!("{what}: {error}").into(),
+                Err(_) => format!("{what}: no answer within {:?}", self.time_for(bytes)).into(),
+            };
+            if attempt == ATTEMPTS {
+                return Err(StoreError::Unavailable(failure));
+            }
+            attempt += 1;
+            backoff.wait().await;
+        }
+    }
+
+    pub fn backoff(&self) -> Backoff {
+        Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE)
+    }
+
+    /// How long one request may take that moves this many bytes.
+    pub fn time_for(&self, bytes: u64) -> Duration {
+        self.timeout + Duration::from_millis(bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_SECOND)
+    }
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").field("store", &format_args!("{}", self.store)).finish_non_exhaustive()
+    }
+}

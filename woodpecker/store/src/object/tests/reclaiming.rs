@@ -1,0 +1,108 @@
+//! Freeing volumes of what no segment needs, while nobody knows but the metadata store.
+
+use futures::TryStreamExt;
+use object_store::path::Path;
+
+use super::{super::view::KEPT, *};
+
+async fn objects(shared: &Shared, volume: VolumeId) -> Vec<u64> {
+    let directory = Path::from(format!("volumes/{volume}"));
+    let found: Vec<_> = shared.store.list(Some(&directory)).try_collect().await.unwrap();
+    let mut seqs: Vec<u64> = found.iter().map(|meta| meta.location.filename().unwrap().parse().unwrap()).collect();
+    seqs.sort_unstable();
+    seqs
+}
+
+/// A volume of `count` objects, its writer's process ended or not.
+async fn volume(backend: &Arc<ObjectBackend>, count: u64) -> Log {
+    let log = Log::create(backend, 1).await;
+    for number in 0..count {
+        log.write(format!("entry {number}")).await;
+    }
+    log
+}
+
+fn fast(settings: &mut ObjectSettings) {
+    settings.puts_per_second = 100_000;
+}
+
+const LONG: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn what_lies_before_the_oldest_live_segment_goes_and_the_window_stays() {
+    let shared = Shared::memory().with(fast);
+    let (writing, _tasks) = shared.backend();
+    let (collecting, _tasks) = shared.backend();
+    let first = volume(&writing, 300).await;
+    let second = Log::create(&writing, 2).await;
+    for number in 0..50 {
+        second.write(format!("second {number}")).await;
+    }
+    let id = volume_of(first.placement()).unwrap().0;
+    // A process does not survey what it writes itself.
+    assert!(writing.survey().await.unwrap().is_empty());
+    let surveyed = collecting.survey().await.unwrap();
+    assert_eq!(
+        surveyed.iter().map(|found| (found.volume, found.end, found.ended)).collect::<Vec<_>>(),
+        [(id, 350, false)]
+    );
+    let both = [first.placement().clone(), second.placement().clone()];
+    assert_eq!(collecting.reclaim(&surveyed, &both, LONG).await.unwrap(), 0);
+    let removed = collecting.reclaim(&surveyed, &both[1..], LONG).await.unwrap();
+    let left = objects(&shared, id).await;
+    assert_eq!(removed + left.len() as u64, 350);
+    assert!(left.len() as u64 >= KEPT && (left.len() as u64) < KEPT + 64, "{}", left.len());
+    // The writer goes on, and who takes over finds everything.
+    second.write("on").await;
+    let (taker, _tasks) = shared.backend();
+    assert_eq!(taker.fence(second.key, second.placement(), Epoch(2)).await.unwrap(), 51);
+    assert_eq!(read_from(&second.reader(&taker, Some(51)).await, 0, 1 << 20).await.len(), 51);
+}
+
+#[tokio::test]
+async fn an_idle_volume_that_nobody_needs_is_ended_first_and_emptied_at_the_next_survey() {
+    let shared = Shared::memory().with(fast);
+    let (writing, tasks) = shared.backend();
+    let (collecting, _tasks) = shared.backend();
+    let log = volume(&writing, 40).await;
+    let id = volume_of(log.placement()).unwrap().0;
+    let surveyed = collecting.survey().await.unwrap();
+    assert_eq!(collecting.reclaim(&surveyed, &[], LONG).await.unwrap(), 0, "it is not idle");
+    assert_eq!(objects(&shared, id).await.len(), 40);
+    assert_eq!(collecting.reclaim(&surveyed, &[], Duration::ZERO).await.unwrap(), 0);
+    assert_eq!(objects(&shared, id).await.len(), 41, "the fence");
+    // Somebody had recorded a segment there meanwhile: it is needed.
+    let surveyed = collecting.survey().await.unwrap();
+    assert!(surveyed[0].ended);
+    let live = [log.placement().clone()];
+    assert_eq!(collecting.reclaim(&surveyed, &live, Duration::ZERO).await.unwrap(), 0);
+    assert_eq!(collecting.reclaim(&surveyed, &[], Duration::ZERO).await.unwrap(), 40);
+    assert_eq!(objects(&shared, id).await, [40]);
+    assert!(collecting.survey().await.unwrap().is_empty(), "there is nothing left to look at");
+    // The writer was alive, and wakes up: it is told, and goes on in another volume.
+    log.append("late");
+    let end = log.owner.wait_ended().await;
+    assert!(matches!(end, SegmentEnd::Fenced | SegmentEnd::Displaced), "{end:?}");
+    assert_eq!(log.owner.acked_now(), 40, "nothing is acked in a volume that ended");
+    let next = Log::create(&writing, 3).await;
+    next.write("x").await;
+    assert_ne!(volume_of(next.placement()).unwrap().0, id);
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn a_bucket_is_claimed_once_and_by_one_instance() {
+    let shared = Shared::s3(|_| ()).await;
+    let (one, _tasks) = shared.backend();
+    let (two, _tasks) = shared.backend();
+    let claims = futures::future::join_all(["a", "b", "a", "b"].map(|instance| one.claim(instance))).await;
+    let won: Vec<_> = claims.iter().map(Result::is_ok).collect();
+    assert!(won == [true, false, true, false] || won == [false, true, false, true], "{claims:?}");
+    let winner = if won[0] { "a" } else { "b" };
+    two.claim(winner).await.unwrap();
+    assert_eq!(two.claim("c").await.unwrap_err().code(), "STORE_FOREIGN");
+    let unmarked = Shared::memory();
+    let (backend, _tasks) = unmarked.backend();
+    Log::create(&backend, 1).await.write("x").await;
+    assert_eq!(backend.claim("a").await.unwrap_err().code(), "STORE_FOREIGN");
+}

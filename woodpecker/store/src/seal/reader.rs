@@ -1,0 +1,113 @@
+//! Reading a sealed segment straight from object storage.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use woodpecker_core::{
+    ids::SegmentKey,
+    record::{Sealed, SealedRun},
+};
+
+use super::{
+    format::RunId,
+    store::{RunIndex, SealedStore, corrupt},
+};
+use crate::{
+    backend::{SegmentReader, StoreError},
+    format::FormatError,
+};
+
+/// Groups of blocks that are fetched ahead of a reader that goes forward.
+const AHEAD: usize = 8;
+
+/// The entries of one sealed segment.
+#[derive(Debug)]
+pub struct SealedReader {
+    store: Arc<SealedStore>,
+    key: SegmentKey,
+    sealed: Sealed,
+    entries: u64,
+}
+
+impl SealedReader {
+    pub(super) fn new(store: Arc<SealedStore>, key: SegmentKey, sealed: &Sealed, entries: u64) -> Self {
+        Self { store, key, sealed: sealed.clone(), entries }
+    }
+
+    fn id(&self, run: SealedRun) -> RunId {
+        RunId { key: self.key, seal: self.sealed.id, first: run.first }
+    }
+
+    /// The run with the entry, and what it holds.
+    async fn index(&self, entry: u64) -> Result<Arc<RunIndex>, StoreError> {
+        let at = self.sealed.runs.partition_point(|run| run.first <= entry).checked_sub(1);
+        let Some(run) = at.and_then(|at| self.sealed.runs.get(at)).copied() else {
+            let what = format!("sealed segment {}", self.key);
+            return Err(StoreError::Corrupt { what, detail: format!("no object holds entry {entry}") });
+        };
+        let index = self.store.index(self.id(run), run.bytes).await?;
+        let contents = &index.contents;
+        let next = self.sealed.runs.get(at.map_or(0, |at| at + 1)).map_or(self.entries, |run| run.first);
+        if contents.segment_entries != self.entries || run.first.checked_add(contents.entries) != Some(next) {
+            return Err(corrupt(self.id(run), &FormatError::Structure("it holds other entries than its record says")));
+        }
+        Ok(index)
+    }
+
+    /// Who comes from the group before will want those after.
+    fn fetch_ahead(&self, index: &Arc<RunIndex>, group: usize) {
+        let id = index.contents.run;
+        if group.checked_sub(1).is_some_and(|before| !self.store.has_group(id, before)) {
+            return;
+        }
+        for number in (group + 1..index.groups()).take(AHEAD) {
+            if !self.store.has_group(id, number) {
+                let (store, index) = (self.store.clone(), index.clone());
+                self.store.tasks.spawn_until_stopped(async move {
+                    // What fails here fails again, and is told, when it is read.
+                    let _ = store.group(&index, number).await;
+                });
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl SegmentReader for SealedReader {
+    async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let (mut next, mut bytes) = (from, 0);
+        let mut entries: Vec<Bytes> = Vec::new();
+        while next < self.entries {
+            let index = self.index(next).await?;
+            let number = index.group_of(next);
+            self.fetch_ahead(&index, number);
+            let group = self.store.group(&index, number).await?;
+            let skip = next.checked_sub(group.first).and_then(|skip| usize::try_from(skip).ok());
+            let found = skip.and_then(|skip| group.entries.get(skip..)).unwrap_or_default();
+            if found.is_empty() {
+                return Err(corrupt(index.contents.run, &FormatError::Structure("an entry is missing")));
+            }
+            for entry in found {
+                if !entries.is_empty() && bytes + entry.len() > max_bytes {
+                    return Ok(entries);
+                }
+                bytes += entry.len();
+                entries.push(entry.clone());
+                next += 1;
+            }
+        }
+        Ok(entries)
+    }
+
+    async fn tail(&self) -> Result<u64, StoreError> {
+        Ok(self.entries)
+    }
+
+    async fn readable(&self, from: u64) {
+        // Nothing comes after the end.
+        if from >= self.entries {
+            std::future::pending().await
+        }
+    }
+}

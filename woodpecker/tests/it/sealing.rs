@@ -1,0 +1,323 @@
+//! Closed segments on their way to their final form, and readers that meet them on the way.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, path::Path};
+use tokio::sync::watch;
+use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription};
+use woodpecker_base::{
+    metadata::{
+        KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch, Write,
+    },
+    tasks::Tasks,
+};
+
+use crate::{
+    on_every_medium,
+    stepping::{SteppingBackend, SteppingMetadata, SteppingObjects, Steps},
+    world::{Process, World, append, append_all, eager, payload, read, read_all, soon},
+};
+
+on_every_medium!(
+    sealed_segments_read_like_any_others_and_need_no_writer,
+    a_reader_inside_a_source_that_is_freed_goes_on_without_a_gap,
+    a_segment_without_entries_is_sealed_and_freed_too,
+    a_deleted_log_leaves_no_objects,
+);
+
+async fn closed(log: &Log) -> Vec<SegmentDescription> {
+    let all = log.describe().await.unwrap().segments;
+    all.into_iter().filter(|segment| segment.entries.is_some()).collect()
+}
+
+async fn sealed_objects(objects: &Arc<dyn ObjectStore>) -> Vec<String> {
+    let found: Vec<_> = objects.list(Some(&Path::from("sealed"))).try_collect().await.unwrap();
+    found.into_iter().map(|meta| meta.location.to_string()).collect()
+}
+
+/// A log of several segments whose writer is gone, some closed cleanly and one left open.
+async fn written(world: &mut World) -> (Process, Vec<(EntryId, String)>) {
+    world.segment_bytes = 400;
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let mut all = Vec::new();
+    for owner in 0..3 {
+        let writer = log.open_writer().await.unwrap();
+        all.extend(append_all(&writer, &format!("owner-{owner}"), 60).await);
+        if owner < 2 {
+            soon("close", writer.close()).await.unwrap();
+        }
+    }
+    (process, all)
+}
+
+async fn sealed_segments_read_like_any_others_and_need_no_writer(mut world: World) {
+    let (process, mut all) = written(&mut world).await;
+    let other = world.process().await;
+    let done = other.maintain().await;
+    let log = other.log("log").await;
+    let segments = closed(&log).await;
+    assert!(segments.len() > 4, "{}", segments.len());
+    assert_eq!((done.sealed, done.freed, done.failed), (segments.len() as u64, segments.len() as u64, 0));
+    assert!(segments.iter().all(|segment| segment.freed && segment.sealed_bytes.is_some()), "{segments:?}");
+    assert_eq!(other.maintain().await, Pass::default(), "there is nothing left to do");
+    for process in [&process, &other, &world.process().await] {
+        assert_eq!(read_all(&process.log("log").await).await, all);
+    }
+    // From the middle, and on into what is written next.
+    let mut reader = log.reader(Position::At(all[77].0));
+    let writer = log.open_writer().await.unwrap();
+    all.extend(append_all(&writer, "next", 60).await);
+    assert_eq!(read(&mut reader, all.len() - 77).await, all[77..]);
+    let report = log.verify(|_| {}).await.unwrap();
+    assert!(report.iter().all(|segment| segment.problem.is_none()), "{report:?}");
+    assert_eq!(report.iter().map(|segment| segment.entries).sum::<u64>(), all.len() as u64);
+    assert!(report.iter().any(|segment| segment.from == "sealed"));
+}
+
+async fn a_reader_inside_a_source_that_is_freed_goes_on_without_a_gap(mut world: World) {
+    // Far more than what is read ahead, in entries that are read one by one.
+    world.segment_bytes = 3 << 20;
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    let mut appends = Vec::new();
+    for number in 0..400_u32 {
+        writer.reserve().await;
+        let mut body = vec![0; 50_000];
+        body[..4].copy_from_slice(&number.to_le_bytes());
+        appends.push(writer.append(vec![body.into()]));
+    }
+    for append in appends {
+        soon("append", append).await.unwrap();
+    }
+    soon("close", writer.close()).await.unwrap();
+    let other = world.process().await;
+    let mut readers = [log.reader(Position::Earliest), other.log("log").await.reader(Position::Earliest)];
+    let mut seen = Vec::new();
+    for reader in &mut readers {
+        let first = soon("first", reader.next()).await.unwrap();
+        seen.push(first.iter().map(|entry| entry.payload.slice(..4)).collect::<Vec<_>>());
+    }
+    let done = other.maintain().await;
+    assert!(done.freed > 1 && done.failed == 0, "{done:?}");
+    for (reader, mut seen) in readers.into_iter().zip(seen) {
+        let mut reader = reader;
+        while seen.len() < 400 {
+            seen.extend(soon("next", reader.next()).await.unwrap().iter().map(|entry| entry.payload.slice(..4)));
+        }
+        assert!(seen.iter().enumerate().all(|(at, body)| body[..] == u32::try_from(at).unwrap().to_le_bytes()));
+    }
+}
+
+async fn a_segment_without_entries_is_sealed_and_freed_too(world: World) {
+    let process = world.process().await;
+    let log = process.log("log").await;
+    for _ in 0..2 {
+        soon("close", log.open_writer().await.unwrap().close()).await.unwrap();
+    }
+    let id = append(&log.open_writer().await.unwrap(), "after").await;
+    let done = process.maintain().await;
+    assert_eq!((done.sealed, done.freed), (2, 2));
+    assert!(sealed_objects(&world.objects).await.is_empty());
+    assert!(closed(&log).await.iter().all(|segment| segment.freed && segment.sealed_bytes == Some(0)));
+    assert_eq!(read(&mut log.reader(Position::Earliest), 1).await, [(id, "after".to_owned())]);
+}
+
+async fn a_deleted_log_leaves_no_objects(mut world: World) {
+    let (process, _) = written(&mut world).await;
+    let keeper = process.log("log-2").await;
+    soon("append", keeper.open_writer().await.unwrap().append(vec![payload("kept")])).await.unwrap();
+    drop(keeper.open_writer().await.unwrap());
+    process.maintain().await;
+    assert!(sealed_objects(&world.objects).await.len() > 4);
+    process.client.delete_log("log").await.unwrap();
+    let left = sealed_objects(&world.objects).await;
+    assert!(!left.is_empty() && left.iter().all(|name| name.starts_with("sealed/2/")), "{left:?}");
+    assert_eq!(read_all(&keeper).await.len(), 1);
+}
+
+/// A process whose steps are counted.
+async fn stepping(world: &World, steps: &Steps, lagging: BTreeMap<u64, u64>) -> Process {
+    let tasks = Tasks::new();
+    let inner = world.backend(&tasks).await;
+    let backend = Arc::new(SteppingBackend { inner, steps: steps.clone(), lagging });
+    let metadata = world.metadata.connect();
+    let store: Arc<dyn MetadataStore> = Arc::new(SteppingMetadata(metadata.clone(), steps.clone()));
+    world.process_with(store, metadata, backend, tasks)
+}
+
+/// Time is paused: leases run out at once.
+#[tokio::test(start_paused = true)]
+async fn a_crash_at_any_step_loses_nothing_and_leaves_nothing_behind() {
+    let mut crashes = 0;
+    for stop_at in 0.. {
+        let mut world = World::memory().await;
+        let (process, all) = written(&mut world).await;
+        let log = process.log("log").await;
+        log.truncate(all[50].0).await.unwrap();
+        let objects = world.objects.clone();
+        let steps = Steps::new(stop_at);
+        world.objects = Arc::new(SteppingObjects(objects.clone(), steps.clone()));
+        let crashing = stepping(&world, &steps, BTreeMap::new()).await;
+        let maintenance = Maintenance::new(&crashing.client, eager());
+        let ended = tokio::select! {
+            biased;
+            () = steps.stopped() => false,
+            pass = maintenance.pass() => { pass.unwrap(); true }
+        };
+        crashing.kill();
+        world.objects = objects;
+        let next = world.process().await;
+        next.maintain_with(MaintenanceSettings { sweep_grace: Duration::ZERO, ..eager() }).await;
+        assert_eq!(read_all(&next.log("log").await).await, all[51..], "after {stop_at} steps");
+        let segments = closed(&log).await;
+        assert!(segments.iter().all(|segment| segment.freed), "after {stop_at} steps: {segments:?}");
+        let objects = sealed_objects(&world.objects).await;
+        assert_eq!(objects.len(), segments.len(), "after {stop_at} steps: {objects:?}");
+        crashes += 1;
+        if ended {
+            break;
+        }
+    }
+    assert!(crashes > 40, "{crashes} steps were tried");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_holds_less_than_was_recorded_is_not_sealed_short_and_stops_nobody() {
+    let mut world = World::memory().await;
+    let (process, all) = written(&mut world).await;
+    let lagging = stepping(&world, &Steps::new(i64::MAX), BTreeMap::from([(1, 3), (2, 0)])).await;
+    let done = lagging.maintain().await;
+    assert_eq!(done.failed, 2);
+    let segments = closed(&lagging.log("log").await).await;
+    let unsealed: Vec<_> = segments.iter().filter(|s| s.sealed_bytes.is_none()).map(|s| s.segment).collect();
+    assert_eq!(unsealed, [1, 2], "the others do not wait for it");
+    assert_eq!(done.sealed, segments.len() as u64 - 2);
+    assert_eq!(read_all(&process.log("log").await).await, all);
+    // When the source is whole again, so is what is sealed.
+    assert_eq!(process.maintain().await.sealed, 2);
+    assert_eq!(read_all(&process.log("log").await).await, all);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_deposed_without_noticing_changes_nothing() {
+    let mut world = World::memory().await;
+    let (process, all) = written(&mut world).await;
+    // It is held up before it names what it sealed, its lease runs out, and another one leads, who seals nothing.
+    let tasks = Tasks::new();
+    let (backend, metadata) = (world.backend(&tasks).await, world.metadata.connect());
+    let held = Held::new(metadata.clone());
+    let old = world.process_with(Arc::new(held.clone()), metadata, backend, tasks);
+    let maintenance = Maintenance::new(&old.client, eager());
+    let pass = old.tasks.spawn(async move { maintenance.pass().await });
+    soon("work", held.until(Hold::Up)).await;
+    let idle = MaintenanceSettings { sealing: false, ..eager() };
+    assert_eq!(process.maintain_with(idle).await, Pass::default());
+    held.state.send_replace(Hold::Released);
+    let done = soon("the old leader's end", pass).await.unwrap();
+    assert!(done.is_err() || done.is_ok_and(|done| done.sealed == 0 && done.failed > 0));
+    let log = process.log("log").await;
+    assert!(closed(&log).await.iter().all(|segment| segment.sealed_bytes.is_none()));
+    // What it left behind disturbs nobody.
+    let swept = process.maintain_with(MaintenanceSettings { sweep_grace: Duration::ZERO, ..eager() }).await;
+    assert!(swept.sealed > 2 && swept.swept > 0 && swept.failed == 0, "{swept:?}");
+    assert_eq!(read_all(&log).await, all);
+}
+
+/// Whether changes of segments get through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Not,
+    /// One waits, and leases are not kept alive.
+    Up,
+    Released,
+}
+
+/// A metadata store that is reached late.
+#[derive(Debug, Clone)]
+struct Held {
+    store: MemoryStore,
+    state: watch::Sender<Hold>,
+}
+
+impl Held {
+    fn new(store: MemoryStore) -> Self {
+        Self { store, state: watch::Sender::new(Hold::Not) }
+    }
+
+    async fn until(&self, state: Hold) {
+        let _ = self.state.subscribe().wait_for(|now| *now == state).await;
+    }
+}
+
+#[async_trait]
+impl MetadataStore for Held {
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
+        self.store.list(prefix).await
+    }
+
+    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let of_segment = |write: &Write| matches!(write, Write::Put { key, .. } if key.contains("/segments/"));
+        if txn.writes.iter().any(of_segment) {
+            self.state.send_if_modified(|state| {
+                *state == Hold::Not && {
+                    *state = Hold::Up;
+                    true
+                }
+            });
+            self.until(Hold::Released).await;
+        }
+        self.store.commit(txn).await
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
+        self.store.watch(prefix, from).await
+    }
+
+    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
+        self.store.grant_lease(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
+        if *self.state.borrow() == Hold::Up {
+            return Err(MetadataError::Unavailable("held up".to_owned()));
+        }
+        self.store.keep_alive(lease).await
+    }
+
+    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
+        self.store.revoke_lease(lease).await
+    }
+}
+
+#[tokio::test]
+async fn what_is_sealed_is_found_damaged_when_it_is() {
+    let mut world = World::memory().await;
+    let (process, _) = written(&mut world).await;
+    process.maintain().await;
+    let name = Path::from(sealed_objects(&world.objects).await.swap_remove(1));
+    let bytes = world.objects.get(&name).await.unwrap().bytes().await.unwrap();
+    let mut damaged = bytes.to_vec();
+    damaged[60] ^= 4;
+    world.objects.put(&name, damaged.into()).await.unwrap();
+    let fresh = world.process().await;
+    let log = fresh.log("log").await;
+    let report = log.verify(|_| {}).await.unwrap();
+    let problems: Vec<_> = report.iter().filter(|segment| segment.problem.is_some()).collect();
+    assert_eq!(problems.len(), 1, "{report:?}");
+    assert!(problems[0].problem.as_ref().unwrap().contains(name.as_ref()), "{problems:?}");
+    let mut reader = log.reader(Position::Earliest);
+    let error = loop {
+        if let Err(error) = soon("damage", reader.next()).await {
+            break error;
+        }
+    };
+    assert_eq!(error.code(), "STORE_CORRUPT");
+}
