@@ -11,3 +11,4 @@ mod logstore;
 mod process;
 mod readme;
 mod wire;
+mod txn;
