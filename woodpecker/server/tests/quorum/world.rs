@@ -1,0 +1,211 @@
+//! Log stores with a disk each, the metadata store where they register, and processes that use them.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+use woodpecker_base::{
+    clock::Clock,
+    disk::RealDisk,
+    metadata::{MemoryStore, RedbStore},
+    net::{Listener, tcp_connector},
+    random::Random,
+    tasks::Tasks,
+};
+use woodpecker_core::ids::{Epoch, LogId, Placement, SegmentKey, StoreId};
+use woodpecker_server::{LogStore, Mark, Parts, Settings, Watermarks};
+use woodpecker_store::{
+    backend::{Backend, SegmentWriter},
+    conformance::Owner,
+    quorum::{
+        QuorumBackend, QuorumSettings,
+        selection::{Affinity, SelectionPolicy, Spread, Strategy},
+    },
+};
+
+pub const PREFIX: &str = "by-dev/woodpecker";
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
+    match Clock::system().timeout(LIMIT, future).await {
+        Ok(output) => output,
+        Err(_) => panic!("{what} took longer than {LIMIT:?}"),
+    }
+}
+
+/// A log store that can be stopped and started again on its disk.
+pub struct Site {
+    dir: TempDir,
+    running: Option<Running>,
+}
+
+struct Running {
+    store: LogStore,
+    facts: Arc<RedbStore>,
+    tasks: Tasks,
+    stop: CancellationToken,
+}
+
+pub struct World {
+    pub metadata: Arc<MemoryStore>,
+    sites: tokio::sync::Mutex<Vec<Site>>,
+    processes: Mutex<Vec<(Arc<dyn Backend>, Tasks)>>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("World")
+    }
+}
+
+impl Site {
+    async fn start(&mut self, metadata: Arc<MemoryStore>) -> StoreId {
+        let facts = Arc::new(RedbStore::open(&self.dir.path().join("store.redb"), Clock::system()).await.unwrap());
+        // The machine that runs the tests may be almost full.
+        let never = Mark { used: 1.0, free: 0 };
+        let settings = Settings {
+            watermarks: Watermarks { soft: never, hard: never },
+            quiet: Duration::from_millis(20),
+            session_ttl: Duration::from_secs(2),
+            ..Settings::default()
+        };
+        let parts = Parts {
+            path: self.dir.path().to_owned(),
+            disk: Arc::new(RealDisk),
+            facts: facts.clone(),
+            clock: Clock::system(),
+            random: Random::system(),
+        };
+        let store = LogStore::start(settings, parts).await.unwrap();
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
+        let (serving, token) = (store.clone(), stop.clone());
+        tasks.spawn(async move { serving.run(listener, metadata, token).await.unwrap() });
+        store.until_registered().await;
+        let id = store.id().parse().unwrap();
+        self.running = Some(Running { store, facts, tasks, stop });
+        id
+    }
+
+    async fn stop(&mut self) {
+        let Running { store, mut facts, tasks, stop } = self.running.take().unwrap();
+        stop.cancel();
+        assert!(tasks.drain(&Clock::system(), LIMIT).await, "the store did not stop");
+        drop(store);
+        let closed = async {
+            loop {
+                match Arc::try_unwrap(facts) {
+                    Ok(facts) => return facts.close().await,
+                    Err(shared) => facts = shared,
+                }
+                Clock::system().sleep(Duration::from_millis(1)).await;
+            }
+        };
+        within("closing the facts", closed).await;
+    }
+}
+
+impl World {
+    pub async fn new(stores: usize) -> Self {
+        let metadata = Arc::new(MemoryStore::new(Clock::system()));
+        let mut sites = Vec::new();
+        for _ in 0..stores {
+            let mut site = Site { dir: tempfile::tempdir().unwrap(), running: None };
+            site.start(metadata.clone()).await;
+            sites.push(site);
+        }
+        Self { metadata, sites: tokio::sync::Mutex::new(sites), processes: Mutex::default() }
+    }
+
+    pub fn backend(&self) -> (Arc<QuorumBackend>, Tasks) {
+        let tasks = Tasks::new();
+        let strategy = Strategy::Spread { zone: Spread::Any, resource_group: Spread::Any, region: Spread::Any };
+        let selection = SelectionPolicy { replicas: 3, strategy, affinity: Affinity::Soft };
+        let settings = QuorumSettings::new("instance", selection);
+        let edges = (Clock::system(), Random::system());
+        let metadata = self.metadata.clone();
+        let backend = QuorumBackend::start(settings, metadata, PREFIX, tcp_connector(), edges, &tasks);
+        (Arc::new(backend), tasks)
+    }
+
+    pub async fn process(&self) -> Arc<dyn Backend> {
+        let (backend, tasks) = self.backend();
+        let backend: Arc<dyn Backend> = backend;
+        self.processes.lock().unwrap().push((backend.clone(), tasks));
+        backend
+    }
+
+    pub fn kill(&self, process: &Arc<dyn Backend>) {
+        let processes = self.processes.lock().unwrap();
+        let (_, tasks) = processes.iter().find(|(known, _)| Arc::ptr_eq(known, process)).unwrap();
+        tasks.stop();
+    }
+
+    /// Stops a store in good order and starts it again.
+    pub async fn restart(&self, site: usize) {
+        let mut sites = self.sites.lock().await;
+        sites[site].stop().await;
+        sites[site].start(self.metadata.clone()).await;
+    }
+
+    pub async fn stop(&self, site: usize) {
+        self.sites.lock().await[site].stop().await;
+    }
+
+    pub async fn start(&self, site: usize) {
+        self.sites.lock().await[site].start(self.metadata.clone()).await;
+    }
+}
+
+/// A segment that is being written.
+pub struct Open {
+    pub key: SegmentKey,
+    pub owner: Owner,
+    pub writer: Arc<dyn SegmentWriter>,
+}
+
+pub fn key(log: u64) -> SegmentKey {
+    SegmentKey { log: LogId(log), segment: 1 }
+}
+
+pub fn entry(number: u64) -> Bytes {
+    Bytes::from(format!("entry {number}"))
+}
+
+impl Open {
+    pub async fn create(backend: &Arc<QuorumBackend>, log: u64) -> Self {
+        let owner = Owner::default();
+        let writer = within("create", backend.create(key(log), Epoch(1), Arc::new(owner.clone()))).await.unwrap();
+        Self { key: key(log), owner, writer }
+    }
+
+    pub fn placement(&self) -> &Placement {
+        self.writer.placement()
+    }
+
+    pub async fn fill(&self, from: u64, to: u64) {
+        for number in from..to {
+            assert_eq!(self.writer.append(vec![entry(number)]).unwrap(), number);
+            self.owner.wait_acked(number + 1).await;
+        }
+    }
+}
+
+/// Reads what there is from the beginning, up to `end`, and compares every entry.
+pub async fn read(backend: &Arc<QuorumBackend>, open: &Open, end: Option<u64>, expected: u64) {
+    let reader = backend.open(open.key, open.placement(), end).await.unwrap();
+    let mut next = 0;
+    while next < expected {
+        within("an entry", reader.readable(next)).await;
+        for bytes in within("a read", reader.read(next, 1 << 20)).await.unwrap() {
+            assert_eq!(bytes, entry(next));
+            next += 1;
+        }
+    }
+    assert!(reader.read(expected, 1 << 20).await.unwrap().is_empty());
+}
