@@ -10,5 +10,5 @@ mod log;
 mod logstore;
 mod process;
 mod readme;
-mod wire;
 mod txn;
+mod wire;

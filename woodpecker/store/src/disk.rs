@@ -185,15 +185,15 @@ impl LocalBackend {
         let (root, disk) = (self.root.join("volumes"), self.disk.clone());
         let listed = move || disk.list(&root).map_err(|error| unreadable(&root, &error));
         let names = blocking(&self.disk, listed).await?;
-        let ids = names.iter().filter_map(|name| u128::from_str_radix(name, 16).ok().map(VolumeId));
+        let ids: Vec<_> = names.iter().filter_map(|name| u128::from_str_radix(name, 16).ok().map(VolumeId)).collect();
         let own = match &*self.own.lock().await {
             Own::Writing { shared, .. } => Some(shared.volume.dir.id),
             _ => None,
         };
-        let scans = ids.filter(|id| Some(*id) != own).map(|id| async move {
-            let volume = self.volume(id);
-            (id, blocking(&self.disk, move || volume.pieces()).await)
-        });
+        let others = ids.into_iter().filter(|id| Some(*id) != own);
+        let scans = others
+            .map(|id| (id, self.volume(id)))
+            .map(|(id, volume)| async move { (id, blocking(&self.disk, move || volume.pieces()).await) });
         Ok(stream::iter(scans).buffered(PARALLEL_SCANS).collect().await)
     }
 

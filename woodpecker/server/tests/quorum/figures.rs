@@ -4,7 +4,7 @@
 use std::{fs::File, io::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use woodpecker_base::clock::Clock;
+use woodpecker_base::clock::{Clock, Instant};
 
 use crate::world::{Open, World, within};
 
@@ -35,28 +35,23 @@ async fn append_times(open: &Open, from: u64, count: u64, in_flight: u64) -> (Ve
     let clock = Clock::system();
     let payload = Bytes::from(vec![7; ENTRY]);
     let began = clock.now();
-    let (mut sent, mut times) = (Vec::new(), Vec::new());
+    let (mut sent, mut times) = (Vec::<Instant>::new(), Vec::new());
     for number in 0..count {
         if number >= in_flight {
             open.owner.wait_acked(from + number - in_flight + 1).await;
         }
         let acked = open.owner.acked_now().saturating_sub(from);
         while (times.len() as u64) < acked.min(number) {
-            let at: std::time::Duration = sent_elapsed(&sent, times.len());
-            times.push(at);
+            times.push(sent[times.len()].elapsed());
         }
         sent.push(clock.now());
         open.writer.append(vec![payload.clone()]).unwrap();
     }
     open.owner.wait_acked(from + count).await;
     while (times.len() as u64) < count {
-        times.push(sent_elapsed(&sent, times.len()));
+        times.push(sent[times.len()].elapsed());
     }
     (times, began.elapsed())
-}
-
-fn sent_elapsed(sent: &[woodpecker_base::clock::Instant], at: usize) -> Duration {
-    sent[at].elapsed()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -75,7 +70,11 @@ async fn an_ack_costs_about_a_sync_and_sixty_four_writers_share_it() {
     let (one_rate, many_rate) = (rate(500.0, took_one), rate(32_000.0, took_many));
     println!("fdatasync p50 {sync:?}, p99 {:?}", percentile(&mut syncs, 990));
     println!("one writer: ack p50 {ack:?}, p99 {:?}, {one_rate:.0}/s", percentile(&mut one, 990));
-    println!("64 in flight: ack p50 {:?}, p99 {:?}, {many_rate:.0}/s", percentile(&mut many, 500), percentile(&mut many, 990));
+    println!(
+        "64 in flight: ack p50 {:?}, p99 {:?}, {many_rate:.0}/s",
+        percentile(&mut many, 500),
+        percentile(&mut many, 990)
+    );
     println!("ack / fdatasync {:.2}, 64 / 1 {:.1}", ack.as_secs_f64() / sync.as_secs_f64(), many_rate / one_rate);
     drop(Arc::clone(&backend));
     within("close", woodpecker_store::backend::Backend::close(&*backend)).await;

@@ -1,5 +1,7 @@
 //! The quorum backend on real log stores: the contract of every backend, restarts, and what it costs.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 mod figures;
 mod restarts;
 mod world;
