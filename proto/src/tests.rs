@@ -312,7 +312,8 @@ fn timestamps_and_ids() {
 fn methods() -> Vec<String> {
     let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
     let mut methods = Vec::new();
-    for file in &set.file {
+    // What only we call is free in its form.
+    for file in set.file.iter().filter(|file| file.package().starts_with("milvus.")) {
         for service in &file.service {
             for method in &service.method {
                 assert_eq!(method.client_streaming(), method.server_streaming());

@@ -2,7 +2,10 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::clock::Clock;
 
@@ -61,6 +64,15 @@ impl Tasks {
     {
         let token = self.token.clone();
         self.tracker.spawn(async move { token.run_until_cancelled(task).await })
+    }
+
+    /// As [`Tasks::spawn_until_stopped`], and the task is dropped with its handle too.
+    pub fn spawn_held<F>(&self, task: F) -> AbortOnDropHandle<Option<F::Output>>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        AbortOnDropHandle::new(self.spawn_until_stopped(task))
     }
 
     /// Tells every task of the group, and of its children, to stop.

@@ -26,13 +26,16 @@ type Opened = Arc<OnceCell<Arc<dyn SegmentReader>>>;
 /// Chunks that are being read, in order.
 #[derive(Default)]
 pub(super) struct Ahead {
-    chunks: FuturesOrdered<BoxFuture<'static, Chunk>>,
+    chunks: FuturesOrdered<BoxFuture<'static, Result<Chunk, Failure>>>,
     /// Where the next chunk starts; meaningless while there are none.
     cursor: Option<EntryId>,
     opened: Option<(u64, Opened)>,
     /// Of what was read last.
     entry_bytes: Option<u64>,
 }
+
+/// An error and the segment it is about.
+type Failure = (u64, StoreError);
 
 /// Entries `from..to` of one segment, as far as they fit.
 struct Chunk {
@@ -48,9 +51,19 @@ struct Chunk {
 }
 
 impl Chunk {
-    async fn read(mut self) -> Self {
-        self.entries = self.try_read().await;
-        self
+    /// Begins to read. It is a task because others may wait for what it loads into the caches, and whoever reads ahead
+    /// may rest for as long as it likes.
+    fn start(mut self) -> BoxFuture<'static, Result<Self, Failure>> {
+        let (segment, tasks) = (self.segment.opened.segment, self.client.tasks.clone());
+        let reading = tasks.spawn_held(async move {
+            self.entries = self.try_read().await;
+            self
+        });
+        let read = async move {
+            let stopped = || (segment, StoreError::Unavailable("the client is closed".into()));
+            reading.await.ok().flatten().ok_or_else(stopped)
+        };
+        read.boxed()
     }
 
     async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
@@ -130,13 +143,16 @@ impl Ahead {
         self.cursor = Some(EntryId { segment: number, entry: to });
         let (guessed, entries) = (entry_bytes.is_none(), Ok(Vec::new()));
         let chunk = Chunk { client: client.clone(), log, segment, from: at.entry, to, guessed, opened, entries };
-        self.chunks.push_back(chunk.read().boxed());
+        self.chunks.push_back(chunk.start());
     }
 
     /// The next entries that were read ahead, or `None` if nothing was planned; an error with the segment it is about,
     /// which may be a later one than the last entries were of. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), (u64, StoreError)>> {
-        let mut chunk = self.chunks.next().await?;
+    pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), Failure>> {
+        let mut chunk = match self.chunks.next().await? {
+            Ok(chunk) => chunk,
+            Err(failure) => return Some(Err(failure)),
+        };
         let first = EntryId { segment: chunk.segment.opened.segment, entry: chunk.from };
         let entries = match std::mem::replace(&mut chunk.entries, Ok(Vec::new())) {
             Ok(entries) => entries,
@@ -152,7 +168,7 @@ impl Ahead {
             if chunk.guessed {
                 self.chunks = FuturesOrdered::new();
             } else {
-                self.chunks.push_front(chunk.read().boxed());
+                self.chunks.push_front(chunk.start());
             }
         }
         Some(Ok((first, entries)))

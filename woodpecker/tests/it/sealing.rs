@@ -50,6 +50,13 @@ async fn written(world: &mut World) -> (Process, Vec<(EntryId, String)>) {
             soon("close", writer.close()).await.unwrap();
         }
     }
+    // Each writer filled one segment; the last closes in the background.
+    let rolled = async {
+        while closed(&log).await.len() < 5 {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("rolls", rolled).await;
     (process, all)
 }
 

@@ -82,6 +82,8 @@ impl Replica {
             state.fenced = epoch;
             if state.end.is_none_or(|known| known.epoch < epoch) {
                 state.end = end.map(|entries| End { entries, epoch }).or(state.end);
+                // Who says where the segment ends has brought everything before that to enough replicas.
+                state.committed = state.committed.max(end.unwrap_or(0));
             }
             let (stay, gone) = std::mem::take(&mut state.streams).into_iter().partition(|(other, _)| *other >= epoch);
             state.streams = stay;
@@ -92,6 +94,7 @@ impl Replica {
             (ledger.put_replica(self.key, state.record()), state.next)
         };
         ledger.settled(ticket).await?;
+        self.changed.notify_waiters();
         self.until(|replica| {
             let state = replica.state();
             state.durable >= held.min(state.next)

@@ -223,7 +223,9 @@ pub(super) async fn read_once(
     end: u64,
     max_bytes: u64,
 ) -> Result<Vec<Bytes>, Status> {
-    let request = ReadRequest { replica: Some(peer.replica(key)), from, end, follow: false, max_bytes };
+    // To a log store zero means that it may choose.
+    let request =
+        ReadRequest { replica: Some(peer.replica(key)), from, end, follow: false, max_bytes: max_bytes.max(1) };
     let mut client = peer.client(Class::Read)?;
     let mut stream = peer.answer(limit, client.read(request)).await?;
     let Some(response) = first(clock, limit, &mut stream).await? else { return Ok(Vec::new()) };
