@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// One GET, with this header besides; the status and the body.
-fn get(role: &Role, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
+pub(crate) fn get(role: &Role, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
     let address = role.address("admin").trim_start_matches("http://").to_owned();
     let mut stream = TcpStream::connect(&address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;

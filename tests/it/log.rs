@@ -1,12 +1,21 @@
 //! Verbs about logs: the real binary, on a data directory of its own or on a bucket.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use serde_json::Value;
 use test_peers::S3;
 
-use crate::process::{Role, printed, run};
+use crate::{
+    admin::get,
+    process::{Role, printed, run},
+};
+
+/// A process seals or stops within it.
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// How a verb finds the logs.
 struct Place {
@@ -64,18 +73,37 @@ impl Place {
 
     /// Lines go into a channel of a standalone process, which then stops.
     fn fill(&self, bytes: usize) -> anyhow::Result<String> {
-        let more = ["woodpecker.maintenance.sealAfter=0s", "woodpecker.maintenance.interval=100ms"];
-        let more = more.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]);
-        let arguments: Vec<String> = self.settings.iter().cloned().chain(more).collect();
-        let mut role = Role::start("standalone", self.directory.path(), &arguments)?;
+        let role = Role::start("standalone", self.directory.path(), &self.settings)?;
         let input = self.directory.path().join("input");
         std::fs::write(&input, "all work and no play makes a dull log\n".repeat(bytes / 38))?;
         let (coordinator, file) = (role.address("coordinator").to_owned(), input.display().to_string());
         let report = printed(["produce", "--coordinator", &coordinator, "--json", "--file", &file])?;
-        role.signal("TERM")?;
-        assert!(role.wait(std::time::Duration::from_secs(30))?.success(), "{}", role.log());
+        stop(role)?;
         Ok(serde_json::from_slice::<Value>(&report)?["channel"].as_str().unwrap_or_default().to_owned())
     }
+
+    /// A standalone process runs until every closed segment is in its sealed form.
+    fn seal(&self) -> anyhow::Result<()> {
+        let more = ["woodpecker.maintenance.sealAfter=0s", "woodpecker.maintenance.interval=100ms"];
+        let more = more.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]);
+        let arguments: Vec<String> = self.settings.iter().cloned().chain(more).collect();
+        let role = Role::start("standalone", self.directory.path(), &arguments)?;
+        let deadline = Instant::now() + LIMIT;
+        let done = |text: &str| {
+            text.contains("woodpecker_sealed_segments_total") && text.contains("woodpecker_unsealed_segments 0")
+        };
+        while !done(&get(&role, "/metrics", "")?.1) {
+            anyhow::ensure!(Instant::now() < deadline, "not sealed within {LIMIT:?}:\n{}", role.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        stop(role)
+    }
+}
+
+fn stop(mut role: Role) -> anyhow::Result<()> {
+    role.signal("TERM")?;
+    anyhow::ensure!(role.wait(LIMIT)?.success(), "{}", role.log());
+    Ok(())
 }
 
 #[test]
@@ -157,20 +185,12 @@ fn largest(directory: &Path) -> anyhow::Result<std::path::PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_in_a_bucket_is_sealed_in_the_background_and_a_foreign_bucket_is_refused() -> anyhow::Result<()> {
     let place = Place::object().await?;
-    // Each life of the process closes the segments of the one before, and has a moment to seal them.
-    let mut channel = place.fill(100_000)?;
-    let sealed = |channel: &str| {
-        let described = place.json(&["log", "describe", channel])?;
-        let segments = described["segments"].as_array().cloned().unwrap_or_default();
-        anyhow::Ok(segments.iter().any(|segment| segment["sealed_bytes"].is_number()))
-    };
-    for _ in 0..10 {
-        channel = place.fill(100_000)?;
-        if sealed(&channel)? {
-            break;
-        }
-    }
-    assert!(sealed(&channel)?, "nothing was sealed");
+    // Each life of the process closes the segments of the one before.
+    let channel = place.fill(100_000)?;
+    place.seal()?;
+    let described = place.json(&["log", "describe", &channel])?;
+    let segments = described["segments"].as_array().cloned().unwrap_or_default();
+    assert!(segments.iter().any(|segment| segment["sealed_bytes"].is_number()), "{described}");
     assert_eq!(place.json(&["log", "verify", &channel])?["problems"], 0);
     let altered = place.json(&["log", "alter", &channel, "--backend", "local"])?;
     assert_eq!(altered["settings"]["backend"], "local");

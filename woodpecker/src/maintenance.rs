@@ -121,13 +121,9 @@ impl Maintenance {
         let Inner { clock, random, .. } = &*self.client;
         let mut pauses = Backoff::new(clock.clone(), random, PAUSES.0, PAUSES.1);
         loop {
-            select! {
-                biased;
-                () = tasks.stopped() => return,
-                led = self.lead(tasks) => match led {
-                    Ok(()) => pauses.reset(),
-                    Err(error) => tracing::warn!(%error, "maintenance of logs pauses"),
-                },
+            match self.lead(tasks).await {
+                Ok(()) => pauses.reset(),
+                Err(error) => tracing::warn!(%error, "maintenance of logs pauses"),
             }
             select! {
                 biased;
@@ -150,9 +146,14 @@ impl Maintenance {
         outcome.map(|()| shift.done)
     }
 
+    /// Told to stop, it gives the lead back, for the next to take it at once.
     async fn lead(&self, tasks: &Tasks) -> Result<(), LogError> {
         let tasks = tasks.branch();
-        let (session, leadership) = Box::pin(self.elected(&tasks)).await.map_err(unelected)?;
+        let (session, leadership) = select! {
+            biased;
+            () = tasks.stopped() => return Ok(()),
+            elected = Box::pin(self.elected(&tasks)) => elected.map_err(unelected)?,
+        };
         tracing::info!(revision = leadership.revision(), "this process maintains the logs");
         metrics::gauge!("woodpecker_maintenance_leader").set(1.0);
         let mut shift = self.shift(&leadership, &tasks);
