@@ -17,6 +17,7 @@ check: protoc
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	tools/dependency-direction
+	tools/documentation
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
 
 # The chart, the image and the compose file. Uses the binary if it was built.
