@@ -2,7 +2,7 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test check chart build protoc etcd
+.PHONY: run test check chart examples build protoc etcd
 
 run: protoc
 	cargo run --locked --release -- standalone
@@ -23,6 +23,10 @@ check: protoc
 # The chart, the image and the compose file. Uses the binary if it was built.
 chart: etcd
 	helm/tests/run
+
+# The quickstart's commands and the examples in Python, Go and Rust, against the binary that was built.
+examples:
+	examples/run
 
 # The etcd client's build script runs protoc; our own .proto files need none.
 protoc:

@@ -48,7 +48,9 @@
 {{- $_ := set $owned.woodpecker "logstore" $port -}}
 {{- $_ := set $owned.woodpecker.storage "rootPath" "/data" -}}
 {{- end -}}
-{{- toYaml (mergeOverwrite (deepCopy $values.config) (deepCopy $role.config) $owned) -}}
+{{- /* Log stores get their space back when what they hold is in object storage. */}}
+{{- $defaults := ternary (dict "woodpecker" (dict "maintenance" (dict "sealing" true))) dict (eq $values.storage.type "quorum") -}}
+{{- toYaml (mergeOverwrite $defaults (deepCopy $values.config) (deepCopy $role.config) $owned) -}}
 {{- end -}}
 
 {{/* Name of the variable that holds the address others dial. */}}

@@ -131,12 +131,15 @@ volumeMounts:
   {{- else }}
   value: "$(POD_IP):{{ int $role.ports.grpc }}"
   {{- end }}
-{{- if eq .role "logstore" }}
-{{- if eq $role.zone.source "static" }}
-- name: STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE
-  value: {{ $role.zone.value | quote }}
-{{- else if and (eq $role.zone.source "auto") (semverCompare ">=1.35-0" .root.Capabilities.KubeVersion.Version) }}
-- name: STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE
+{{- /* A log store says in which zone it is, the others which replicas are near them. */}}
+{{- $zone := $values.logstore.zone }}
+{{- $variable := ternary "STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE" "STREAMING_CONF_WOODPECKER_CLIENT_QUORUM_AZ" (eq .role "logstore") }}
+{{- if or (eq .role "logstore") (eq $values.storage.type "quorum") }}
+{{- if and (eq .role "logstore") (eq $zone.source "static") }}
+- name: {{ $variable }}
+  value: {{ $zone.value | quote }}
+{{- else if and (eq $zone.source "auto") (semverCompare ">=1.35-0" .root.Capabilities.KubeVersion.Version) }}
+- name: {{ $variable }}
   valueFrom: {fieldRef: {fieldPath: "metadata.labels['topology.kubernetes.io/zone']"}}
 {{- end }}
 {{- end }}

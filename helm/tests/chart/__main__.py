@@ -5,7 +5,7 @@ import time
 import traceback
 
 from chart import registry
-from chart.checks import config, image, network, observe, pods, process, refusals, shape, upgrade  # noqa: F401
+from chart.checks import config, image, logstores, network, observe, pods, process, refusals, shape, upgrade  # noqa: F401
 
 
 def main():

@@ -12,7 +12,7 @@ from chart.registry import Skip
 
 CHART = tools.ROOT / "helm" / "streaming"
 SCENARIOS = sorted((CHART / "ci").glob("*-values.yaml"))
-PRESETS = [CHART / "values.yaml", CHART / "values-dev.yaml"]
+PRESETS = [CHART / "values.yaml", CHART / "values-dev.yaml", CHART / "values-quorum.yaml"]
 DEFAULT = "3.17.3"
 KUBERNETES = "1.33"
 
@@ -78,7 +78,9 @@ def every_render(**options):
     """(what it is, its objects) of all presets and scenarios."""
     for file in [*PRESETS, *SCENARIOS]:
         yield file.name, template(files=[file], **options)
-    yield "values-prod.yaml", template(PROD, files=[CHART / "values-prod.yaml"], **options)
+    production = [CHART / "values-prod.yaml"]
+    yield "values-prod.yaml", template(PROD, files=production, **options)
+    yield "values-prod.yaml and values-quorum.yaml", template(PROD, files=[*production, CHART / "values-quorum.yaml"], **options)
 
 
 def of_kind(objects, *kinds):

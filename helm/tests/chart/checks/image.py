@@ -88,7 +88,7 @@ def compose_agrees():
 @check("V4", "yamllint: the values files")
 def lint():
     rules = "{extends: relaxed, rules: {line-length: {max: 300}, key-duplicates: enable, truthy: enable}}"
-    files = [render.CHART / name for name in ("Chart.yaml", "values.yaml", "values-dev.yaml", "values-prod.yaml", "rules.yaml")]
+    files = [render.CHART / name for name in ("Chart.yaml", "values.yaml", "values-dev.yaml", "values-prod.yaml", "values-quorum.yaml", "rules.yaml")]
     done = subprocess.run(["yamllint", "-d", rules, *files, *render.SCENARIOS, COMPOSE], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

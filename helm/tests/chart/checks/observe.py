@@ -44,7 +44,7 @@ def series():
     return result
 
 
-FUNCTIONS = {"sum", "max", "min", "avg", "count", "by", "without", "rate", "increase", "irate", "absent", "histogram_quantile", "label_values", "or", "and", "unless", "le"}
+FUNCTIONS = {"offset", "sum", "max", "min", "avg", "count", "by", "without", "rate", "increase", "irate", "absent", "histogram_quantile", "label_values", "or", "and", "unless", "le"}
 
 
 def used(expression):
@@ -139,6 +139,13 @@ def rules():
     return rule["spec"]["groups"]
 
 
+def expressions():
+    """Every expression in the dashboards and alerts."""
+    for file in (render.CHART / "dashboards").glob("*.json"):
+        yield from (target["expr"] for panel in json.loads(file.read_text())["panels"] for target in panel["targets"])
+    yield from (rule["expr"] for group in rules() for rule in group["rules"])
+
+
 @check("R32", "every metric and label in the alerts exists in the sources")
 def alerts():
     for group in rules():
@@ -151,6 +158,7 @@ def alerts():
 # Series, minutes until it fires, and the alerts that fire then.
 S = 'namespace="wal",service="s-streaming-node",pod="p"'
 C = 'namespace="wal",service="s-streaming-coord",pod="c"'
+L = 'namespace="wal",service="s-streaming-logstore",pod="l"'
 SITUATIONS = [
     ({f"up{{{S}}}": "0x60", f"up{{{C}}}": "1x60"}, 5, {"StreamingProcessDown"}),
     ({f"up{{{S}}}": "1x60", f"up{{{C}}}": "1x60"}, 5, set()),
@@ -161,8 +169,18 @@ SITUATIONS = [
     ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingVolumeFailed"}),
     ({f"up{{{C}}}": "1x60", f"milvus_wal_scan_bad_record_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingBadRecord"}),
     ({f"up{{{C}}}": "1x60", f"milvus_wal_scan_time_tick_violation_message_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingTimeTickViolation"}),
+    # A counter is not there before it counts.
+    ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "_x9 1x50"}, 12, {"StreamingVolumeFailed"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "1x60"}, 40, set()),
     ({f"up{{{C}}}": "1x60", f'milvus_wal_scanner_total{{{S},scanner_model="catchup"}}': "1x60"}, 40, {"StreamingReadersBehind"}),
     ({f"up{{{C}}}": "1x60", f'milvus_wal_scanner_total{{{S},scanner_model="tailing"}}': "1x60"}, 40, set()),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_writable{{{L}}}": "0x60"}, 8, {"StreamingLogStoreReadOnly"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_disk_free_bytes{{{L}}}": "19x60", f"woodpecker_logstore_disk_total_bytes{{{L}}}": "100x60"}, 15, {"StreamingLogStoreDiskFilling"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_disk_free_bytes{{{L}}}": "21x60", f"woodpecker_logstore_disk_total_bytes{{{L}}}": "100x60"}, 15, set()),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_corrupt_total{{{L}}}": "_x9 1x50"}, 12, {"StreamingLogStoreCorrupt"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_quorum_segments_short_of_replicas{{{S}}}": "2x60"}, 20, {"StreamingShortOfReplicas"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "3700x60"}, 20, {"StreamingSealingBehind"}),
+    ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "30x60", f"woodpecker_logstore_writable{{{L}}}": "1x60"}, 20, set()),
 ]
 
 

@@ -114,6 +114,10 @@ def zones():
     equal(variable("1.34", {}), None)
     equal(variable("1.35", {"source": "none"}), None)
     equal(variable("1.20", {"source": "static", "value": "a"})["value"], "a")
+    near = "STREAMING_CONF_WOODPECKER_CLIENT_QUORUM_AZ"
+    for values, kubernetes, wanted in [(render.QUORUM, "1.35", {near}), (render.QUORUM, "1.34", set()), ({}, "1.35", set())]:
+        objects = render.template(values, kubernetes=kubernetes)
+        equal({near} & set(render.environment(render.main_container(objects, "Deployment", "s-streaming-node"))), wanted, f"{values} {kubernetes}")
 
 
 LISTS = ("extraEnv", "extraVolumes", "extraVolumeMounts", "initContainers", "sidecars", "extraArgs", "extraEnvFrom", "tolerations", "hostAliases")

@@ -16,6 +16,7 @@ import urllib.request
 from chart import render, tools
 from chart.registry import Skip, check, equal
 
+KINDS = {"coord": "Deployment", "node": "Deployment", "logstore": "StatefulSet"}
 KEYS = {"accessKey": "chart-test", "secretKey": "chart-test-secret"}
 
 
@@ -64,8 +65,8 @@ class Cluster:
 
     def role(self, objects, role, name=None, extra=()):
         """Starts a role's container; (process, admin address)."""
-        container = render.main_container(objects, "Deployment", f"s-streaming-{role}")
-        file = self.scratch / f"{role}.yaml"
+        container = render.main_container(objects, KINDS[role], f"s-streaming-{role}")
+        file = self.scratch / f"{name or role}.yaml"
         file.write_text(render.named(objects, "ConfigMap", f"s-streaming-{role}")["data"]["streaming.yaml"])
         command, environment = self.container(objects, container, file)
         process = self.start(name or role, [*command, *extra], environment)
@@ -123,24 +124,25 @@ def values(etcd, s3, ports):
 
 
 @contextlib.contextmanager
-def scratch_cluster():
-    """(a cluster in which nothing runs, its ports, the objects rendered for them)."""
+def scratch_cluster(more=None):
+    """(a cluster in which nothing runs, its ports, the objects rendered for them and for more values)."""
     tools.streaming()
     if not shutil.which("etcd"):
         raise Skip("etcd is not installed (`make etcd`)")
     with contextlib.ExitStack() as stack:
         cluster = Cluster(pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())), stack)
         ports = free_ports(15)
-        yield cluster, ports, render.template(values(ports[0], ports[2], ports[3:7]))
+        yield cluster, ports, render.template(render.merged(values(ports[0], ports[2], ports[3:7]), more or {}))
 
 
 def until_ready(cluster, objects, running):
-    """Asks every probe as a kubelet would."""
-    for role, (process, address) in running.items():
-        container = render.main_container(objects, "Deployment", f"s-streaming-{role}")
+    """Asks every probe of the processes, which are called as they were started, as a kubelet would."""
+    for name, (process, address) in running.items():
+        role = name.split("-")[0]
+        container = render.main_container(objects, KINDS[role], f"s-streaming-{role}")
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             url = address + container[probe]["httpGet"]["path"]
-            until(lambda: process.poll() is None and status(url) == 200, 30, f"{role} {probe}")
+            until(lambda: process.poll() is None and status(url) == 200, 30, f"{role} {probe}: exit {process.poll()}; {cluster.log(name)}")
 
 
 @contextlib.contextmanager

@@ -88,6 +88,7 @@ COMBINATIONS = [
     ({"objectStorage": {"bucket": "a/b"}}, "objectStorage.bucket:"),
     ({"storage": {"type": "quorum"}}, "storage.type: quorum needs logstore.enabled"),
     (render.merged(render.QUORUM, {"logstore": {"replicas": 2}}), "logstore.replicas: 2 is less than the 3"),
+    (render.merged(render.QUORUM, {"config": {"woodpecker": {"client": {"quorum": {"quorumSelectStrategy": {"replicas": 5}}}}}}), "logstore.replicas: 3 is less than the 5"),
     ({"logstore": {"enabled": True, "zone": {"source": "static"}}}, "logstore.zone.value:"),
     ({"node": {"terminationGracePeriodSeconds": 100}}, "node.terminationGracePeriodSeconds: 100 is not more than the 100"),
     ({"logstore": {"drain": {"timeoutSeconds": 200}}}, "logstore.terminationGracePeriodSeconds:"),
