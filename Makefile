@@ -2,7 +2,7 @@
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: run test check chart examples build protoc etcd
+.PHONY: run test tests-built check chart examples build protoc etcd
 
 run: protoc
 	cargo run --locked --release -- standalone
@@ -12,6 +12,10 @@ build: protoc
 
 test: protoc etcd
 	cargo test --locked --workspace --no-fail-fast
+
+# Everything that the tests run, the binary and the examples among it.
+tests-built: protoc
+	cargo test --locked --workspace --no-run
 
 check: protoc
 	cargo fmt --all --check

@@ -1,11 +1,27 @@
 """Runs the checks and prints a table: id, outcome, what was shown, and the reason if it was not."""
 
+import concurrent.futures
 import sys
 import time
 import traceback
 
 from chart import registry
-from chart.checks import config, image, logstores, network, observe, pods, process, refusals, shape, upgrade  # noqa: F401
+from chart.checks import config, image, kubernetes, logstores, network, observe, pods, process, refusals, shape, upgrade  # noqa: F401
+
+
+def outcome(check):
+    """(outcome, reason, seconds)"""
+    begun = time.monotonic()
+    result, reason = "pass", ""
+    try:
+        check.run()
+    except registry.Skip as skip:
+        result, reason = "skip", str(skip)
+    except AssertionError as error:
+        result, reason = "fail", str(error) or traceback.format_exc()
+    except Exception:
+        result, reason = "fail", traceback.format_exc()
+    return result, reason, time.monotonic() - begun
 
 
 def main():
@@ -13,29 +29,21 @@ def main():
     unknown = set(chosen) - {check.id for check in registry.CHECKS}
     if unknown:
         sys.exit(f"no such check: {', '.join(sorted(unknown))}")
-    failed = 0
     started = time.monotonic()
     counts = {"pass": 0, "fail": 0, "skip": 0}
-    for check in sorted(registry.CHECKS, key=lambda check: (check.id[0], int(check.id[1:]))):
-        if chosen and check.id not in chosen:
-            continue
-        begun = time.monotonic()
-        outcome, reason = "pass", ""
-        try:
-            check.run()
-        except registry.Skip as skip:
-            outcome, reason = "skip", str(skip)
-        except AssertionError as error:
-            outcome, reason = "fail", str(error) or traceback.format_exc()
-        except Exception:
-            outcome, reason = "fail", traceback.format_exc()
-        counts[outcome] += 1
-        failed += outcome == "fail"
-        print(f"{check.id:<4} {outcome}  {time.monotonic() - begun:5.1f}s  {check.title}", flush=True)
-        if reason:
-            print("".join(f"                   {line}\n" for line in reason.strip().splitlines()), end="", flush=True)
+    checks = sorted(registry.CHECKS, key=lambda check: (check.id[0], int(check.id[1:])))
+    checks = [check for check in checks if not chosen or check.id in chosen]
+    # Processes mostly wait and renders mostly compute: one lane each.
+    with concurrent.futures.ThreadPoolExecutor(1) as processes, concurrent.futures.ThreadPoolExecutor(1) as renders:
+        running = [(check, (processes if check.id[0] == "P" else renders).submit(outcome, check)) for check in checks]
+        for check, future in running:
+            result, reason, seconds = future.result()
+            counts[result] += 1
+            print(f"{check.id:<4} {result}  {seconds:5.1f}s  {check.title}", flush=True)
+            if reason:
+                print("".join(f"                   {line}\n" for line in reason.strip().splitlines()), end="", flush=True)
     print(f"{counts['pass']} passed, {counts['fail']} failed, {counts['skip']} skipped in {time.monotonic() - started:.0f} s")
-    return 1 if failed else 0
+    return 1 if counts["fail"] else 0
 
 
 sys.exit(main())

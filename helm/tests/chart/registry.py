@@ -1,4 +1,4 @@
-"""The list of checks. An id is a letter (R: rendered, V: a validator, P: processes, I: image) and a number."""
+"""The list of checks. An id is a letter (R: rendered, V: a validator, P: processes, I: image, K: an API server) and a number."""
 
 import dataclasses
 import typing

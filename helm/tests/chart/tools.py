@@ -28,7 +28,10 @@ def fetch(name, *command, cwd=None):
     """Runs a package client; a tool that cannot be fetched is a skip with the client's words."""
     if not shutil.which(command[0]):
         raise Skip(f"{name}: {command[0]} is not installed")
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        raise Skip(f"{name}: {' '.join(command)} did not end in time") from None
     if done.returncode:
         raise Skip(f"{name}: {' '.join(command)}: {(done.stderr or done.stdout).strip()[-300:]}")
     return done.stdout
@@ -86,6 +89,16 @@ def compose_schema():
             told = fetch("compose schema", "go", "mod", "download", "-json", COMPOSE, cwd=scratch)
         shutil.copyfile(pathlib.Path(json.loads(told)["Dir"], "schema", "compose-spec.json"), path)
     return json.loads(path.read_text())
+
+
+@functools.cache
+def apiserver():
+    """A real kube-apiserver, if it was built: that takes too long to be done on the way."""
+    named = os.environ.get("KUBE_APISERVER")
+    built = [pathlib.Path(named)] if named else sorted(HOME.glob("kube-apiserver-*"))
+    if not built or not built[-1].exists():
+        raise Skip("no API server: helm/tests/build-apiserver builds one, or set KUBE_APISERVER")
+    return built[-1]
 
 
 @functools.cache
