@@ -7,12 +7,8 @@ use std::{
 };
 
 use streaming_types::{StreamingError, metadata::set_destination};
-use tonic::{
-    Status,
-    metadata::MetadataMap,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
-};
-use woodpecker_base::net::Connector;
+use tonic::{Code, Status, metadata::MetadataMap, transport::Endpoint};
+use woodpecker_base::net::{ClientTls, Connector, Dialed, Pem, TlsError};
 
 use crate::settings::{InvalidSetting, Settings, Tls};
 
@@ -46,38 +42,41 @@ pub(crate) struct Connections {
     keepalive_interval: Duration,
     keepalive_timeout: Duration,
     cluster: String,
-    tls: Option<ClientTlsConfig>,
-    open: Mutex<BTreeMap<(Server, Class), Channel>>,
+    open: Mutex<BTreeMap<(Server, Class), Dialed>>,
 }
 
 impl Connections {
     /// Fails if TLS cannot be set up as the settings say.
     pub(crate) fn new(connector: Connector, settings: &Settings) -> Result<Self, InvalidSetting> {
-        let tls = settings.tls.as_ref().map(tls_config);
-        if let Some(tls) = &tls {
-            let tried = Endpoint::from_static("https://localhost").tls_config(tls.clone());
-            tried.map_err(|error| InvalidSetting { name: "tls", reason: format!("{error:?}") })?;
-        }
+        let connector = match &settings.tls {
+            None => connector,
+            Some(tls) => connector.with_tls(client_tls(tls).map_err(|error| {
+                let name = if matches!(error, TlsError::Authorities(_)) { "tls.ca" } else { "tls" };
+                InvalidSetting { name, reason: error.to_string() }
+            })?),
+        };
+        let connector = match settings.token.clone() {
+            None => connector,
+            Some(token) => connector.with_token(token),
+        };
         Ok(Self {
             connector,
             connect: settings.timeouts.connect,
             keepalive_interval: settings.timeouts.keepalive_interval,
             keepalive_timeout: settings.timeouts.keepalive_timeout,
             cluster: settings.cluster.clone(),
-            tls,
             open: Mutex::default(),
         })
     }
 
     /// The connection to a server. It is dialled by the first call and again after it broke.
-    pub(crate) fn channel(&self, server: &Server, class: Class) -> Result<Channel, StreamingError> {
+    pub(crate) fn channel(&self, server: &Server, class: Class) -> Result<Dialed, StreamingError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = open.get(&(server.clone(), class)) {
             return Ok(channel.clone());
         }
         let window = if class == Class::Read { READ_CONNECTION_WINDOW } else { CONNECTION_WINDOW };
-        let channel = self
-            .endpoint(&server.address)
+        let endpoint = Endpoint::from_shared(format!("http://{}", server.address))
             .map_err(|error| StreamingError::unknown(format!("address {:?}: {error}", server.address)))?
             .connect_timeout(self.connect)
             .http2_keep_alive_interval(self.keepalive_interval)
@@ -85,17 +84,10 @@ impl Connections {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(window)
-            .max_frame_size(FRAME)
-            .connect_with_connector_lazy(self.connector.clone());
+            .max_frame_size(FRAME);
+        let channel = self.connector.dial(endpoint);
         open.insert((server.clone(), class), channel.clone());
         Ok(channel)
-    }
-
-    fn endpoint(&self, address: &str) -> Result<Endpoint, tonic::transport::Error> {
-        match &self.tls {
-            None => Endpoint::from_shared(format!("http://{address}")),
-            Some(tls) => Endpoint::from_shared(format!("https://{address}"))?.tls_config(tls.clone()),
-        }
     }
 
     /// Forgets connections that `keep` does not name; calls that run on them go on.
@@ -109,19 +101,17 @@ impl Connections {
     }
 }
 
-fn tls_config(tls: &Tls) -> ClientTlsConfig {
-    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&tls.ca));
-    if let Some((certificate, key)) = &tls.client {
-        config = config.identity(Identity::from_pem(certificate, key));
-    }
-    if let Some(domain) = &tls.domain {
-        config = config.domain_name(domain);
-    }
-    config
+fn client_tls(tls: &Tls) -> Result<ClientTls, TlsError> {
+    let identity = tls.client.as_ref().map(|(certificate, key)| (certificate.clone().into(), key.clone().into()));
+    ClientTls::grpc(&Pem { identity, authorities: Some(tls.ca.clone().into()) }, tls.domain.as_deref())
 }
 
-/// Why a call or stream ended with `status`. A failure that the server did not explain is UNKNOWN.
+/// Why a call or stream ended with `status`. A failure that the server did not explain is UNKNOWN; that we may not do what
+/// we ask for is not changed by asking again.
 pub(crate) fn status_error(status: &Status) -> StreamingError {
+    if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) {
+        return StreamingError::unrecoverable(format!("{:?}: {}", status.code(), status.message()));
+    }
     let error = StreamingError::check_status(status).err();
     error.unwrap_or_else(|| StreamingError::unknown("the stream ended with an error that says success"))
 }

@@ -3,8 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
-use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, StreamingError, TimeTick, channel};
-use woodpecker_base::{backoff::Backoff, clock::Instant};
+use streaming_types::{
+    DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, StreamingError, TimeTick, channel, properties::key,
+};
+use woodpecker_base::{backoff::Backoff, clock::Instant, trace};
 
 use crate::{client::Session, error::ConsumeError, metrics::ConsumeMetrics};
 
@@ -180,6 +182,11 @@ impl Consumer {
     /// Takes one message off the wire. `None` when it is not (yet) something to deliver.
     fn accept(&mut self, message: ImmutableMessage) -> Result<Option<Delivery>, ConsumeError> {
         let size = message.size();
+        if let Some(place) = message.properties.get(key::TRACE_PARENT) {
+            let span =
+                tracing::trace_span!(target: trace::TARGET, parent: None, "consume", channel = self.pchannel, size);
+            trace::continue_from(&span, place);
+        }
         let whole = match self.assembly.accept(message) {
             Ok(Some(whole)) => whole,
             Ok(None) => return Ok(None),

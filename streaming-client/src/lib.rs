@@ -50,3 +50,4 @@ pub use consumer::{ConsumeOptions, Consumer, Delivery, Txn};
 pub use error::{AppendError, ConsumeError, NotReady, TxnError};
 pub use producer::{Append, AppendResult, Producer, Transaction};
 pub use settings::{Discovery, Edges, InvalidSetting, Limits, Order, Settings, Timeouts, Tls};
+pub use woodpecker_base::net::Token;

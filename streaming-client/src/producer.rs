@@ -14,9 +14,11 @@ use streaming_proto::streaming::ProduceMessageResponseResult;
 use streaming_types::{
     Message, MessageId, TimeTick, TxnContext,
     message::{InvalidMessage, check_produced},
+    properties::key,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
-use woodpecker_base::clock::Instant;
+use tracing::Span;
+use woodpecker_base::{clock::Instant, trace};
 
 use crate::{
     client::{Core, Session},
@@ -113,6 +115,8 @@ impl AppendResult {
 #[must_use = "an append that nobody waits for may fail unnoticed"]
 pub struct Append {
     reply: oneshot::Receiver<Result<AppendResult, AppendError>>,
+    /// Until the reply, in the trace that the message carries.
+    span: Span,
 }
 
 impl Future for Append {
@@ -120,6 +124,7 @@ impl Future for Append {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let reply = ready!(Pin::new(&mut self.reply).poll(cx));
+        self.span = Span::none();
         // Nobody answers when the runtime goes down with the actor: whether it was sent is unknown.
         Poll::Ready(reply.unwrap_or(Err(AppendError::Closed { sent: true })))
     }
@@ -163,6 +168,7 @@ impl Shared {
         if self.core.settings.idempotent && message.properties.idempotency_key().is_none() {
             message.properties.set_idempotency_key(self.keys.next());
         }
+        let span = self.traced(&mut message);
         let limits = &self.core.settings.limits;
         check_produced(&message, &self.channel, limits.max_message).map_err(|invalid| match invalid {
             InvalidMessage::TooLarge { size, limit } => AppendError::TooLarge { size, limit },
@@ -203,7 +209,21 @@ impl Shared {
                 self.in_time(deadline, send).await?.map_err(|_| AppendError::Closed { sent: false })?;
             }
         }
-        Ok(Append { reply: result })
+        Ok(Append { reply: result, span })
+    }
+
+    /// The span of an append. A message that belongs to no trace yet carries its place in this one.
+    fn traced(&self, message: &mut Message) -> Span {
+        let span = tracing::trace_span!(target: trace::TARGET, "produce", channel = self.channel);
+        match message.properties.get(key::TRACE_PARENT) {
+            Some(place) => trace::continue_from(&span, place),
+            None => {
+                if let Some(place) = trace::traceparent(&span) {
+                    message.properties.set(key::TRACE_PARENT, place);
+                }
+            }
+        }
+        span
     }
 
     async fn in_time<F: Future>(&self, deadline: Instant, future: F) -> Result<F::Output, AppendError> {

@@ -2,7 +2,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, net::Connector, random::Random};
+use woodpecker_base::{
+    backoff::Backoff,
+    clock::Clock,
+    metadata::MetadataStore,
+    net::{Connector, Token},
+    random::Random,
+};
 
 /// How the client finds the coordinator.
 #[derive(Debug, Clone)]
@@ -33,7 +39,9 @@ pub enum Order {
     Relaxed,
 }
 
-/// TLS to coordinator and nodes. Everything is PEM text, so that a secret need not be a file.
+/// TLS to coordinator and nodes. Everything is PEM text, so that a secret need not be a file. A process that lives longer
+/// than its certificates gives [`Edges::connector`] a [`ClientTls`](woodpecker_base::net::ClientTls) instead, and replaces
+/// what that holds.
 #[derive(Clone)]
 pub struct Tls {
     /// The authorities one of which has signed the servers' certificates.
@@ -58,6 +66,8 @@ pub struct Settings {
     pub cluster: String,
     /// `None`: connections are not encrypted.
     pub tls: Option<Tls>,
+    /// Shown with every call, to servers that let in nobody without; it can be replaced while the client is in use.
+    pub token: Option<Token>,
     pub order: Order,
     /// Whether appends carry an idempotency key, so that one that is sent again is not stored twice.
     pub idempotent: bool,
@@ -73,6 +83,7 @@ impl Settings {
             discovery,
             cluster: "by-dev".to_owned(),
             tls: None,
+            token: None,
             order: Order::default(),
             idempotent: true,
             timeouts: Timeouts::default(),

@@ -46,6 +46,7 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
     coordinator.register(&mut routes);
     let routes = health.serve(routes.routes(), FILE_DESCRIPTOR_SET, &SERVICES, &tasks);
     let server = Server::builder()
+        .layer(listener.guard())
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_routes(routes)

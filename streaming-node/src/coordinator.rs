@@ -15,13 +15,10 @@ use streaming_proto::{
     streaming::{BroadcastAckRequest, streaming_coord_broadcast_service_client::StreamingCoordBroadcastServiceClient},
 };
 use streaming_types::{ImmutableMessage, metadata::set_destination};
-use tonic::{
-    Request,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, transport::Endpoint};
 use woodpecker_base::{
     metadata::MetadataStore,
-    net::Connector,
+    net::{Connector, Dialed},
     session::{SessionRecord, session_prefix},
 };
 
@@ -50,7 +47,7 @@ pub struct RootCoord {
 struct Active {
     server_id: i64,
     cluster: String,
-    channel: Channel,
+    channel: Dialed,
 }
 
 impl Active {
@@ -91,7 +88,7 @@ impl RootCoord {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_while_idle(true)
             .tcp_nodelay(true);
-        let channel = endpoint.connect_with_connector_lazy(self.connector.clone());
+        let channel = self.connector.dial(endpoint);
         let active = Active { server_id: session.server_id, cluster: self.cluster.clone(), channel };
         self.set_active(Some(active.clone()));
         Ok(active)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 
 use crate::flow::Limit;
 
@@ -53,6 +53,12 @@ pub fn consumer_closed() {
 pub fn appended(messages: usize, bytes: usize) {
     counter!("milvus_wal_append_message_total", "status" => "ok").increment(messages as u64);
     counter!("milvus_wal_append_message_bytes", "status" => "ok").increment(bytes as u64);
+}
+
+/// From the taking of a message to its answer.
+pub fn append_took(durable: bool, took: Duration) {
+    let status = if durable { "ok" } else { "error" };
+    histogram!("milvus_wal_append_message_duration_seconds", "status" => status).record(took.as_secs_f64());
 }
 
 /// A message that was answered with an error.

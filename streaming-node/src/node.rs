@@ -126,7 +126,7 @@ impl Node {
         };
         let wals = Arc::new(Wals::new(opener, Arc::clone(&identity), tasks.clone()));
         Ok(Self {
-            services: Services { settings, identity, wals },
+            services: Services { settings, identity, wals, clock: parts.clock.clone() },
             parts,
             registration: Registration::default(),
             paused,

@@ -6,8 +6,9 @@ use streaming_proto::FILE_DESCRIPTOR_SET;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use woodpecker_base::{
-    clock::Clock,
-    health::HealthReporter,
+    backoff::Backoff,
+    clock::{Clock, Instant},
+    health::{HealthReporter, State},
     metadata::MetadataStore,
     net::{Connector, Listener},
     random::Random,
@@ -36,6 +37,29 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const FRAME: u32 = 64 << 10;
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between attempts to reach a metadata store that is away at the start.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// A start that waits for what is not there yet.
+struct Waiting {
+    deadline: Instant,
+    clock: Clock,
+    health: HealthReporter,
+}
+
+impl Waiting {
+    /// Waits, and says what for, if another attempt may help.
+    async fn after(&mut self, error: StartError, pauses: &mut Backoff) -> Result<(), StartError> {
+        if !error.is_retryable() || self.clock.now() >= self.deadline {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the node cannot start yet; trying again");
+        self.health.report(State::Initializing, vec![error.to_string()]);
+        pauses.wait().await;
+        Ok(())
+    }
+}
 
 /// How a server that hosts [`Node::routes`] is set up.
 #[must_use]
@@ -69,14 +93,35 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
         random,
         health: health.clone(),
     };
-    let node = Node::start(settings, parts).await?;
+    let limit = settings.start_timeout;
+    let mut pauses = Backoff::new(clock.clone(), &parts.random, PAUSES.0, PAUSES.1);
+    let mut waiting = Waiting { deadline: clock.now() + limit, clock: clock.clone(), health: health.clone() };
+    let starting = async {
+        loop {
+            match Node::start(settings.clone(), parts.clone()).await {
+                Err(error) => waiting.after(error, &mut pauses).await?,
+                started => return started,
+            }
+        }
+    };
+    let Some(started) = shutdown.run_until_cancelled(starting).await else { return Ok(()) };
+    let node = started?;
 
     let tasks = Tasks::new();
     let stop = tasks.token().clone();
     let routes = health.serve(node.routes(), FILE_DESCRIPTOR_SET, &SERVICES, &tasks);
-    let served = server().add_routes(routes).serve_with_incoming_shutdown(listener, stop.cancelled_owned());
+    let mut guarded = server().layer(listener.guard());
+    let served = guarded.add_routes(routes).serve_with_incoming_shutdown(listener, stop.cancelled_owned());
     let mut server = tasks.spawn(served);
-    let registered = node.register(&address).await;
+    let registering = async {
+        loop {
+            match node.register(&address).await {
+                Err(error) => waiting.after(error, &mut pauses).await?,
+                Ok(()) => return Ok(()),
+            }
+        }
+    };
+    let registered = shutdown.run_until_cancelled(registering).await.unwrap_or(Ok(()));
     if registered.is_ok() {
         tokio::select! {
             () = shutdown.cancelled() => {}

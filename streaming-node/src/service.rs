@@ -4,6 +4,7 @@ mod checkpoints;
 mod consume;
 mod handler;
 mod manager;
+mod on_the_way;
 mod produce;
 mod state;
 
@@ -20,6 +21,8 @@ use tonic::{
     codec::CompressionEncoding,
     service::{Interceptor, Routes, interceptor::InterceptedService},
 };
+
+use woodpecker_base::clock::Clock;
 
 pub use self::state::ROLE;
 use self::{checkpoints::Checkpoints, handler::Handler, manager::Manager, state::States};
@@ -39,6 +42,7 @@ pub struct Services {
     pub settings: Arc<Settings>,
     pub identity: Arc<Identity>,
     pub wals: Arc<Wals>,
+    pub clock: Clock,
 }
 
 /// Lets through only calls that are meant for this cluster and this server.

@@ -51,6 +51,12 @@ pub struct Settings {
     /// How long an append may be without an outcome before the write-ahead log is given up, so that another owner serves it.
     #[serde(with = "humantime_serde")]
     pub append_timeout: Duration,
+    /// How long a node that starts waits for a metadata store that cannot be reached, before it gives up.
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
+    /// An append that takes longer is logged, for each producer no more often than once a second.
+    #[serde(with = "humantime_serde")]
+    pub append_slow_threshold: Duration,
     /// Bytes of idempotency keys and results that are remembered of one vchannel; four times as many of one write-ahead log.
     pub idempotency_bytes: usize,
     /// How a write-ahead log is made ready to be taken over.
@@ -96,6 +102,8 @@ impl Default for Settings {
             heartbeat: Duration::from_millis(200),
             close_timeout: Duration::from_secs(10),
             append_timeout: Duration::from_secs(60),
+            start_timeout: Duration::from_secs(600),
+            append_slow_threshold: Duration::from_secs(1),
             idempotency_bytes: 16 << 20,
             recovery: Recovery::default(),
             flow: Flow::default(),

@@ -43,6 +43,8 @@ pub mod key {
     pub const REPLICATE: &str = "_rh";
     /// Idempotency key: of messages of one vchannel that carry the same one, only the first is appended.
     pub const IDEMPOTENCY: &str = "_ik";
+    /// Place in a trace, as W3C writes it. Not reserved: to others it is a property of users.
+    pub const TRACE_PARENT: &str = "traceparent";
     /// Which piece of a split message a log entry holds, from 0. Decimal; no reader of messages sees it.
     pub const CHUNK_INDEX: &str = "_ci";
     /// How many pieces a split message has. Decimal; no reader of messages sees it.

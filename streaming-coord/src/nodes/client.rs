@@ -8,11 +8,11 @@ use streaming_proto::streaming::{
     streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
 };
 use streaming_types::{StreamingError, metadata::set_destination};
-use tonic::{
-    Request, Status,
-    transport::{Channel, Endpoint},
+use tonic::{Request, Status, transport::Endpoint};
+use woodpecker_base::{
+    clock::Clock,
+    net::{Connector, Dialed},
 };
-use woodpecker_base::{clock::Clock, net::Connector};
 
 use crate::pchannel::Node;
 
@@ -50,7 +50,7 @@ impl NodeError {
 /// A lazily made, self-healing connection to one node process.
 #[derive(Debug, Clone)]
 pub(crate) struct ManagerClient {
-    inner: StreamingNodeManagerServiceClient<Channel>,
+    inner: StreamingNodeManagerServiceClient<Dialed>,
     cluster: String,
     server_id: i64,
     clock: Clock,
@@ -60,16 +60,15 @@ impl ManagerClient {
     pub(crate) fn new(
         node: &Node,
         cluster: &str,
-        connector: Connector,
+        connector: &Connector,
         clock: Clock,
     ) -> Result<Self, tonic::transport::Error> {
-        let channel = Endpoint::from_shared(format!("http://{}", node.address))?
+        let endpoint = Endpoint::from_shared(format!("http://{}", node.address))?
             .connect_timeout(Duration::from_secs(3))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(20))
-            .keep_alive_while_idle(true)
-            .connect_with_connector_lazy(connector);
-        let inner = StreamingNodeManagerServiceClient::new(channel)
+            .keep_alive_while_idle(true);
+        let inner = StreamingNodeManagerServiceClient::new(connector.dial(endpoint))
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Ok(Self { inner, cluster: cluster.to_owned(), server_id: node.server_id, clock })

@@ -90,7 +90,7 @@ impl Watcher {
                 continue;
             }
             let node = Node { server_id: id, address: session.address };
-            match ManagerClient::new(&node, &self.settings.cluster, self.connector.clone(), self.clock.clone()) {
+            match ManagerClient::new(&node, &self.settings.cluster, &self.connector, self.clock.clone()) {
                 Ok(client) => {
                     tracing::info!(node = id, address = node.address, "streaming node appeared");
                     let (health, wals) = (Health::default(), BTreeMap::new());

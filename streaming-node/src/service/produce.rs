@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::{Status, Streaming};
 
-use super::Services;
+use super::{Services, on_the_way::OnTheWay};
 use crate::{
     flow::{Limit, Limiter, to_wire},
     metrics,
@@ -67,6 +67,11 @@ pub fn serve(
         answers,
         in_flight: 0,
         in_flight_bytes: 0,
+        on_the_way: OnTheWay::new(
+            services.clock.clone(),
+            wal.channel().name().into(),
+            services.settings.append_slow_threshold,
+        ),
         waiting: VecDeque::new(),
         admission: None,
         ending: None,
@@ -92,6 +97,7 @@ struct Producer {
     answers: mpsc::Receiver<Answer>,
     in_flight: usize,
     in_flight_bytes: usize,
+    on_the_way: OnTheWay,
     /// Messages that wait for room, the first of them for its admission.
     waiting: VecDeque<Unsent>,
     admission: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
@@ -264,6 +270,7 @@ impl Producer {
         let request_id = request.request_id;
         match self.check(request) {
             Ok(unsent) => {
+                self.on_the_way.begins(request_id, &unsent.message.properties, unsent.bytes);
                 let kind = unsent.produced.message_type;
                 // What is limited keeps its order.
                 let may_pass = self.waiting.is_empty() || !Limiter::concerns(kind);
@@ -304,6 +311,7 @@ impl Producer {
     fn answered(&mut self, answer: Answer) -> ProduceMessageResponse {
         self.in_flight -= 1;
         self.in_flight_bytes -= answer.bytes;
+        self.on_the_way.ends(answer.request_id, answer.result.is_ok());
         match answer.result {
             Ok(placed) => appended(answer.request_id, placed, answer.flushed),
             Err(error) => refused(answer.request_id, &error),

@@ -3,8 +3,6 @@
 use std::io;
 
 use futures::{StreamExt, stream};
-use hyper_util::rt::TokioIo;
-use tower::util::BoxCloneSyncService;
 use woodpecker_base::net::{Connection, Connector, Listener};
 
 /// Listens on `port` of the simulated host `host`.
@@ -23,11 +21,11 @@ pub async fn listen(host: &str, port: u16) -> io::Result<Listener> {
 /// Dials simulated hosts by name.
 #[must_use]
 pub fn connector() -> Connector {
-    BoxCloneSyncService::new(tower::service_fn(|uri: http::Uri| async move {
+    Connector::new(|uri| async move {
         let host = uri.host().ok_or_else(|| io::Error::other(format!("no host in {uri}")))?.to_owned();
         let port = uri.port_u16().ok_or_else(|| io::Error::other(format!("no port in {uri}")))?;
         let stream = turmoil::net::TcpStream::connect((host, port)).await?;
         let peer = stream.peer_addr().ok();
-        Ok(TokioIo::new(Connection::new(stream, peer)))
-    }))
+        Ok(Connection::new(stream, peer))
+    })
 }

@@ -38,3 +38,4 @@ pub mod random;
 pub mod server_id;
 pub mod session;
 pub mod tasks;
+pub mod trace;

@@ -1,5 +1,18 @@
 //! The network, as far as a role needs it: a listener that yields connections and a connector that makes them. Both
-//! are injected, so that a role runs on TCP in production and on a simulated network in tests.
+//! are injected, so that a role runs on TCP in production and on a simulated network in tests. They also carry what
+//! secures them, so that a role that listens and dials knows nothing of certificates and tokens:
+//! - a [`Listener`] behind a [`Gate`] speaks TLS, takes so many connections, and has its calls checked by the [`Guard`]
+//!   that its server is built with;
+//! - a [`Connector`] speaks TLS and shows a [`Token`] with every call of the [`Dialed`] channels that it makes.
+
+mod access;
+mod connector;
+mod gate;
+mod guard;
+mod refusals;
+#[cfg(test)]
+mod tests;
+mod tls;
 
 use std::{
     io,
@@ -9,9 +22,19 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, stream::BoxStream};
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tower::util::BoxCloneSyncService;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::OwnedSemaphorePermit,
+};
+
+pub use self::{
+    access::{Denied, Need, Role, Tokens, TokensError},
+    connector::{Connector, Dialed, Shown, Token, TokenError, tcp_connector},
+    gate::Gate,
+    guard::{Guard, Guarded},
+    refusals::Refusals,
+    tls::{ClientAuth, ClientTls, Pem, ServerTls, TlsError},
+};
 
 /// Any byte stream a connection can run on.
 pub trait Bytestream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -21,6 +44,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Bytestream for T {}
 pub struct Connection {
     stream: Box<dyn Bytestream>,
     peer: Option<SocketAddr>,
+    /// Its place among those that its gate lets in.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -32,7 +57,13 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// Wraps a byte stream.
     pub fn new(stream: impl Bytestream, peer: Option<SocketAddr>) -> Self {
-        Self { stream: Box::new(stream), peer }
+        Self { stream: Box::new(stream), peer, place: None }
+    }
+
+    /// The address at the other end, where the network has addresses.
+    #[must_use]
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 }
 
@@ -80,6 +111,7 @@ impl tonic::transport::server::Connected for Connection {
 pub struct Listener {
     address: String,
     connections: BoxStream<'static, io::Result<Connection>>,
+    guard: Guard,
 }
 
 impl std::fmt::Debug for Listener {
@@ -103,18 +135,30 @@ impl Listener {
             let peer = stream.peer_addr().ok();
             Ok(Connection::new(stream, peer))
         });
-        Ok(Self { address, connections: connections.boxed() })
+        Ok(Self::injected(address, connections.boxed()))
     }
 
     /// A listener that yields what `connections` yields; `address` is what peers dial.
     pub fn injected(address: String, connections: BoxStream<'static, io::Result<Connection>>) -> Self {
-        Self { address, connections }
+        Self { address, connections, guard: Guard::default() }
+    }
+
+    /// Lets in only what passes the gate.
+    #[must_use]
+    pub fn behind(self, gate: &Gate) -> Self {
+        Self { connections: gate.admit(self.connections), guard: gate.guard(), ..self }
     }
 
     /// The bound address as `host:port`.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The layer that the server on this listener must be built with; without a gate it lets every call through.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        self.guard.clone()
     }
 }
 
@@ -124,20 +168,4 @@ impl Stream for Listener {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.connections.poll_next_unpin(cx)
     }
-}
-
-/// Makes connections; what tonic's `connect_with_connector` takes.
-pub type Connector = BoxCloneSyncService<http::Uri, TokioIo<Connection>, io::Error>;
-
-/// A connector over TCP.
-#[must_use]
-pub fn tcp_connector() -> Connector {
-    BoxCloneSyncService::new(tower::service_fn(|uri: http::Uri| async move {
-        let authority = uri.authority().ok_or_else(|| io::Error::other(format!("no host in {uri}")))?;
-        let port = authority.port_u16().ok_or_else(|| io::Error::other(format!("no port in {uri}")))?;
-        let stream = tokio::net::TcpStream::connect((authority.host(), port)).await?;
-        stream.set_nodelay(true)?;
-        let peer = stream.peer_addr().ok();
-        Ok(TokioIo::new(Connection::new(stream, peer)))
-    }))
 }

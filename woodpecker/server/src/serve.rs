@@ -184,7 +184,8 @@ impl LogStore {
         let serving = Tasks::new();
         let routes = self.routes().await;
         let stop = serving.token().clone().cancelled_owned();
-        let mut server = serving.spawn(server().add_routes(routes).serve_with_incoming_shutdown(listener, stop));
+        let mut guarded = server().layer(listener.guard());
+        let mut server = serving.spawn(guarded.add_routes(routes).serve_with_incoming_shutdown(listener, stop));
         self.register(&address, metadata);
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),

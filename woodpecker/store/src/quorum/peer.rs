@@ -15,14 +15,11 @@ use streaming_proto::logstore::{
     log_store_client::LogStoreClient,
 };
 use tokio::{select, sync::Notify};
-use tonic::{
-    Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Status, Streaming, transport::Endpoint};
 use woodpecker_base::{
     backoff::Backoff,
     clock::{Clock, Instant},
-    net::Connector,
+    net::{Connector, Dialed},
     random::Random,
     tasks::Tasks,
 };
@@ -98,8 +95,8 @@ pub(super) struct Peer {
 #[derive(Debug, Default)]
 struct Channels {
     address: String,
-    append: Option<Channel>,
-    read: Option<Channel>,
+    append: Option<Dialed>,
+    read: Option<Dialed>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -132,7 +129,7 @@ impl Peer {
     }
 
     /// A way to call it. Connections are made by the first call, and again after they broke.
-    pub fn client(&self, class: Class) -> Result<LogStoreClient<Channel>, Status> {
+    pub fn client(&self, class: Class) -> Result<LogStoreClient<Dialed>, Status> {
         let Some(address) = self.context.directory.address(self.id) else {
             return Err(Status::unavailable(format!("log store {} is not registered", self.id)));
         };
@@ -152,19 +149,19 @@ impl Peer {
         Ok(LogStoreClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
     }
 
-    fn dial(&self, address: &str, class: Class) -> Result<Channel, Status> {
+    fn dial(&self, address: &str, class: Class) -> Result<Dialed, Status> {
         let settings = &self.context.settings;
         let window = if class == Class::Read { READ_CONNECTION_WINDOW } else { 4 * STREAM_WINDOW };
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| Status::unavailable(format!("address {address:?}: {error}")))?;
-        Ok(endpoint
+        let endpoint = endpoint
             .connect_timeout(settings.silence)
             .http2_keep_alive_interval(settings.keepalive)
             .keep_alive_timeout(settings.keepalive)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(window)
-            .connect_with_connector_lazy(self.context.connector.clone()))
+            .initial_connection_window_size(window);
+        Ok(self.context.connector.dial(endpoint))
     }
 
     /// Drops connections that may hang.

@@ -1,0 +1,71 @@
+//! A producer's appends that are on their way: how long each takes, and its span where its message belongs to a trace.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use streaming_types::{Properties, properties::key};
+use tracing::Span;
+use woodpecker_base::{
+    clock::{Clock, Instant},
+    trace,
+};
+
+use crate::metrics;
+
+/// Between two lines about slow appends of one producer.
+const PAUSE: Duration = Duration::from_secs(1);
+
+pub struct OnTheWay {
+    clock: Clock,
+    pchannel: Arc<str>,
+    /// An append that takes longer is worth a line in the log.
+    slow: Duration,
+    begun: HashMap<i64, Begun>,
+    logged: Option<Instant>,
+    /// Slow ones since then.
+    unlogged: u64,
+}
+
+struct Begun {
+    at: Instant,
+    bytes: usize,
+    span: Span,
+}
+
+impl OnTheWay {
+    pub fn new(clock: Clock, pchannel: Arc<str>, slow: Duration) -> Self {
+        Self { clock, pchannel, slow, begun: HashMap::new(), logged: None, unlogged: 0 }
+    }
+
+    pub fn begins(&mut self, request_id: i64, properties: &Properties, bytes: usize) {
+        let span = match properties.get(key::TRACE_PARENT) {
+            None => Span::none(),
+            Some(place) => {
+                let span = tracing::trace_span!(target: trace::TARGET, parent: None, "wal.append", channel = &*self.pchannel, bytes);
+                trace::continue_from(&span, place);
+                span
+            }
+        };
+        self.begun.insert(request_id, Begun { at: self.clock.now(), bytes, span });
+    }
+
+    pub fn ends(&mut self, request_id: i64, durable: bool) {
+        let Some(Begun { at, bytes, span }) = self.begun.remove(&request_id) else { return };
+        let now = self.clock.now();
+        let took = now.duration_since(at);
+        metrics::append_took(durable, took);
+        if took >= self.slow {
+            self.tell(now, took, bytes, durable);
+        }
+        drop(span);
+    }
+
+    fn tell(&mut self, now: Instant, took: Duration, bytes: usize, durable: bool) {
+        if self.logged.is_some_and(|logged| now.duration_since(logged) < PAUSE) {
+            self.unlogged += 1;
+            return;
+        }
+        self.logged = Some(now);
+        let unlogged = std::mem::take(&mut self.unlogged);
+        tracing::warn!(channel = &*self.pchannel, ?took, bytes, durable, unlogged, "a slow append");
+    }
+}
