@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{backend::StoreError, format::FormatError, object::requests::Requests};
 
-/// Blocks are read in groups of about this many bytes, each with one request.
+/// Blocks are read in groups of about this many bytes before compression, each with one request: a group is taken apart
+/// and kept as one, and a little of what is stored may be much of what was written.
 const GROUP_BYTES: u64 = 1 << 20;
 /// Read of an object's end whose index length is not known yet; it holds the index of a run of 64 MiB.
 const TAIL_GUESS: u64 = 16 << 10;
@@ -234,12 +235,12 @@ impl fmt::Debug for SealedStore {
 
 impl RunIndex {
     fn new(contents: Contents) -> Self {
-        let mut bounds = vec![0];
-        let mut start = contents.blocks.first().map_or(0, |block| block.offset);
+        let (mut bounds, mut bytes) = (vec![0], 0);
         for (number, block) in contents.blocks.iter().enumerate() {
-            if block.end() - start >= GROUP_BYTES || number + 1 == contents.blocks.len() {
+            bytes += u64::from(block.raw);
+            if bytes >= GROUP_BYTES || number + 1 == contents.blocks.len() {
                 bounds.push(number + 1);
-                start = block.end();
+                bytes = 0;
             }
         }
         Self { contents, bounds }

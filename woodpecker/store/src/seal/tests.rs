@@ -221,6 +221,19 @@ async fn readers_of_the_same_entries_share_one_request() {
 }
 
 #[tokio::test]
+async fn what_compressed_well_is_read_in_parts_that_stay_in_memory() {
+    let (s3, store) = s3().await;
+    // Four times the cache, and hardly anything when stored.
+    let entries = compressible(128, 256 << 10);
+    let sealed = seal(&store, &entries, Compression::Lz4, 64 << 20).await;
+    let before = s3.counts().gets;
+    assert!(read_all(&*store.open(KEY, &sealed, 128), 256 << 10).await.unwrap() == entries);
+    let gets = s3.counts().gets - before;
+    // The index, and 32 MiB in groups of 1 MiB, each asked for once though it is read in four steps.
+    assert!(gets <= 40, "{gets} requests");
+}
+
+#[tokio::test]
 async fn what_no_record_names_can_be_found_and_removed_and_foreign_objects_stay() {
     let (objects, store) = memory();
     let entries = random(30, 1_000);
