@@ -13,7 +13,10 @@ use woodpecker_base::{
     random::Random,
 };
 
-use crate::process::{Role, printed};
+use crate::{
+    process::{Role, printed},
+    stores::LogStore,
+};
 
 /// Short, so that the death of a process is noticed in a test's time.
 const SESSION_TTL: &str = "3s";
@@ -23,11 +26,14 @@ const SESSION_TTL: &str = "3s";
 pub(crate) enum Backend {
     Local,
     Object,
+    /// Three log stores, with a bucket for what is sealed.
+    Quorum,
 }
 
 pub(crate) struct Cluster {
     pub(crate) etcd: Etcd,
     _s3: Option<S3>,
+    pub(crate) stores: Vec<LogStore>,
     arguments: Vec<String>,
     pub(crate) coord: Role,
     pub(crate) nodes: Vec<Role>,
@@ -40,6 +46,16 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(backend: Backend, nodes: usize, session_ttl: &str) -> anyhow::Result<Self> {
+        Self::start_set(backend, nodes, session_ttl, &[]).await
+    }
+
+    /// With more settings of the coordinator and the nodes.
+    pub(crate) async fn start_set(
+        backend: Backend,
+        nodes: usize,
+        session_ttl: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let etcd = Etcd::start().await;
         let mut settings = vec![
@@ -49,24 +65,36 @@ impl Cluster {
             format!("streaming.walBalancer.expectedInitialStreamingNodeNum={nodes}"),
             format!("woodpecker.storage.rootPath={}", directory.path().join("data").display()),
         ];
-        let s3 = match backend {
-            Backend::Local => None,
-            Backend::Object => {
-                let s3 = S3::start("logs").await?;
-                settings.extend([
-                    "woodpecker.storage.type=object".to_owned(),
-                    format!("minio.address={}", s3.endpoint()),
-                    "minio.bucketName=logs".to_owned(),
-                    format!("minio.accessKeyID={}", S3::ACCESS_KEY),
-                    format!("minio.secretAccessKey={}", S3::SECRET_KEY),
-                ]);
-                Some(s3)
-            }
+        let stores = match backend {
+            Backend::Local | Backend::Object => 0,
+            Backend::Quorum => 3,
         };
+        let stores = (0..stores).map(|number| LogStore::start(number, directory.path(), &etcd, session_ttl));
+        let stores = stores.collect::<Result<Vec<_>, _>>()?;
+        let mut s3 = None;
+        if backend != Backend::Local {
+            let bucket = S3::start("logs").await?;
+            settings.extend([
+                format!("minio.address={}", bucket.endpoint()),
+                "minio.bucketName=logs".to_owned(),
+                format!("minio.accessKeyID={}", S3::ACCESS_KEY),
+                format!("minio.secretAccessKey={}", S3::SECRET_KEY),
+            ]);
+            s3 = Some(bucket);
+        }
+        match backend {
+            Backend::Local => {}
+            Backend::Object => settings.push("woodpecker.storage.type=object".to_owned()),
+            Backend::Quorum => settings.extend([
+                "woodpecker.storage.type=quorum".to_owned(),
+                "woodpecker.storage.also=[object,local]".to_owned(),
+            ]),
+        }
+        settings.extend(more.iter().map(|setting| (*setting).to_owned()));
         let arguments: Vec<String> = settings.into_iter().flat_map(|value| ["--set".to_owned(), value]).collect();
         let coord = Role::start("coord", directory.path(), &arguments)?;
         let nodes = (0..nodes).map(|_| Role::start("node", directory.path(), &arguments)).collect::<Result<_, _>>()?;
-        Ok(Self { etcd, _s3: s3, arguments, coord, nodes, directory })
+        Ok(Self { etcd, _s3: s3, stores, arguments, coord, nodes, directory })
     }
 
     /// Starts another coordinator beside the one there is.
@@ -101,6 +129,12 @@ impl Cluster {
         let endpoint = self.etcd.endpoint();
         let all = arguments.iter().copied().chain(["--json", "--etcd", &endpoint]);
         Ok(serde_json::from_slice(&printed(all)?)?)
+    }
+
+    /// What a verb about a log prints as JSON. It opens the media itself.
+    pub(crate) fn log(&self, verb: &[&str]) -> anyhow::Result<Value> {
+        let arguments = ["log"].into_iter().chain(self.arguments.iter().map(String::as_str));
+        Ok(serde_json::from_slice(&printed(arguments.chain(verb.iter().copied()).chain(["--json"]))?)?)
     }
 
     /// Which of the nodes serves a channel.

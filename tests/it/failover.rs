@@ -1,112 +1,16 @@
 //! What holds when processes die and stores go away.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use streaming_client::{Client, ConsumeOptions, Delivery};
-use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
-use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, channel::vchannel_name};
-use tokio::task::JoinHandle;
 
 use crate::{
     cluster::{Backend, Cluster},
+    load::{CHANNEL, LIMIT, Load, check, longest_pause, read_until},
     process::sha256,
 };
 
-const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 const OUTAGE: Duration = Duration::from_secs(60);
-const LIMIT: Duration = Duration::from_secs(120);
-
-/// Appends numbered messages, one after another, until told to stop. What it returns was acknowledged, in order.
-struct Load {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<anyhow::Result<Vec<Acked>>>,
-}
-
-struct Acked {
-    number: u64,
-    id: MessageId,
-    at: Instant,
-}
-
-fn message(number: u64) -> anyhow::Result<Message> {
-    let partition = PartitionSegmentAssignment { partition_id: 1, rows: 1, ..PartitionSegmentAssignment::default() };
-    let header = InsertMessageHeader { collection_id: 1, partitions: vec![partition] };
-    Ok(MessageBuilder::new(&header).vchannel(vchannel_name(CHANNEL, 1, 0)).payload(number.to_string()).build()?)
-}
-
-impl Load {
-    fn start(client: &Client) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, client) = (stop.clone(), client.clone());
-        let task = tokio::spawn(async move {
-            let producer = client.producer(CHANNEL);
-            let (mut acked, mut pending) = (Vec::new(), std::collections::VecDeque::new());
-            let mut number = 0;
-            while !stopped.load(Ordering::Relaxed) || !pending.is_empty() {
-                if pending.len() < 16 && !stopped.load(Ordering::Relaxed) {
-                    pending.push_back((number, producer.append(message(number)?).await?));
-                    number += 1;
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                } else if let Some((number, append)) = pending.pop_front() {
-                    let id = append.await?.id;
-                    acked.push(Acked { number, id, at: Instant::now() });
-                }
-            }
-            Ok(acked)
-        });
-        Self { stop, task }
-    }
-
-    async fn finish(self) -> anyhow::Result<Vec<Acked>> {
-        self.stop.store(true, Ordering::Relaxed);
-        tokio::time::timeout(LIMIT, self.task).await??
-    }
-}
-
-/// Reads the channel from the beginning until `last` was seen.
-async fn read_until(client: &Client, last: MessageId) -> anyhow::Result<Vec<(MessageId, u64)>> {
-    let mut consumer = client.consume(ConsumeOptions::new(CHANNEL, DeliverPolicy::All))?;
-    let mut found = Vec::new();
-    let reading = async {
-        loop {
-            if let Delivery::Message(message) = consumer.next().await? {
-                found.push((message.id, std::str::from_utf8(&message.payload)?.parse()?));
-                if message.id == last {
-                    return anyhow::Ok(());
-                }
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, reading).await??;
-    Ok(found)
-}
-
-/// Nothing that was acknowledged is missing or doubled, and first copies are in order.
-fn check(found: &[(MessageId, u64)], acked: &[Acked]) {
-    assert!(found.windows(2).all(|pair| pair[0].0 < pair[1].0), "ids are not increasing");
-    let mut next = 0;
-    for (id, number) in found {
-        assert!(*number <= next, "{number} at {id} came before {next}");
-        next = next.max(number + 1);
-    }
-    let by_id: BTreeMap<_, _> = found.iter().copied().collect();
-    for Acked { number, id, .. } in acked {
-        assert_eq!(by_id.get(id), Some(number), "{number} was acknowledged at {id}");
-    }
-    assert!(next >= acked.len() as u64);
-}
-
-fn longest_pause(acked: &[Acked]) -> Duration {
-    acked.windows(2).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default()
-}
 
 async fn killing_the_owner_loses_nothing(backend: Backend) -> anyhow::Result<()> {
     let mut cluster = Cluster::start(backend, 2).await?;
@@ -139,6 +43,11 @@ async fn killing_the_owner_loses_nothing_on_a_local_disk() -> anyhow::Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_the_owner_loses_nothing_on_object_storage() -> anyhow::Result<()> {
     killing_the_owner_loses_nothing(Backend::Object).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_owner_loses_nothing_on_log_stores() -> anyhow::Result<()> {
+    killing_the_owner_loses_nothing(Backend::Quorum).await
 }
 
 /// The two outages run side by side: a minute of waiting is enough.
@@ -256,4 +165,9 @@ async fn a_file_goes_through_a_cluster_on_a_local_disk() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_goes_through_a_cluster_on_object_storage() -> anyhow::Result<()> {
     a_file_goes_through_a_cluster_of_processes(Backend::Object).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_goes_through_a_cluster_on_log_stores() -> anyhow::Result<()> {
+    a_file_goes_through_a_cluster_of_processes(Backend::Quorum).await
 }

@@ -3,12 +3,16 @@
 #![expect(clippy::disallowed_methods, reason = "tests drive processes, in real time")]
 
 mod admin;
+mod chaos;
 mod cluster;
 mod failover;
 mod first_stream;
+mod load;
 mod log;
 mod logstore;
 mod process;
+mod quorum;
 mod readme;
+mod stores;
 mod txn;
 mod wire;

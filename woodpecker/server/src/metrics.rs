@@ -23,10 +23,10 @@ impl NamespaceMetrics {
     pub fn new(label: &str) -> Self {
         let label = label.to_owned();
         Self {
-            appended_bytes: counter!("woodpecker_logstore_appended_bytes_total", "namespace" => label.clone()),
-            appended_entries: counter!("woodpecker_logstore_appended_entries_total", "namespace" => label.clone()),
-            read_bytes: counter!("woodpecker_logstore_read_bytes_total", "namespace" => label.clone()),
-            held: gauge!("woodpecker_logstore_held_bytes", "namespace" => label),
+            appended_bytes: counter!("woodpecker_logstore_appended_bytes_total", "tenant" => label.clone()),
+            appended_entries: counter!("woodpecker_logstore_appended_entries_total", "tenant" => label.clone()),
+            read_bytes: counter!("woodpecker_logstore_read_bytes_total", "tenant" => label.clone()),
+            held: gauge!("woodpecker_logstore_held_bytes", "tenant" => label),
         }
     }
 

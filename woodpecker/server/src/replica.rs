@@ -231,6 +231,8 @@ impl Replica {
         let mut state = self.state();
         state.writer = None;
         state.next = state.durable;
+        let durable = state.durable;
+        state.holding.stopped(durable);
         state.on_the_way.clear();
         for (_, slot) in std::mem::take(&mut state.streams) {
             slot.refuse(Refusal::Failed(reason.clone()));

@@ -77,7 +77,7 @@ impl Default for LocalSettings {
         Self {
             file_bytes: 64 << 20,
             batch_bytes: 4 << 20,
-            shared_batch_bytes: 256 << 10,
+            shared_batch_bytes: 128 << 10,
             queue_bytes: 1 << 30,
             tail_bytes: 64 << 20,
             index_bytes: 64 << 20,
@@ -174,6 +174,20 @@ impl LocalBackend {
         let shared = self.writing().await?;
         let segment = shared.create(key, owner, Start { first, lane })?;
         Ok(Arc::new(Writer { segment, queue: shared.queue.clone() }))
+    }
+
+    /// Lets go of a volume that failed, so that the next segment begins another at once. For one that failed because the
+    /// disk was full, when there is room again.
+    pub async fn begin_anew(&self) {
+        let mut own = self.own.lock().await;
+        let failed = match &*own {
+            Own::Writing { shared, .. } => shared.failure().is_some(),
+            Own::Failed { .. } => true,
+            Own::None | Own::Closed => false,
+        };
+        if failed {
+            *own = Own::None;
+        }
     }
 
     /// What the volumes that are not written by this process hold, each volume by itself, synced. Segments that were

@@ -6,6 +6,7 @@ mod acceptance;
 mod chain;
 mod collecting;
 mod faults;
+mod figures;
 mod ownership;
 mod reading;
 mod sealing;

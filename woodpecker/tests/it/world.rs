@@ -1,6 +1,6 @@
 //! Processes that share a metadata store and a medium, and what tests do with logs.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use object_store::{ObjectStore, memory::InMemory};
@@ -42,12 +42,14 @@ pub struct World {
     pub segment_bytes: u64,
     pub segment_age: Duration,
     pub in_flight_bytes: usize,
+    /// Of one object of a sealed segment.
+    pub run_bytes: usize,
 }
 
 enum Medium {
     Memory(MemoryMedium),
     Local(TempDir),
-    Object { _peer: S3, store: Arc<dyn ObjectStore> },
+    Object { _peer: Option<S3>, store: Arc<dyn ObjectStore> },
 }
 
 /// A process: a client with its own volume and its own connection to the metadata store.
@@ -67,6 +69,15 @@ impl World {
     }
 
     pub async fn object() -> Self {
+        let (mut world, s3) = Self::bucket().await;
+        if let Medium::Object { _peer: peer, .. } = &mut world.medium {
+            *peer = Some(s3);
+        }
+        world
+    }
+
+    /// On objects, with the store to do things to.
+    pub async fn bucket() -> (Self, S3) {
         let s3 = S3::start("bucket").await.expect("peer starts");
         let settings = ObjectStoreSettings {
             bucket: "bucket".to_owned(),
@@ -78,7 +89,15 @@ impl World {
             ..ObjectStoreSettings::default()
         };
         let store = settings.open().expect("store opens");
-        Self::new(Medium::Object { _peer: s3, store })
+        (Self::new(Medium::Object { _peer: None, store }), s3)
+    }
+
+    /// The data directory, if there is one.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.medium {
+            Medium::Local(directory) => Some(directory.path()),
+            Medium::Memory(_) | Medium::Object { .. } => None,
+        }
     }
 
     fn new(medium: Medium) -> Self {
@@ -94,6 +113,7 @@ impl World {
             segment_bytes: 64 << 20,
             segment_age: Duration::from_secs(3600),
             in_flight_bytes: 16 << 20,
+            run_bytes: 64 << 10,
         }
     }
 
@@ -153,7 +173,7 @@ impl World {
         tasks: Tasks,
     ) -> Process {
         let random = Random::seeded(self.random.u64());
-        let sealed = SealedSettings { run_bytes: 64 << 10, ..SealedSettings::default() };
+        let sealed = SealedSettings { run_bytes: self.run_bytes, ..SealedSettings::default() };
         let sealed = SealedStore::new(self.objects.clone(), sealed, Clock::system(), random.clone(), tasks.clone());
         let client = Client::new(settings, store, backends, Clock::system(), random, tasks.clone()).with_sealed(sealed);
         Process { client, tasks, metadata }

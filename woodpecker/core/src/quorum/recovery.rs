@@ -13,6 +13,9 @@
 //! Whoever fences later meets that end on one of those who answer, and takes the one of the latest epoch for his own, so
 //! that a segment that was recovered once has the same end for ever, even if a replica that was out of reach brings
 //! back more.
+//!
+//! A segment that every replica must ack can lose one for good, and then there is nobody to copy to. What is left has every
+//! acked entry, whichever it is, so it is enough to close with; see [`Recovery::end_without`].
 
 use crate::ids::{Epoch, ReplicaSet};
 
@@ -136,6 +139,21 @@ impl Recovery {
         let replicas: Vec<usize> =
             self.replicas.iter().enumerate().filter(|(_, held)| whole(held)).map(|(replica, _)| replica).collect();
         (replicas.len() >= self.ack).then_some((replicas, end))
+    }
+
+    /// How many entries the segment holds, if it may be closed without those replicas that are `gone`: each of them must
+    /// ack, so all who are left have every acked entry, and nobody else has one that they lack. They are not told the
+    /// end, which counts only once the log's record has it: should the log change its owner before, the next one may
+    /// come to another end, and nobody has seen the first.
+    #[must_use]
+    pub fn end_without(&self, gone: impl Fn(usize) -> bool) -> Option<u64> {
+        let end = self.end.filter(|_| self.ack == self.replicas.len())?;
+        let settled = |(replica, held): (usize, &Option<Held>)| match held {
+            Some(held) => held.durable >= end,
+            None => gone(replica),
+        };
+        let alone = self.replicas.contains(&None);
+        (alone && self.replicas.iter().enumerate().all(settled)).then_some(end)
     }
 
     /// A replica answered which end it keeps.

@@ -60,6 +60,13 @@ impl Holding {
         self.parts.push(Part { placement, first, end: None });
     }
 
+    /// The volume that was being written takes no more: its part ends at `end`.
+    pub fn stopped(&mut self, end: u64) {
+        if let Some(part) = self.parts.last_mut().filter(|part| part.end.is_none()) {
+            part.end = Some(end.max(part.first));
+        }
+    }
+
     pub fn grew(&mut self, bytes: u64) {
         self.bytes += bytes;
     }

@@ -5,20 +5,35 @@ use std::sync::Arc;
 use woodpecker_store::backend::Backend;
 
 use super::Store;
-use crate::{lock, replica::Replica};
+use crate::{lock, replica::Replica, watermark::Pressure};
 
 impl Store {
     /// Looks at the disk from time to time, and tells others what has changed.
     pub async fn watch_disk(self: Arc<Self>) {
         let mut ticker = self.clock.ticker(self.settings.disk_interval);
         let failed = self.failure().clone();
+        let mut for_want_of_room = false;
         loop {
             tokio::select! {
-                _ = ticker.tick() => self.gauge.look(&self.disk, &self.path).await,
-                () = failed.happened.notified() => {}
+                _ = ticker.tick() => {
+                    self.gauge.look(&self.disk, &self.path).await;
+                    if for_want_of_room && !self.has_no_room() {
+                        for_want_of_room = false;
+                        self.backend.begin_anew().await;
+                        failed.clear();
+                    }
+                }
+                () = failed.happened.notified() => {
+                    self.gauge.look(&self.disk, &self.path).await;
+                    for_want_of_room = self.has_no_room();
+                }
             }
             self.advertise();
         }
+    }
+
+    fn has_no_room(&self) -> bool {
+        matches!(self.gauge.pressure(), Pressure::Hard | Pressure::Full)
     }
 
     /// Writes down what is known to be acked of replicas that have become quiet, so that after a restart of every store

@@ -24,6 +24,7 @@ struct State {
     closed: Mutex<bool>,
     opened: Condvar,
     broken: AtomicBool,
+    filling: AtomicBool,
     space: Mutex<Option<Space>>,
     /// Nanoseconds that each byte written costs, and each sync.
     byte_cost: AtomicU64,
@@ -44,6 +45,17 @@ impl ValveDisk {
     /// Syncs of data files fail from now on.
     pub fn break_down(&self) {
         self.0.broken.store(true, Ordering::Relaxed);
+    }
+
+    /// The next write of a data file finds no room, and from then on there is none.
+    pub fn fill_up(&self) {
+        self.0.filling.store(true, Ordering::Relaxed);
+    }
+
+    /// There is so much room, and writes find it.
+    pub fn make_room(&self, space: Space) {
+        self.0.filling.store(false, Ordering::Relaxed);
+        self.set_space(space);
     }
 
     pub fn set_space(&self, space: Space) {
@@ -111,6 +123,10 @@ impl DiskFile for ValveFile {
     }
 
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        if self.state.filling.load(Ordering::Relaxed) {
+            *lock(&self.state.space) = Some(Space { total: 1 << 40, free: 0 });
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.written.fetch_add(data.len() as u64, Ordering::Relaxed);
         self.file.write_all_at(data, offset)
     }

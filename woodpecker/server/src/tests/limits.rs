@@ -9,7 +9,8 @@ use woodpecker_base::{clock::Clock, disk::Space};
 
 use super::{
     disk::ValveDisk,
-    harness::{Running, Site, frame, within},
+    harness::{Running, Site, entry, frame, within},
+    read::read,
 };
 use crate::{Quota, Watermarks};
 
@@ -78,6 +79,37 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
 }
 
 #[tokio::test]
+async fn a_store_whose_disk_was_full_takes_appends_again_when_there_is_room() {
+    let roomy = Space { total: 100 * GB, free: 50 * GB };
+    let disk = ValveDisk::default();
+    let mut site = Site::on(Arc::new(disk.clone()));
+    site.settings.watermarks = Watermarks::default();
+    site.settings.disk_interval = Duration::from_millis(5);
+    disk.set_space(roomy);
+    let running = site.start().await;
+    let replica = running.replica(1, 1);
+    let mut stream = running.stream().await;
+    stream.send(&replica, 1, 0, 3).await;
+    stream.durable(&replica, 3).await;
+    disk.fill_up();
+    stream.send(&replica, 1, 3, 5).await;
+    assert_eq!(stream.refusal().await.code(), Code::Failed);
+    until_state(&running, State::ReadOnly).await;
+    assert!(running.store.failure().is_some());
+    disk.make_room(roomy);
+    until_state(&running, State::Active).await;
+    assert_eq!(running.store.failure(), None);
+    // The same owner goes on, in another volume, and all of it is there, also after a restart.
+    running.fill(&replica, 1, 3, 6).await;
+    let all: Vec<_> = (0..6).map(|number| entry(&replica, number)).collect();
+    assert_eq!(read(&running, &replica, 0, 6).await, all);
+    running.stop().await;
+    let running = site.start().await;
+    assert_eq!(read(&running, &replica, 0, 6).await, all);
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_namespace_keeps_to_its_quota_and_the_others_do_not_feel_it() {
     let mut site = Site::default();
     site.settings.quotas.insert("slow".into(), Quota { bytes_per_second: 1_000, ..Quota::default() });
@@ -131,8 +163,8 @@ async fn namespaces_never_meet_and_one_can_go() {
     let fence = FenceRequest { replica: Some(one.clone()), epoch: 6, end: None };
     running.client.clone().fence(fence).await.unwrap();
     running.fill(&two, 1, 3, 4).await;
-    let entries = super::read::read(&running, &two, 0, 9).await;
-    assert_eq!(entries.last(), Some(&super::harness::entry(&two, 3)));
+    let entries = read(&running, &two, 0, 9).await;
+    assert_eq!(entries.last(), Some(&entry(&two, 3)));
 
     let list = |namespace: &str| {
         let request = ListRequest { store: running.store.id().to_owned(), namespace: namespace.to_owned() };
@@ -157,7 +189,7 @@ async fn namespaces_never_meet_and_one_can_go() {
     let running = site.start().await;
     assert_eq!(refused(&running, frame(&one, 7, 0, 1)).await.code(), Code::Released);
     assert_eq!(running.client.clone().delete_namespace(delete).await.unwrap().into_inner().replicas, 0);
-    assert_eq!(super::read::read(&running, &two, 0, 9).await.len(), 4);
+    assert_eq!(read(&running, &two, 0, 9).await.len(), 4);
     running.stop().await;
 }
 

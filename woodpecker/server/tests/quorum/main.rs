@@ -14,16 +14,16 @@ use woodpecker_store::{backend::Backend, conformance::Medium};
 
 use world::World;
 
-/// Three stores that are started with the first process.
+/// So many stores, of which every segment has all, started with the first process.
 #[derive(Debug, Default)]
-struct Three {
+struct Ensemble<const STORES: usize> {
     world: OnceCell<World>,
 }
 
 #[async_trait]
-impl Medium for Three {
+impl<const STORES: usize> Medium for Ensemble<STORES> {
     async fn process(&self) -> Arc<dyn Backend> {
-        self.world.get_or_init(|| World::new(3)).await.process().await
+        self.world.get_or_init(|| World::new(STORES)).await.process().await
     }
 
     async fn kill(&self, process: Arc<dyn Backend>) {
@@ -31,4 +31,10 @@ impl Medium for Three {
     }
 }
 
-woodpecker_store::conformance_tests!(Three::default());
+mod acked_by_two_of_three {
+    woodpecker_store::conformance_tests!(super::Ensemble::<3>::default());
+}
+
+mod acked_by_three_of_five {
+    woodpecker_store::conformance_tests!(super::Ensemble::<5>::default());
+}

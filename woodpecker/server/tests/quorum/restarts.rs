@@ -69,3 +69,34 @@ async fn a_log_is_taken_with_one_store_away_and_stays_as_it_was_taken() {
     assert_eq!(again, fenced);
     read(&later, &opened, Some(again), again).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_five_stores_any_two_can_be_away() {
+    let world = World::new(5).await;
+    let (old, _tasks) = world.backend();
+    let opened = Open::create(&old, 1).await;
+    opened.fill(0, 10).await;
+    world.stop(0).await;
+    world.stop(3).await;
+    // Three are left, which is enough to ack, to fence and to close.
+    let mut next = 10;
+    while next < 15 && opened.writer.append(vec![crate::world::entry(next)]).is_ok() {
+        next += 1;
+    }
+    assert!(matches!(opened.owner.wait_ended().await, SegmentEnd::Displaced));
+    let acked = opened.owner.acked_now();
+    assert!(acked >= 10);
+    let (new, _tasks) = world.backend();
+    let fenced = within("fence", new.fence(key(1), opened.placement(), Epoch(2))).await.unwrap();
+    assert!(fenced >= acked, "acked {acked}, {fenced} left");
+    read(&new, &opened, Some(fenced), fenced).await;
+    // Others than those who closed it, and the same end.
+    world.start(0).await;
+    world.start(3).await;
+    world.stop(1).await;
+    world.stop(2).await;
+    let (later, _tasks) = world.backend();
+    let again = within("fence", later.fence(key(1), opened.placement(), Epoch(3))).await.unwrap();
+    assert_eq!(again, fenced);
+    read(&later, &opened, Some(again), again).await;
+}

@@ -53,6 +53,8 @@ struct Running {
 
 pub struct World {
     pub metadata: Arc<MemoryStore>,
+    /// How many stores a segment has.
+    replicas: usize,
     sites: tokio::sync::Mutex<Vec<Site>>,
     processes: Mutex<Vec<(Arc<dyn Backend>, Tasks)>>,
 }
@@ -111,6 +113,7 @@ impl Site {
 }
 
 impl World {
+    /// So many stores; each segment has all of them.
     pub async fn new(stores: usize) -> Self {
         let metadata = Arc::new(MemoryStore::new(Clock::system()));
         let mut sites = Vec::new();
@@ -119,13 +122,13 @@ impl World {
             site.start(metadata.clone()).await;
             sites.push(site);
         }
-        Self { metadata, sites: tokio::sync::Mutex::new(sites), processes: Mutex::default() }
+        Self { metadata, replicas: stores, sites: tokio::sync::Mutex::new(sites), processes: Mutex::default() }
     }
 
     pub fn backend(&self) -> (Arc<QuorumBackend>, Tasks) {
         let tasks = Tasks::new();
         let strategy = Strategy::Spread { zone: Spread::Any, resource_group: Spread::Any, region: Spread::Any };
-        let selection = SelectionPolicy { replicas: 3, strategy, affinity: Affinity::Soft };
+        let selection = SelectionPolicy { replicas: self.replicas, strategy, affinity: Affinity::Soft };
         let settings = QuorumSettings::new("instance", selection);
         let edges = (Clock::system(), Random::system());
         let metadata = self.metadata.clone();

@@ -448,11 +448,7 @@ impl Volume {
         };
         let mut needed = false;
         for number in files.into_keys().filter(|number| abandoned || Some(*number) != live) {
-            let segments: Vec<_> = self.in_file(number, |_, index| index.segments().collect())?.unwrap_or_default();
-            let state = self.lock();
-            let unneeded = segments.iter().all(|segment| state.marks.is_deleted(*segment));
-            drop(state);
-            if unneeded {
+            if self.is_unneeded(number)? {
                 self.remove(number)?;
             } else {
                 needed = true;
@@ -465,6 +461,21 @@ impl Volume {
             }
         }
         Ok(())
+    }
+
+    /// Whether every segment in the file is deleted. Looks no further than to the first that is not, since a file may hold
+    /// very many, and each of their deletions comes here.
+    fn is_unneeded(&self, number: u64) -> Result<bool, StoreError> {
+        if self.in_file(number, |_, _| ())?.is_none() {
+            return Ok(true);
+        }
+        let state = self.lock();
+        let deleted = |index: &FileIndex| index.segments().all(|segment| state.marks.is_deleted(segment));
+        match state.live.as_ref().filter(|live| live.number == number) {
+            Some(live) => Ok(deleted(&live.index)),
+            // If it left the cache just now, a later deletion finds it.
+            None => Ok(self.full.get(&(self.dir.id, number)).is_some_and(|full| deleted(&full.index))),
+        }
     }
 
     /// Whether the volume has files and no writer any more. One that is just being made has no file yet.

@@ -48,9 +48,18 @@ impl Taker<'_> {
             return Ok(closed);
         }
         decided(end);
+        if let Some(end) = recovery.end_without(|replica| self.is_gone(replica)) {
+            tracing::warn!(segment = %self.key, end, "a segment is closed with the replicas that are left of it");
+            return Ok(end);
+        }
         self.copy(&mut recovery, limit()).await?;
         self.close(&mut recovery).await?;
         recovery.closed().ok_or_else(|| self.unavailable("too few replicas could be told where the segment ends"))
+    }
+
+    /// Whether the store's lease ran out: it is down, or it lost its disk and with it its name.
+    fn is_gone(&self, replica: usize) -> bool {
+        self.peers.get(replica).is_some_and(|peer| !self.context.directory.is_registered(peer.id))
     }
 
     fn unavailable(&self, why: &str) -> StoreError {

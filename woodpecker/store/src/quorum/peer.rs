@@ -258,6 +258,8 @@ impl Peer {
                 ended = self.session() => Some(ended),
                 () = self.silence() => None,
             };
+            // However lately it answered: before it gets another segment it is asked.
+            *locked(&self.heard) = None;
             let Some(status) = ended else {
                 self.hang_up();
                 self.give_up("it is silent");

@@ -79,6 +79,28 @@ fn an_entry_that_one_replica_of_three_holds_does_not_wedge_the_log() {
 }
 
 #[test]
+fn a_set_in_which_all_must_ack_is_closed_without_one_that_is_gone_for_good() {
+    let answered = |replicas, ack, counts: &[Option<u64>]| {
+        let mut recovery = Recovery::new(&set(replicas, ack), Epoch(2), None);
+        for (replica, count) in counts.iter().enumerate() {
+            if let Some(count) = count {
+                recovery.on_fenced(replica, held(*count));
+            }
+        }
+        recovery.decide().unwrap();
+        recovery
+    };
+    let left = answered(2, 2, &[None, Some(7)]);
+    assert_eq!(left.closing(), None, "there is nobody to copy to");
+    assert_eq!(left.end_without(|_| false), None, "it may come back");
+    assert_eq!(left.end_without(|replica| replica == 0), Some(7));
+    let both = answered(2, 2, &[Some(3), Some(7)]);
+    assert_eq!(both.end_without(|_| true), None, "nobody is gone: both are told");
+    // Of three, one that is gone may have acked with one that is not heard of.
+    assert_eq!(answered(3, 2, &[None, Some(4), Some(6)]).end_without(|_| true), None);
+}
+
+#[test]
 fn too_few_answers_wait() {
     let waits = |ack, counts: &[Option<u64>]| {
         let needed = counts.len() - ack + 1;

@@ -82,6 +82,31 @@ async fn a_store_that_lost_its_disk_does_not_count_as_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_stores_that_both_acked_one_can_be_lost_for_good() {
+    let world = World::new(3).await;
+    for id in 1..=2 {
+        let held = Held { entries: (0..6).map(entry).collect(), owner: 1, ..Held::default() };
+        world.store(StoreId(id)).lock().insert(key(1), held);
+    }
+    let placement = Placement::Replicas(ReplicaSet::new(vec![StoreId(1), StoreId(2)], 2).unwrap());
+    silence(&world, 2, true);
+    let (backend, _tasks) = world.backend(|settings| settings.request_timeout = Duration::from_millis(300));
+    let refused = fence(&backend, &placement, 2).await.unwrap_err();
+    assert!(refused.is_retryable(), "its lease lives, it may come back: {refused}");
+    world.metadata.commit(Txn::new().delete(store_record::key(PREFIX, StoreId(2)))).await.unwrap();
+    let taken = async {
+        loop {
+            // Until the watch has told.
+            if let Ok(end) = fence(&backend, &placement, 2).await {
+                return end;
+            }
+        }
+    };
+    assert_eq!(Clock::system().timeout(LIMIT, taken).await.unwrap(), 6);
+    read_all(&backend, key(1), &placement, 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tail_that_nobody_acked_does_not_wedge_the_log() {
     let (world, placement) = tails([1, 0, 0]).await;
     let (backend, _tasks) = world.backend(|_| ());
