@@ -56,7 +56,7 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
         random: machine.random.clone(),
         health: process.health.node.clone(),
     };
-    let role = streaming_node::serve(settings::node(config)?, edges, tasks.token().clone());
+    let role = Box::pin(streaming_node::serve(settings::node(config)?, edges, tasks.token().clone()));
     banner::print("node", &process.addresses(&[("node", &address)]), None);
     let outcome = process.run(role).await;
     logs.close().await;
