@@ -9,20 +9,25 @@ mod latency;
 mod many;
 mod medium;
 mod objects;
+mod paced;
 mod report;
+mod restart;
 mod stream;
 
+use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
+use streaming_node::NodeCell;
 
 use crate::{
     cli::BenchArgs,
-    config::Config,
+    config::{Config, StorageType},
     roles::{Machine, Reporters, Standalone},
     telemetry,
 };
 use engine::Engine;
 use latency::{Latencies, Rates};
 use medium::Medium;
+use paced::{Paced, SUBSCRIBERS};
 use report::Report;
 use stream::Stream;
 
@@ -47,6 +52,8 @@ struct Plan {
     operations: usize,
     /// How many logs are written when the cost of many is compared with that of one.
     logs: usize,
+    /// Bytes of log after the checkpoint where a restart is measured; 0 measures none.
+    restart: u64,
 }
 
 impl Plan {
@@ -61,6 +68,7 @@ impl Plan {
             in_flight,
             operations: (arguments.operations / ROUNDS).max(10),
             logs: arguments.logs.max(1),
+            restart: arguments.restart.as_u64(),
         })
     }
 
@@ -81,9 +89,10 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let machine = Machine::real();
     let medium = Medium::open(&config, &machine)?;
     let plan = Plan::of(&arguments, medium.blocks())?;
-    let cluster = Standalone::start(&config, &machine, &Reporters::default()).await?;
+    let cell = NodeCell::default();
+    let cluster = Standalone::start(&config, &machine, &Reporters::default(), &cell).await?;
     cluster.until_served().await?;
-    let mut run = Run { config, machine, metrics, cluster, medium, plan };
+    let mut run = Run { config, machine, metrics, cluster, cell, medium, plan };
     let report = run.measure().await;
     let cleared = run.medium.clear().await;
     let stopped = run.cluster.stop().await;
@@ -102,6 +111,7 @@ struct Run {
     machine: Machine,
     metrics: PrometheusHandle,
     cluster: Standalone,
+    cell: NodeCell,
     medium: Medium,
     plan: Plan,
 }
@@ -112,34 +122,55 @@ impl Run {
         let mut report =
             Report::new(self.config.woodpecker.storage.kind.name(), entry, in_flight, self.medium.blocks(), rounds);
         let engine = Engine::open(self.cluster.logs(), &self.machine.clock, self.plan).await?;
-        let mut stream = Stream::connect(self.cluster.address(), &self.machine, self.plan).await?;
+        let mut stream = Stream::connect(self.cluster.address(), None, &self.machine, self.plan).await?;
+        let node = self.cell.get().context("no node")?.local();
+        let mut local = Stream::connect(self.cluster.address(), Some(node), &self.machine, self.plan).await?;
         eprintln!("measuring appends");
-        self.appends(&engine, &stream, &mut report).await?;
+        self.appends(&engine, &stream, &local, &mut report).await?;
         engine.close_large().await?;
         eprintln!("measuring reads");
         self.reads(&stream, &mut report).await?;
         eprintln!("measuring latencies");
-        self.latencies(&engine, &mut stream, &mut report).await?;
+        self.latencies(&engine, &mut stream, &mut local, &mut report).await?;
+        local.close().await;
+        eprintln!("measuring with {SUBSCRIBERS} subscribers");
+        self.subscribers(&mut stream, &mut report).await?;
         engine.close().await?;
         stream.close().await;
+        self.restart(&mut report).await?;
         eprintln!("measuring writes of the medium with 1 and with {} logs", self.plan.logs);
         self.many_logs(&mut report).await?;
         Ok(report)
     }
 
-    async fn appends(&mut self, engine: &Engine, stream: &Stream, report: &mut Report) -> anyhow::Result<()> {
-        let (mut medium, mut ours, mut through, mut small) =
-            (Rates::default(), Rates::default(), Rates::default(), Rates::default());
+    async fn appends(
+        &mut self,
+        engine: &Engine,
+        stream: &Stream,
+        local: &Stream,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let (mut medium, mut ours, mut through) = (Rates::default(), Rates::default(), Rates::default());
+        let (mut alone, mut small, mut beside) = (Rates::default(), Rates::default(), Rates::default());
         for _ in 0..self.plan.rounds {
             self.medium.write(self.plan.bytes(), &mut medium).await?;
             engine.append(&mut ours).await?;
             stream.append(&mut through).await?;
+            engine.append_many_small(&mut alone).await?;
             stream.append_small(&mut small).await?;
+            local.append_small(&mut beside).await?;
         }
         report.throughput("engine append", &ours, &medium);
         report.throughput("stream append", &through, &medium);
-        let what = format!("stream append of 1 KiB messages, {} producers", stream::PRODUCERS);
-        report.figure(&what, "1/s", small.median());
+        let what = format!("stream append of 1 KiB messages, {} producers, beside the engine", stream::PRODUCERS);
+        report.compare(&what, "1/s", small.median(), Some(alone.median()), Some(small.ratio(&alone)));
+        report.compare(
+            &format!("{what}, in one process"),
+            "1/s",
+            beside.median(),
+            Some(alone.median()),
+            Some(beside.ratio(&alone)),
+        );
         Ok(())
     }
 
@@ -168,19 +199,75 @@ impl Run {
         Ok(())
     }
 
-    async fn latencies(&mut self, engine: &Engine, stream: &mut Stream, report: &mut Report) -> anyhow::Result<()> {
+    async fn latencies(
+        &mut self,
+        engine: &Engine,
+        stream: &mut Stream,
+        local: &mut Stream,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
         let (mut medium, mut ours) = (Latencies::new()?, Latencies::new()?);
         let (mut acks, mut deliveries) = (Latencies::new()?, Latencies::new()?);
+        let (mut local_acks, mut local_deliveries) = (Latencies::new()?, Latencies::new()?);
         for _ in 0..self.plan.rounds {
             self.medium.write_small(self.plan.operations, &mut medium).await?;
             engine.append_small(&mut ours).await?;
             stream.latencies(&mut acks, &mut deliveries).await?;
+            local.latencies(&mut local_acks, &mut local_deliveries).await?;
         }
         report.latency("engine ack", &ours, &medium);
         report.latency("stream ack", &acks, &medium);
         report.latency("produce to consume", &deliveries, &medium);
+        report.latency("stream ack, in one process", &local_acks, &medium);
+        report.latency("produce to consume, in one process", &local_deliveries, &medium);
         report.figure("engine ack p50 over the medium's", "ms", ours.at(0.5) - medium.at(0.5));
         report.figure("produce to consume p50 over the ack's", "ms", deliveries.at(0.5) - acks.at(0.5));
+        Ok(())
+    }
+
+    async fn subscribers(&self, stream: &mut Stream, report: &mut Report) -> anyhow::Result<()> {
+        let Plan { rounds, operations, .. } = self.plan;
+        let (mut alone, mut crowded, mut grown) = (Paced::new()?, Paced::new()?, None);
+        for _ in 0..rounds {
+            stream.pace(operations, &mut alone).await?;
+            let before = paced::memory()?;
+            let subscribers = stream.subscribe(SUBSCRIBERS).await?;
+            stream.pace(operations, &mut crowded).await?;
+            // Later rounds find memory that the first one has left.
+            grown.get_or_insert(paced::memory()?.saturating_sub(before));
+            subscribers.end(stream).await;
+        }
+        for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
+            let (alone, crowded) = (alone.acks.at(quantile), crowded.acks.at(quantile));
+            report.figure(&format!("stream ack {name} at 1,000/s"), "ms", alone);
+            let what = format!("stream ack {name} at 1,000/s with {SUBSCRIBERS} subscribers, beside without");
+            report.compare(&what, "ms", crowded, Some(alone), Some(crowded / alone));
+        }
+        let delivered = alone.deliveries.at(0.5);
+        report.figure("produce to consume p50 at 1,000/s over the ack's", "ms", delivered - alone.acks.at(0.5));
+        let buffer = self.config.streaming.wal_write_ahead_buffer.capacity.as_u64();
+        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+        let (grown, buffer) = (grown.unwrap_or(0) as f64 / f64::from(1 << 20), buffer as f64 / f64::from(1 << 20));
+        let what = format!("memory that {SUBSCRIBERS} subscribers take, beside one write-ahead buffer");
+        report.compare(&what, "MiB", grown, Some(buffer), Some(grown / buffer));
+        Ok(())
+    }
+
+    async fn restart(&mut self, report: &mut Report) -> anyhow::Result<()> {
+        let bytes = self.plan.restart;
+        if bytes == 0 || self.config.woodpecker.storage.kind != StorageType::Local {
+            return Ok(());
+        }
+        eprintln!("measuring a restart with {} of log", bytesize::ByteSize(bytes));
+        let cold = self.medium.forget()?;
+        let mut medium = Rates::default();
+        self.medium.read(self.plan.bytes() * self.plan.rounds, &mut medium).await?;
+        let took = restart::restart(&self.config.data_path(""), bytes, cold, &self.machine).await?;
+        let mut ours = Rates::default();
+        ours.record(bytes, took);
+        let what = format!("restart with {} of 1 KiB messages after the checkpoint", bytesize::ByteSize(bytes));
+        report.figure(&what, "s", took.as_secs_f64());
+        report.throughput(&what, &ours, &medium);
         Ok(())
     }
 

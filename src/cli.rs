@@ -176,6 +176,9 @@ pub(crate) struct BenchArgs {
     /// Logs written at once when the cost of many is compared with that of one.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) logs: usize,
+    /// Bytes of log that a process which was killed has after its checkpoint; 0B measures no restart.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) restart: ByteSize,
     /// Prints JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,

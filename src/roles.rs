@@ -2,6 +2,7 @@
 
 mod banner;
 mod cluster;
+mod consumers;
 mod logstore;
 mod maintenance;
 mod process;

@@ -71,6 +71,11 @@ package!(
     logstore, "woodpecker.logstore.v1"
 );
 
+package!(
+    /// Read points of a streaming node.
+    node, "streaming.node.v1"
+);
+
 /// Every `.proto` file as an encoded `google.protobuf.FileDescriptorSet`, for server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

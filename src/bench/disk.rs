@@ -29,6 +29,8 @@ const READ_BLOCK: usize = 1 << 20;
 const READS: usize = 8;
 /// A small write takes a page, so that none touches one that holds something durable.
 const PAGE: usize = 4 << 10;
+/// The file of small writes.
+const SMALL_FILE: &str = "small";
 
 /// A directory on the disk that the engine writes.
 #[derive(Debug)]
@@ -57,7 +59,10 @@ impl RawDisk {
     pub(super) fn open(directory: PathBuf, volumes: Option<PathBuf>, machine: &Machine) -> anyhow::Result<Self> {
         machine.disk.create_dir_all(&directory)?;
         let (disk, clock) = (machine.disk.clone(), machine.clock.clone());
-        Ok(Self { directory, volumes, disk, clock, files: Vec::new(), filled: 0, written: 0, small: None })
+        let mut raw = Self { directory, volumes, disk, clock, files: Vec::new(), filled: 0, written: 0, small: None };
+        // A run that was killed left its files.
+        raw.clear()?;
+        Ok(raw)
     }
 
     /// Appends blocks, each followed by fdatasync.
@@ -113,18 +118,14 @@ impl RawDisk {
             directories.push(volumes.join(volume));
         }
         for directory in directories {
-            for name in self.disk.list(&directory)? {
-                if Path::new(&name).extension().is_some_and(|extension| extension == "raw" || extension == "vol") {
-                    RealDisk.forget(&directory.join(name))?;
-                }
-            }
+            forget(&*self.disk, &directory)?;
         }
         Ok(true)
     }
 
     /// One small durable write after another.
     pub(super) async fn write_small(&mut self, count: usize, latencies: &mut Latencies) -> anyhow::Result<()> {
-        let (disk, clock, path) = (self.disk.clone(), self.clock.clone(), self.directory.join("small"));
+        let (disk, clock, path) = (self.disk.clone(), self.clock.clone(), self.directory.join(SMALL_FILE));
         let (small, mut into) = (self.small.take(), latencies.clone());
         let wrote = on_disk(&self.disk, move || {
             let mut small = match small {
@@ -150,14 +151,27 @@ impl RawDisk {
         Ok(())
     }
 
-    /// Removes what was written, small writes aside.
+    /// Removes what was written.
     pub(super) fn clear(&mut self) -> anyhow::Result<()> {
-        for number in 0..self.files.drain(..).len() {
-            self.disk.remove_file(&self.directory.join(format!("{number}.raw")))?;
+        (self.filled, self.written, self.small) = (0, 0, None);
+        self.files.clear();
+        for name in self.disk.list(&self.directory)? {
+            if name == SMALL_FILE || name.ends_with(".raw") {
+                self.disk.remove_file(&self.directory.join(name))?;
+            }
         }
-        (self.filled, self.written) = (0, 0);
         Ok(())
     }
+}
+
+/// Lets the system forget what it holds in memory of a directory's files.
+pub(super) fn forget(disk: &dyn Disk, directory: &Path) -> anyhow::Result<()> {
+    for name in disk.list(directory)? {
+        if Path::new(&name).extension().is_some_and(|extension| extension == "raw" || extension == "vol") {
+            RealDisk.forget(&directory.join(name))?;
+        }
+    }
+    Ok(())
 }
 
 fn create(disk: &dyn Disk, path: &Path) -> anyhow::Result<Arc<dyn DiskFile>> {
@@ -174,4 +188,25 @@ async fn on_disk<T: Send + 'static>(
     }))
     .await;
     result.await.map_err(|_| anyhow!("the disk thread ended"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_run_leaves_nothing_and_minds_nothing_that_another_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = || RawDisk::open(directory.path().to_owned(), None, &Machine::real()).unwrap();
+        let mut killed = open();
+        for _ in 0..2 {
+            killed.write(1).await.unwrap();
+            killed.write_small(1, &mut Latencies::new().unwrap()).await.unwrap();
+        }
+        let mut next = open();
+        next.write(1).await.unwrap();
+        next.write_small(1, &mut Latencies::new().unwrap()).await.unwrap();
+        next.clear().unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
 }

@@ -3,12 +3,14 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
+use futures::future::try_join_all;
 use woodpecker::{Append, Client, Position, Writer};
 use woodpecker_base::{clock::Clock, metadata::MetadataStore, tasks::Tasks};
 
 use super::{
     Plan, SMALL,
     latency::{Latencies, Rates},
+    stream::{PRODUCERS, SMALL_FACTOR, SMALL_IN_FLIGHT},
 };
 use crate::{
     config::Config,
@@ -36,21 +38,18 @@ impl Engine {
     /// One round of large entries.
     pub(super) async fn append(&self, rates: &mut Rates) -> anyhow::Result<()> {
         let Plan { entry, entries, in_flight: most, .. } = self.plan;
-        let payload = Bytes::from(vec![b'x'; entry]);
-        let mut in_flight: VecDeque<Append> = VecDeque::new();
         let started = self.clock.now();
-        for _ in 0..entries {
-            if in_flight.len() == most
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                oldest.await?;
-            }
-            in_flight.push_back(self.large.append(vec![payload.clone()]));
-        }
-        for append in in_flight {
-            append.await?;
-        }
+        append_all(&self.large, entry, entries, most).await?;
         rates.record((entry * entries) as u64, started.elapsed());
+        Ok(())
+    }
+
+    /// One round of small entries, from as many sides as the stream has producers. In entries per second.
+    pub(super) async fn append_many_small(&self, rates: &mut Rates) -> anyhow::Result<()> {
+        let each = self.plan.operations * SMALL_FACTOR;
+        let started = self.clock.now();
+        try_join_all((0..PRODUCERS).map(|_| append_all(&self.small, SMALL, each, SMALL_IN_FLIGHT))).await?;
+        rates.record((each * PRODUCERS) as u64, started.elapsed());
         Ok(())
     }
 
@@ -73,6 +72,23 @@ impl Engine {
     pub(super) async fn close(&self) -> anyhow::Result<()> {
         Ok(self.small.close().await?)
     }
+}
+
+async fn append_all(writer: &Writer, bytes: usize, count: usize, most: usize) -> anyhow::Result<()> {
+    let payload = Bytes::from(vec![b'x'; bytes]);
+    let mut in_flight: VecDeque<Append> = VecDeque::new();
+    for _ in 0..count {
+        if in_flight.len() == most
+            && let Some(oldest) = in_flight.pop_front()
+        {
+            oldest.await?;
+        }
+        in_flight.push_back(writer.append(vec![payload.clone()]));
+    }
+    for append in in_flight {
+        append.await?;
+    }
+    Ok(())
 }
 
 /// Reads all large entries through a client that has nothing in memory, as another process would.

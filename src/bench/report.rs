@@ -65,7 +65,15 @@ impl Report {
         self.compare(what, unit, ours, None, None);
     }
 
-    fn compare(&mut self, what: &str, unit: &'static str, ours: f64, medium: Option<f64>, ratio: Option<f64>) {
+    /// A figure beside another one of the same unit.
+    pub(super) fn compare(
+        &mut self,
+        what: &str,
+        unit: &'static str,
+        ours: f64,
+        medium: Option<f64>,
+        ratio: Option<f64>,
+    ) {
         self.figures.push(Figure { what: what.to_owned(), unit, ours, medium, ratio });
     }
 

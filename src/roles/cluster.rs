@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 
 use anyhow::Context;
+use streaming_node::NodeCell;
 use woodpecker_base::{
     net::{Listener, tcp_connector},
     tasks::Tasks,
 };
 
-use super::{banner, maintenance::maintain_apart, process::Process, settings, storage};
+use super::{banner, consumers, maintenance::maintain_apart, process::Process, settings, storage};
 use crate::cli::ServerArgs;
 
 /// Runs the coordinator until it is told to stop.
@@ -40,7 +41,9 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
 /// # Errors
 /// It cannot start, or does not stop in time.
 pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
-    let Some(process) = Process::start(&arguments, "node").await? else { return Ok(()) };
+    let cell = NodeCell::default();
+    let pages = consumers::pages(cell.clone());
+    let Some(process) = Process::start_with(&arguments, "node", pages).await? else { return Ok(()) };
     let Process { config, machine, tasks, .. } = &process;
     let metadata = storage::metadata(config, machine).await?;
     let engine = Tasks::new();
@@ -55,6 +58,7 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
         clock: machine.clock.clone(),
         random: machine.random.clone(),
         health: process.health.node.clone(),
+        cell,
     };
     let role = Box::pin(streaming_node::serve(settings::node(config)?, edges, tasks.token().clone()));
     banner::print("node", &process.addresses(&[("node", &address)]), None);

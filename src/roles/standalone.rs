@@ -3,18 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use streaming_node::NodeCell;
 use woodpecker::Client;
 use woodpecker_base::{metadata::MetadataStore, net::tcp_connector, tasks::Tasks};
 
 use super::{
     banner,
     cluster::listen,
+    consumers,
     maintenance::maintain,
     process::{Process, Reporters},
     settings, storage,
     storage::Machine,
 };
 use crate::{cli::ServerArgs, config::Config};
+
+#[cfg(test)]
+mod tests;
 
 /// Recovery of a long log is progress; only beyond this is it worth an error.
 const SERVED_LIMIT: Duration = Duration::from_secs(300);
@@ -64,7 +69,12 @@ impl Standalone {
     ///
     /// # Errors
     /// A port is taken, a medium or the metadata cannot be opened.
-    pub(crate) async fn start(config: &Config, machine: &Machine, health: &Reporters) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        config: &Config,
+        machine: &Machine,
+        health: &Reporters,
+        cell: &NodeCell,
+    ) -> anyhow::Result<Self> {
         let metadata = storage::metadata(config, machine).await?;
         let engine = Tasks::new();
         let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
@@ -91,6 +101,7 @@ impl Standalone {
             clock: machine.clock.clone(),
             random: machine.random.clone(),
             health: health.node.clone(),
+            cell: cell.clone(),
         };
         let serving = streaming_node::serve(settings::node(config)?, node_edges, node_tasks.token().clone());
         Ok(Self {
@@ -172,8 +183,10 @@ impl Standalone {
 /// # Errors
 /// It cannot start, a role ended by itself, or the stop took too long.
 pub(crate) async fn standalone(arguments: ServerArgs) -> anyhow::Result<()> {
-    let Some(process) = Process::start(&arguments, "standalone").await? else { return Ok(()) };
-    let mut cluster = Standalone::start(&process.config, &process.machine, &process.health).await?;
+    let cell = NodeCell::default();
+    let pages = consumers::pages(cell.clone());
+    let Some(process) = Process::start_with(&arguments, "standalone", pages).await? else { return Ok(()) };
+    let mut cluster = Standalone::start(&process.config, &process.machine, &process.health, &cell).await?;
     let addresses = process.addresses(&[("coordinator", cluster.address()), ("node", &cluster.node)]);
     process
         .run(async {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use streaming_types::channel::to_physical;
+use streaming_types::{LocalNode, channel::to_physical};
 use woodpecker_base::{
     backoff::Backoff,
     clock::{Clock, Instant},
@@ -85,6 +85,12 @@ impl Core {
 
     pub(crate) fn assigned(&self, pchannel: &str) -> Option<Channel> {
         self.assignments.latest().channels.get(pchannel).cloned()
+    }
+
+    /// The channel's owner, if it is in this process.
+    pub(crate) fn local(&self, channel: &Channel) -> Option<&dyn LocalNode> {
+        let node = self.settings.local.as_deref()?;
+        node.is(&self.settings.cluster, channel.owner.server_id).then_some(node)
     }
 
     /// What to tell someone who waits for an owner.
@@ -212,6 +218,10 @@ impl Client {
         let missing = format!("channel {pchannel} is not assigned");
         self.wait(limit, &missing, |assignment| assignment.channels.contains_key(pchannel)).await?;
         self.describe(pchannel).ok_or(NotReady { after: limit, cause: missing })
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.session.core
     }
 
     async fn wait(&self, limit: Duration, missing: &str, ready: impl Fn(&Assignment) -> bool) -> Result<(), NotReady> {

@@ -176,6 +176,48 @@ impl ConsumeError {
     }
 }
 
+/// Why there is no read point.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadPointError {
+    /// The request cannot be right; nothing was sent.
+    #[error("no read point: {0}")]
+    InvalidRequest(String),
+    /// The server refused for good.
+    #[error("refused by the server: {0}")]
+    Refused(StreamingError),
+    /// No owner of the channel answered for [`Timeouts::stall`](crate::Timeouts::stall).
+    #[error("no owner answered for {after:?}: {cause}")]
+    Unavailable { after: Duration, cause: String },
+    /// The client was closed.
+    #[error("client closed")]
+    Closed,
+}
+
+impl ReadPointError {
+    /// A stable code for documentation and programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidRequest(_) => "READ_POINT_INVALID_REQUEST",
+            Self::Refused(_) => "READ_POINT_REFUSED",
+            Self::Unavailable { .. } => "READ_POINT_UNAVAILABLE",
+            Self::Closed => "READ_POINT_CLOSED",
+        }
+    }
+
+    /// Whether asking again may succeed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+
+    /// Whether the failed call may have taken effect: never, asking changes nothing.
+    #[must_use]
+    pub fn has_side_effects(&self) -> bool {
+        false
+    }
+}
+
 /// The deadline passed before the cluster was as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not ready after {after:?}: {cause}")]

@@ -42,12 +42,13 @@ mod consumer;
 mod error;
 mod metrics;
 mod producer;
+mod read_point;
 mod settings;
 
 pub use assignment::{Channel, Node, Version};
 pub use client::{Client, Coordinator};
 pub use consumer::{ConsumeOptions, Consumer, Delivery, Txn};
-pub use error::{AppendError, ConsumeError, NotReady, TxnError};
+pub use error::{AppendError, ConsumeError, NotReady, ReadPointError, TxnError};
 pub use producer::{Append, AppendResult, Producer, Transaction};
 pub use settings::{Discovery, Edges, InvalidSetting, Limits, Order, Settings, Timeouts, Tls};
 pub use woodpecker_base::net::Token;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, counter, histogram};
 
 pub(crate) struct AppendMetrics {
+    channel: String,
+    is_local: bool,
     /// Appends by outcome: acknowledged, refused for good, or failed and to be sent again.
     acknowledged: Counter,
     refused: Counter,
@@ -17,14 +19,24 @@ pub(crate) struct AppendMetrics {
 }
 
 impl AppendMetrics {
-    pub(crate) fn new(channel: &str) -> Self {
-        let total = |status: &'static str| counter!("milvus_streaming_produce_total", "channel_name" => channel.to_owned(), "access_model" => "remote", "status" => status);
+    pub(crate) fn new(channel: &str, is_local: bool) -> Self {
+        let model = if is_local { "local" } else { "remote" };
+        let total = |status: &'static str| counter!("milvus_streaming_produce_total", "channel_name" => channel.to_owned(), "access_model" => model, "status" => status);
         Self {
+            channel: channel.to_owned(),
+            is_local,
             acknowledged: total("ok"),
             refused: total("refused"),
             retried: total("retried"),
-            bytes: counter!("milvus_streaming_produce_bytes", "channel_name" => channel.to_owned(), "access_model" => "remote", "status" => "ok"),
-            duration: histogram!("milvus_streaming_produce_success_duration_seconds", "channel_name" => channel.to_owned(), "access_model" => "remote"),
+            bytes: counter!("milvus_streaming_produce_bytes", "channel_name" => channel.to_owned(), "access_model" => model, "status" => "ok"),
+            duration: histogram!("milvus_streaming_produce_success_duration_seconds", "channel_name" => channel.to_owned(), "access_model" => model),
+        }
+    }
+
+    /// What is counted from here on goes to a node in this process, or to one elsewhere.
+    pub(crate) fn over(&mut self, is_local: bool) {
+        if self.is_local != is_local {
+            *self = Self::new(&self.channel, is_local);
         }
     }
 

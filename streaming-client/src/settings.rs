@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use streaming_types::LocalNode;
 use woodpecker_base::{
     backoff::Backoff,
     clock::Clock,
@@ -71,12 +72,14 @@ pub struct Settings {
     pub order: Order,
     /// Whether appends carry an idempotency key, so that one that is sent again is not stored twice.
     pub idempotent: bool,
+    /// A node in this process: what is assigned to it is appended and read without gRPC.
+    pub local: Option<Arc<dyn LocalNode>>,
     pub timeouts: Timeouts,
     pub limits: Limits,
 }
 
 impl Settings {
-    /// The defaults: cluster `by-dev`, strict order, idempotent.
+    /// The defaults: cluster `by-dev`, strict order, idempotent, no node in this process.
     #[must_use]
     pub fn new(discovery: Discovery) -> Self {
         Self {
@@ -86,6 +89,7 @@ impl Settings {
             token: None,
             order: Order::default(),
             idempotent: true,
+            local: None,
             timeouts: Timeouts::default(),
             limits: Limits::default(),
         }

@@ -21,7 +21,7 @@ mod wals;
 pub use coordinator::RootCoord;
 pub use flow::{Memory, Usage};
 pub use ids::{IdError, IdSource};
-pub use node::{Node, Parts, StartError};
+pub use node::{Node, NodeCell, Parts, StartError};
 pub use recovery::acks::{AckError, BroadcastAcks};
 pub use serve::{Edges, serve, server};
 pub use settings::{Adaptive, Flow, Marks, Recovering, Recovery, Segments, Settings, SettingsError, Slowdown};

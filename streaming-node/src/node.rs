@@ -1,8 +1,8 @@
 //! The node: what is started, how it is reached, how it goes.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use streaming_types::{StreamingError, TimeTick};
+use streaming_types::LocalNode;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use woodpecker_base::{
@@ -86,6 +86,23 @@ impl StartError {
     }
 }
 
+/// Where a process finds its node. Clones are one place, which is empty until the node has started.
+#[derive(Debug, Clone, Default)]
+pub struct NodeCell(Arc<OnceLock<Arc<Node>>>);
+
+impl NodeCell {
+    /// The node, once it has started.
+    #[must_use]
+    pub fn get(&self) -> Option<Arc<Node>> {
+        self.0.get().map(Arc::clone)
+    }
+
+    pub(crate) fn set(&self, node: &Arc<Node>) {
+        // A process has one node; a second one would have a cell of its own.
+        let _ = self.0.set(Arc::clone(node));
+    }
+}
+
 /// A streaming node. Whoever hosts its [`Node::routes`] chooses the listener, calls [`Node::register`] once it listens
 /// and [`Node::drain`] before it stops.
 #[derive(Debug)]
@@ -153,6 +170,12 @@ impl Node {
         self.paused.send_replace(paused);
     }
 
+    /// Whether consumers stand still.
+    #[must_use]
+    pub fn scanners_are_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
     /// Makes the node known at `address`, where its services must be reachable by now. A session that is lost later is
     /// replaced: what is open is closed, and the node comes back under a new server id.
     ///
@@ -164,13 +187,10 @@ impl Node {
         Ok(())
     }
 
-    /// For strong-consistency reads in this process: the tick that a reader of the vchannel has to reach to have seen every
-    /// message that was acked before this call. Calls nobody and waits for nothing.
-    ///
-    /// # Errors
-    /// CHANNEL_NOT_EXIST when this node does not append to the vchannel, or may not do so any more.
-    pub fn latest_mvcc_time_tick(&self, vchannel: &str) -> Result<TimeTick, StreamingError> {
-        self.services.wals.read_point(vchannel).map(TimeTick)
+    /// The node as clients in this process use it.
+    #[must_use]
+    pub fn local(&self) -> Arc<dyn LocalNode> {
+        Arc::new(self.services.clone())
     }
 
     /// Announces that the node goes, closes every WAL, ends the session. Takes little longer than closing a WAL may.

@@ -15,7 +15,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use crate::{Memory, Node, Parts, RootCoord, Settings, StartError, service::SERVICES};
+use crate::{Memory, Node, NodeCell, Parts, RootCoord, Settings, StartError, service::SERVICES};
 
 /// Everything of the outside world that a node touches.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Edges {
     pub random: Random,
     /// Where the node says how it is.
     pub health: HealthReporter,
+    /// Where the rest of the process finds the node.
+    pub cell: NodeCell,
 }
 
 /// Enough in flight on one stream for a batch of large messages, without one stream holding up the others.
@@ -77,7 +79,7 @@ pub fn server() -> Server {
 /// # Errors
 /// [`StartError`]; after the start only that the listener failed.
 pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken) -> Result<(), StartError> {
-    let Edges { listener, connector, metadata, logs, clock, random, health } = edges;
+    let Edges { listener, connector, metadata, logs, clock, random, health, cell } = edges;
     let address = settings.advertised_address.clone().unwrap_or_else(|| listener.address().to_owned());
     let grace = settings.close_timeout;
     let root = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
@@ -105,7 +107,8 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
         }
     };
     let Some(started) = shutdown.run_until_cancelled(starting).await else { return Ok(()) };
-    let node = started?;
+    let node = Arc::new(started?);
+    cell.set(&node);
 
     let tasks = Tasks::new();
     let stop = tasks.token().clone();

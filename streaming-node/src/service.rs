@@ -3,18 +3,23 @@
 mod checkpoints;
 mod consume;
 mod handler;
+mod local;
 mod manager;
 mod on_the_way;
 mod produce;
+mod read_points;
 mod state;
 
 use std::sync::Arc;
 
-use streaming_proto::data::data_coord_server::DataCoordServer;
 use streaming_proto::streaming::{
     streaming_node_handler_service_server::{self as handler_server, StreamingNodeHandlerServiceServer},
     streaming_node_manager_service_server::{self as manager_server, StreamingNodeManagerServiceServer},
     streaming_node_state_service_server::{self as state_server, StreamingNodeStateServiceServer},
+};
+use streaming_proto::{
+    data::data_coord_server::DataCoordServer,
+    node::read_points_server::{self, ReadPointsServer},
 };
 use tonic::{
     Request, Status,
@@ -25,7 +30,7 @@ use tonic::{
 use woodpecker_base::clock::Clock;
 
 pub use self::state::ROLE;
-use self::{checkpoints::Checkpoints, handler::Handler, manager::Manager, state::States};
+use self::{checkpoints::Checkpoints, handler::Handler, manager::Manager, read_points::ReadPoints, state::States};
 use crate::{
     identity::Identity,
     settings::{MAX_GRPC_BYTES, Settings},
@@ -33,8 +38,12 @@ use crate::{
 };
 
 /// The names of all services of a node.
-pub const SERVICES: [&str; 3] =
-    [handler_server::SERVICE_NAME, manager_server::SERVICE_NAME, state_server::SERVICE_NAME];
+pub const SERVICES: [&str; 4] = [
+    handler_server::SERVICE_NAME,
+    manager_server::SERVICE_NAME,
+    read_points_server::SERVICE_NAME,
+    state_server::SERVICE_NAME,
+];
 
 /// What the services share.
 #[derive(Debug, Clone)]
@@ -72,6 +81,8 @@ impl Services {
         routes = routes.add_service(InterceptedService::new(manager, here.clone()));
         let checkpoints = DataCoordServer::new(Checkpoints::new(self.clone()));
         routes = routes.add_service(InterceptedService::new(checkpoints, here.clone()));
+        let read_points = ReadPointsServer::new(ReadPoints::new(self.clone()));
+        routes = routes.add_service(InterceptedService::new(read_points, here.clone()));
         routes.add_service(InterceptedService::new(state, here))
     }
 }

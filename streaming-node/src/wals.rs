@@ -10,7 +10,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use futures::future::join_all;
 use streaming_proto::streaming as pb;
-use streaming_types::{PChannel, StreamingError, channel::to_physical};
+use streaming_types::{PChannel, StreamingError};
 use tokio::sync::watch;
 use woodpecker_base::tasks::Tasks;
 
@@ -123,17 +123,6 @@ impl Wals {
             .and_then(|channel| channel.wal.load_full())
             .filter(|wal| !wal.ended().is_cancelled())
             .ok_or_else(|| StreamingError::channel_not_exist(pchannel))
-    }
-
-    /// The read point of a vchannel whose WAL this node appends to.
-    ///
-    /// # Errors
-    /// CHANNEL_NOT_EXIST.
-    pub fn read_point(&self, vchannel: &str) -> Result<u64, StreamingError> {
-        let pchannel = to_physical(vchannel);
-        let channel = self.lock().channels.get(pchannel).map(Arc::clone);
-        let wal = channel.and_then(|channel| channel.wal.load_full());
-        wal.and_then(|wal| wal.read_point(vchannel)).ok_or_else(|| StreamingError::channel_not_exist(pchannel))
     }
 
     /// What is open, for the coordinator. Waits for no WAL.

@@ -10,15 +10,19 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Backend, Cluster},
-    process::Role,
+    process::{Role, printed},
 };
 
 /// One GET, with this header besides; the status and the body.
 pub(crate) fn get(role: &Role, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
+    ask(role, "GET", path, header)
+}
+
+fn ask(role: &Role, method: &str, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
     let address = role.address("admin").trim_start_matches("http://").to_owned();
     let mut stream = TcpStream::connect(&address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{header}\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{header}\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -88,5 +92,27 @@ async fn a_coordinator_without_nodes_is_healthy_not_ready_and_says_what_is_missi
     cluster.nodes[0].kill()?;
     eventually("nobody serves", || Ok(status(&cluster.coord, "/readyz")? == 503))?;
     assert_eq!(status(&cluster.coord, "/healthz")?, 200);
+    Ok(())
+}
+
+#[test]
+fn an_operator_stops_the_consumers_of_a_node_and_lets_them_go_on() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let data = directory.path().join("data").display().to_string();
+    let role = Role::start("standalone", directory.path(), &["--data".into(), data])?;
+    let coordinator = ["--coordinator", role.address("coordinator")];
+    let lines = directory.path().join("lines").display().to_string();
+    std::fs::write(&lines, "one\ntwo\n")?;
+    printed(["produce", "--file", &lines].into_iter().chain(coordinator))?;
+    let consumed = || printed(["consume", "--until-idle", "500ms"].into_iter().chain(coordinator));
+
+    let paused = |value: bool| (200, format!("{{\"paused\":{value}}}"));
+    assert_eq!(get(&role, "/node/consumers", "")?, paused(false));
+    assert_eq!(get(&role, "/node/consumers/pause", "")?.0, 405, "looking changes nothing");
+    assert_eq!(ask(&role, "POST", "/node/consumers/pause", "")?, paused(true));
+    assert_eq!(get(&role, "/node/consumers", "")?, paused(true));
+    assert_eq!(consumed()?, b"");
+    assert_eq!(ask(&role, "POST", "/node/consumers/resume", "")?, paused(false));
+    assert_eq!(consumed()?, b"one\ntwo\n");
     Ok(())
 }

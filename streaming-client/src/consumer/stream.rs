@@ -2,16 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt, TryStreamExt};
 use streaming_proto::streaming::{
     CloseConsumerRequest, ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest,
     consume_request::Request as Arm, consume_response::Response,
     create_v_channel_consumer_response::Response as Created,
     streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
 };
-use streaming_types::{ImmutableMessage, StreamingError, metadata::set_create_consumer};
+use streaming_types::{ImmutableMessage, StreamingError, local::Stream, metadata::set_create_consumer};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Streaming};
+use tonic::Request;
 
 use crate::{
     assignment::{Assignment, Channel},
@@ -25,7 +26,7 @@ const REQUESTS: usize = 2;
 pub(super) struct ConsumeStream {
     channel: Channel,
     requests: mpsc::Sender<ConsumeRequest>,
-    responses: Streaming<ConsumeResponse>,
+    responses: Stream<ConsumeResponse>,
     latest: watch::Receiver<Arc<Assignment>>,
 }
 
@@ -74,17 +75,15 @@ async fn handshake(
     create: CreateVChannelConsumerRequest,
 ) -> Result<ConsumeStream, StreamingError> {
     let latest = core.assignments.watch();
-    let server = channel.server();
-    let connection = core.connections.channel(&server, Class::Read)?;
-    let mut client =
-        StreamingNodeHandlerServiceClient::new(connection).max_decoding_message_size(core.settings.limits.max_receive);
     let (requests, outbound) = mpsc::channel(REQUESTS);
-    let mut request = Request::new(ReceiverStream::new(outbound));
-    core.connections.address_call(&server, request.metadata_mut());
-    set_create_consumer(request.metadata_mut(), &channel.pchannel);
-
-    let response = client.consume(request).await.map_err(|status| status_error(&status))?;
-    let mut responses = response.into_inner();
+    let outbound = ReceiverStream::new(outbound);
+    let mut responses = match core.local(channel) {
+        Some(node) => {
+            let responses = node.consume(&channel.pchannel, outbound.map(Ok).boxed());
+            responses.map_err(|status| status_error(&status))?
+        }
+        None => remote(core, channel, outbound).await?,
+    };
     match answer(&mut responses).await? {
         Some(Response::Create(_)) => {}
         other => return Err(unexpected("create", other.as_ref())),
@@ -101,8 +100,24 @@ async fn handshake(
     Ok(ConsumeStream { channel: channel.clone(), requests, responses, latest })
 }
 
-async fn answer(responses: &mut Streaming<ConsumeResponse>) -> Result<Option<Response>, StreamingError> {
-    let response = responses.message().await.map_err(|status| status_error(&status))?;
+async fn remote(
+    core: &Core,
+    channel: &Channel,
+    outbound: ReceiverStream<ConsumeRequest>,
+) -> Result<Stream<ConsumeResponse>, StreamingError> {
+    let server = channel.server();
+    let connection = core.connections.channel(&server, Class::Read)?;
+    let mut client =
+        StreamingNodeHandlerServiceClient::new(connection).max_decoding_message_size(core.settings.limits.max_receive);
+    let mut request = Request::new(outbound);
+    core.connections.address_call(&server, request.metadata_mut());
+    set_create_consumer(request.metadata_mut(), &channel.pchannel);
+    let response = client.consume(request).await.map_err(|status| status_error(&status))?;
+    Ok(response.into_inner().boxed())
+}
+
+async fn answer(responses: &mut Stream<ConsumeResponse>) -> Result<Option<Response>, StreamingError> {
+    let response = responses.try_next().await.map_err(|status| status_error(&status))?;
     let response = response.ok_or_else(|| StreamingError::unknown("the node ended the stream before it began"))?;
     Ok(response.response)
 }
@@ -133,7 +148,7 @@ impl ConsumeStream {
             let response = async {
                 tokio::select! {
                     biased;
-                    response = responses.message() => response.map_err(|status| status_error(&status)),
+                    response = responses.try_next() => response.map_err(|status| status_error(&status)),
                     () = replaced(latest, channel) => Err(StreamingError::unknown("the channel has a new owner")),
                 }
             };
@@ -163,7 +178,7 @@ impl ConsumeStream {
             requests.send(close).await.ok()?;
             drop(requests);
             loop {
-                match responses.message().await {
+                match responses.try_next().await {
                     Ok(Some(_)) => {}
                     Ok(None) => return Some(()),
                     Err(_) => return None,

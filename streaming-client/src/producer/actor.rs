@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use futures::TryStreamExt;
 use streaming_proto::streaming::{
     ProduceMessageResponse, ProduceResponse, produce_message_response::Response as Answer, produce_response::Response,
 };
-use streaming_types::StreamingError;
+use streaming_types::{StreamingError, local::Stream};
 use tokio::sync::mpsc;
 use woodpecker_base::{backoff::Backoff, clock::Instant};
 
@@ -54,7 +55,7 @@ impl Actor {
             alarm: Alarm::new(core.clock.clone()),
             quit_at: None,
             trouble: None,
-            metrics: AppendMetrics::new(&name),
+            metrics: AppendMetrics::new(&name, false),
             core,
             name,
         }
@@ -66,6 +67,7 @@ impl Actor {
             let ended = match opened {
                 Ok(stream) => {
                     self.trouble = None;
+                    self.metrics.over(stream.is_local);
                     self.serve(stream, &channel).await
                 }
                 Err(failure) => Err(failure),
@@ -154,7 +156,7 @@ impl Actor {
 
     /// Uses a stream until it ends. `Ok` when there is nothing left to do and the stream is closed.
     async fn serve(&mut self, stream: ProduceStream, channel: &Channel) -> Result<(), StreamingError> {
-        let ProduceStream { requests, mut responses } = stream;
+        let ProduceStream { requests, mut responses, .. } = stream;
         let mut serving = Serving { requests: Some(requests), leaving: None, drained_by: None };
         let (core, term) = (self.core.clone(), channel.pchannel.term());
         let newer = core.wait_assigned(channel.pchannel.name(), |latest| latest.pchannel.term() > term);
@@ -172,7 +174,7 @@ impl Actor {
             let can_send = self.window.has_next();
             tokio::select! {
                 biased;
-                response = responses.message() => match response {
+                response = responses.try_next() => match response {
                     Ok(Some(response)) => self.on_response(response, &mut serving),
                     Ok(None) => return Err(serving.leaving.unwrap_or_else(|| StreamingError::unknown("the node ended the stream"))),
                     Err(status) => return Err(serving.leaving.unwrap_or_else(|| status_error(&status))),
@@ -263,8 +265,8 @@ impl Actor {
     }
 
     /// The node's `close` and the end of the stream, as long as that does not take too long.
-    async fn close(&mut self, mut responses: tonic::Streaming<ProduceResponse>) -> Result<(), StreamingError> {
-        let end = async { while let Ok(Some(_)) = responses.message().await {} };
+    async fn close(&mut self, mut responses: Stream<ProduceResponse>) -> Result<(), StreamingError> {
+        let end = async { while let Ok(Some(_)) = responses.try_next().await {} };
         if self.core.clock.timeout(self.core.settings.timeouts.drain, end).await.is_err() {
             tracing::debug!(channel = self.name, "the node did not answer the close of a produce stream in time");
         }

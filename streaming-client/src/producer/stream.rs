@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use prost::{
     Message as _,
     bytes::BufMut,
@@ -9,13 +10,16 @@ use prost::{
 };
 use streaming_proto::{
     messages::Message,
-    streaming::{ProduceResponse, produce_response::Response},
+    streaming::{
+        CloseProducerRequest, ProduceMessageRequest, ProduceRequest, ProduceResponse, produce_request,
+        produce_response::Response,
+    },
 };
-use streaming_types::{StreamingError, metadata::set_create_producer};
+use streaming_types::{StreamingError, local::Stream, metadata::set_create_producer};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Request, Status, Streaming,
+    Request, Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
@@ -38,7 +42,23 @@ pub(super) enum Outbound {
 
 pub(super) struct ProduceStream {
     pub(super) requests: mpsc::Sender<Outbound>,
-    pub(super) responses: Streaming<ProduceResponse>,
+    pub(super) responses: Stream<ProduceResponse>,
+    /// Whether the node is in this process.
+    pub(super) is_local: bool,
+}
+
+impl Outbound {
+    /// As the protocol has it, for a node to which nothing is encoded.
+    fn into_request(self) -> ProduceRequest {
+        let request = match self {
+            Self::Produce { id, message } => {
+                let message = Some(Arc::unwrap_or_clone(message));
+                produce_request::Request::Produce(ProduceMessageRequest { request_id: id, message })
+            }
+            Self::Close => produce_request::Request::Close(CloseProducerRequest {}),
+        };
+        ProduceRequest { request: Some(request) }
+    }
 }
 
 /// Opens a stream to the channel's owner and waits for its `create`.
@@ -54,26 +74,42 @@ pub(super) async fn open(core: Arc<Core>, channel: Channel) -> Result<ProduceStr
 }
 
 async fn handshake(core: &Core, channel: &Channel) -> Result<ProduceStream, StreamingError> {
+    let (requests, outbound) = mpsc::channel(READY);
+    let outbound = ReceiverStream::new(outbound);
+    let local = core.local(channel);
+    let mut responses = match local {
+        Some(node) => {
+            let outbound = outbound.map(|request: Outbound| Ok(request.into_request())).boxed();
+            node.produce(&channel.pchannel, outbound).map_err(|status| status_error(&status))?
+        }
+        None => remote(core, channel, outbound).await?,
+    };
+    let first = responses.try_next().await.map_err(|status| status_error(&status))?;
+    match first.and_then(|first| first.response) {
+        Some(Response::Create(_)) => Ok(ProduceStream { requests, responses, is_local: local.is_some() }),
+        other => {
+            Err(StreamingError::unknown(format!("the first answer on a produce stream was not create but {other:?}")))
+        }
+    }
+}
+
+async fn remote(
+    core: &Core,
+    channel: &Channel,
+    outbound: ReceiverStream<Outbound>,
+) -> Result<Stream<ProduceResponse>, StreamingError> {
     let server = channel.server();
     let connection = core.connections.channel(&server, Class::Append)?;
     let mut grpc = tonic::client::Grpc::new(connection).max_decoding_message_size(core.settings.limits.max_receive);
     grpc.ready().await.map_err(|error| StreamingError::unknown(error.to_string()))?;
 
-    let (requests, outbound) = mpsc::channel(READY);
-    let mut request = Request::new(ReceiverStream::new(outbound));
+    let mut request = Request::new(outbound);
     core.connections.address_call(&server, request.metadata_mut());
     set_create_producer(request.metadata_mut(), &channel.pchannel);
 
     let path = http::uri::PathAndQuery::from_static(PATH);
     let response = grpc.streaming(request, path, ProduceCodec).await.map_err(|status| status_error(&status))?;
-    let mut responses = response.into_inner();
-    let first = responses.message().await.map_err(|status| status_error(&status))?;
-    match first.and_then(|first| first.response) {
-        Some(Response::Create(_)) => Ok(ProduceStream { requests, responses }),
-        other => {
-            Err(StreamingError::unknown(format!("the first answer on a produce stream was not create but {other:?}")))
-        }
-    }
+    Ok(response.into_inner().boxed())
 }
 
 /// Writes [`Outbound`] as `ProduceRequest` into a buffer that is reserved once.

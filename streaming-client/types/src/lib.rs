@@ -6,6 +6,7 @@
 pub mod channel;
 pub mod deliver;
 pub mod error;
+pub mod local;
 pub mod message;
 pub mod message_id;
 pub mod metadata;
@@ -16,6 +17,7 @@ pub mod txn;
 pub use channel::PChannel;
 pub use deliver::{DeliverFilter, DeliverPolicy};
 pub use error::StreamingError;
+pub use local::LocalNode;
 pub use message::{ImmutableMessage, Message, MessageBuilder, MessageType};
 pub use message_id::MessageId;
 pub use properties::Properties;

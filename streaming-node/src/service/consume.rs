@@ -2,14 +2,14 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{StreamExt, stream};
 use streaming_proto::streaming::{
     CloseConsumerResponse, ConsumeMessageReponse, ConsumeRequest, ConsumeResponse, CreateConsumerResponse,
     CreateVChannelConsumerRequest, CreateVChannelConsumerResponse, consume_request, consume_response::Response,
     create_v_channel_consumer_response,
 };
-use streaming_types::{DeliverFilter, DeliverPolicy, StreamingError};
-use tonic::{Status, Streaming};
+use streaming_types::{DeliverFilter, DeliverPolicy, StreamingError, local::Stream};
+use tonic::Status;
 
 use crate::{
     metrics,
@@ -23,11 +23,7 @@ use crate::{
 const CONSUMER_ID: i64 = 1;
 
 /// Serves one consumer of a WAL, on server `node`.
-pub fn serve(
-    wal: Arc<Wal>,
-    node: i64,
-    requests: Streaming<ConsumeRequest>,
-) -> BoxStream<'static, Result<ConsumeResponse, Status>> {
+pub fn serve(wal: Arc<Wal>, node: i64, requests: Stream<ConsumeRequest>) -> Stream<ConsumeResponse> {
     metrics::consumer_opened();
     let consumer = Consumer { wal, node, requests, stage: Stage::Opening };
     stream::unfold(consumer, |mut consumer| async {
@@ -40,7 +36,7 @@ pub fn serve(
 struct Consumer {
     wal: Arc<Wal>,
     node: i64,
-    requests: Streaming<ConsumeRequest>,
+    requests: Stream<ConsumeRequest>,
     stage: Stage,
 }
 

@@ -1,14 +1,14 @@
 //! What clients ask of a node.
 
-use futures::stream::BoxStream;
+use futures::StreamExt;
 use streaming_proto::streaming::{
     ConsumeRequest, ConsumeResponse, GetReplicateCheckpointRequest, GetReplicateCheckpointResponse, ProduceRequest,
     ProduceResponse, streaming_node_handler_service_server::StreamingNodeHandlerService,
 };
-use streaming_types::{PChannel, StreamingError, metadata};
+use streaming_types::{LocalNode, PChannel, StreamingError, local::Stream, metadata};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Services, consume, produce};
+use super::Services;
 
 #[derive(Debug)]
 pub struct Handler {
@@ -23,8 +23,8 @@ impl Handler {
 
 #[tonic::async_trait]
 impl StreamingNodeHandlerService for Handler {
-    type ProduceStream = BoxStream<'static, Result<ProduceResponse, Status>>;
-    type ConsumeStream = BoxStream<'static, Result<ConsumeResponse, Status>>;
+    type ProduceStream = Stream<ProduceResponse>;
+    type ConsumeStream = Stream<ConsumeResponse>;
 
     async fn get_replicate_checkpoint(
         &self,
@@ -41,17 +41,15 @@ impl StreamingNodeHandlerService for Handler {
         &self,
         request: Request<Streaming<ProduceRequest>>,
     ) -> Result<Response<Self::ProduceStream>, Status> {
-        let wal = self.services.wals.find(&metadata::create_producer(request.metadata())?)?;
-        let stream = produce::serve(&wal, &self.services, request.into_inner())?;
-        Ok(Response::new(stream))
+        let channel = metadata::create_producer(request.metadata())?;
+        Ok(Response::new(self.services.produce(&channel, request.into_inner().boxed())?))
     }
 
     async fn consume(
         &self,
         request: Request<Streaming<ConsumeRequest>>,
     ) -> Result<Response<Self::ConsumeStream>, Status> {
-        let wal = self.services.wals.find(&metadata::create_consumer(request.metadata())?)?;
-        let node = self.services.identity.server_id();
-        Ok(Response::new(consume::serve(wal, node, request.into_inner())))
+        let channel = metadata::create_consumer(request.metadata())?;
+        Ok(Response::new(self.services.consume(&channel, request.into_inner().boxed())?))
     }
 }

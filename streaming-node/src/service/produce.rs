@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc};
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use prost::Message as _;
 use streaming_proto::{
     messages::ManualFlushExtraResponse,
@@ -17,11 +17,12 @@ use streaming_proto::{
 };
 use streaming_types::{
     Message, StreamingError, TxnContext,
+    local::Stream,
     message::{Produced, check_produced},
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio_util::sync::WaitForCancellationFutureOwned;
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::{Services, on_the_way::OnTheWay};
 use crate::{
@@ -43,8 +44,8 @@ const IN_FLIGHT: usize = 4096;
 pub fn serve(
     wal: &Wal,
     services: &Services,
-    requests: Streaming<ProduceRequest>,
-) -> Result<BoxStream<'static, Result<ProduceResponse, Status>>, Status> {
+    requests: Stream<ProduceRequest>,
+) -> Result<Stream<ProduceResponse>, Status> {
     let Some(appends) = wal.appends() else {
         let cause = format!("{} is open for reading only", wal.channel().name());
         return Err(StreamingError::invalid_argument(cause).into());
@@ -92,7 +93,7 @@ struct Producer {
     max_in_flight_bytes: usize,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
     appends: Appends,
-    requests: Streaming<ProduceRequest>,
+    requests: Stream<ProduceRequest>,
     answer: mpsc::Sender<Answer>,
     answers: mpsc::Receiver<Answer>,
     in_flight: usize,

@@ -157,6 +157,7 @@ async fn edges(world: &World, tasks: &Tasks, health: &HealthReporter) -> Edges {
         clock: world.clock.clone(),
         random: Random::seeded(1),
         health: health.clone(),
+        cell: crate::NodeCell::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use streaming_proto::{
     milvus::GetComponentStatesRequest,
+    node::{LatestRequest, read_points_client::ReadPointsClient},
     rootcoord::{AllocIdRequest, root_coord_client::RootCoordClient},
     streaming::{
         AssignmentDiscoverResponse, BroadcastAckRequest, ConsumeResponse, GetReplicateCheckpointRequest,
@@ -36,6 +37,8 @@ async fn ask_node(server: &Server, headers: Headers<'_>) -> Vec<(&'static str, O
     let remove = manager.remove(request(StreamingNodeManagerRemoveRequest::default(), headers)).await;
     let status = manager.collect_status(request(StreamingNodeManagerCollectStatusRequest::default(), headers)).await;
     let checkpoint = handler.get_replicate_checkpoint(request(GetReplicateCheckpointRequest::default(), headers)).await;
+    let mut points = ReadPointsClient::new(channel.clone());
+    let latest = points.latest(request(LatestRequest::default(), headers)).await;
     let states = state.get_component_states(request(GetComponentStatesRequest::default(), headers)).await;
     let produce = Call::<ProduceResponse>::open(channel, PRODUCE, headers).await;
     let consume = Call::<ConsumeResponse>::open(channel, CONSUME, headers).await;
@@ -45,6 +48,7 @@ async fn ask_node(server: &Server, headers: Headers<'_>) -> Vec<(&'static str, O
         ("CollectStatus", status.err().map(refusal)),
         ("GetReplicateCheckpoint", checkpoint.err().map(refusal)),
         ("GetComponentStates", states.err().map(refusal)),
+        ("Latest", latest.err().map(refusal)),
         ("Produce", produce.err()),
         ("Consume", consume.err()),
     ]

@@ -123,6 +123,7 @@ impl Machine {
             clock: clock(),
             random: self.random.clone(),
             health: HealthReporter::default(),
+            cell: streaming_node::NodeCell::default(),
         };
         Ok(streaming_node::serve(settings, edges, tasks.token().clone()).await?)
     }
