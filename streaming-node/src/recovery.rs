@@ -14,6 +14,7 @@ pub mod acks;
 pub mod catalog;
 pub mod follower;
 pub mod keeper;
+mod key_span;
 pub mod replay;
 pub mod seen;
 mod segments;

@@ -76,11 +76,14 @@ pub struct Recovery {
     pub persist_interval: Duration,
     /// The most bytes between two checkpoints, which is about what the next owner replays.
     pub persist_bytes: u64,
+    /// How many bytes of a log's end the next owner reads for idempotency keys. So much is kept of a log, whoever else is
+    /// done with it.
+    pub window_bytes: u64,
 }
 
 impl Default for Recovery {
     fn default() -> Self {
-        Self { persist_interval: Duration::from_secs(10), persist_bytes: 64 << 20 }
+        Self { persist_interval: Duration::from_secs(10), persist_bytes: 64 << 20, window_bytes: 32 << 20 }
     }
 }
 

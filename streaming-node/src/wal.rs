@@ -17,14 +17,13 @@ mod mvcc;
 pub mod open;
 mod publisher;
 pub mod record;
-mod recovery;
 mod reorder;
 pub mod scanner;
 pub mod sessions;
 mod ticks;
 mod time_tick;
 mod txn;
-mod window;
+pub mod window;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,15 +33,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::tasks::Tasks;
 
+pub use self::record::{BadRecord, Stored};
 use self::{
     group::Append,
     mvcc::Mvcc,
     open::INBOX,
     scanner::{ScanEdges, ScanOptions, Scanner},
-};
-pub use self::{
-    record::{BadRecord, Stored},
-    recovery::ReplayError,
 };
 use crate::{
     flow::{Limit, Limiter},

@@ -11,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 use streaming_proto::streaming::{SegmentAssignmentMeta, VChannelMeta, WalCheckpoint};
+use woodpecker::EntryId;
 use woodpecker_base::metadata::{Compare, KeyValue, MetadataError, MetadataStore, Txn, TxnOutcome, Write};
 
 use super::state::{Checkpoint, Schema, VChannel};
@@ -21,6 +22,7 @@ const VCHANNEL: &str = "vchannel/";
 const SCHEMA: &str = "/schema/";
 const SEGMENT: &str = "segment-assign/";
 const CONSUMER: &str = "consumer/";
+const KEYS_FROM: &str = "idempotency-keys-from";
 
 /// The metadata could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -50,6 +52,8 @@ pub struct Catalog {
 #[derive(Debug, Default)]
 pub struct Persisted {
     pub checkpoint: Option<Checkpoint>,
+    /// Where the newest idempotency keys begin.
+    pub keys_from: Option<EntryId>,
     pub vchannels: BTreeMap<String, VChannel>,
     pub segments: BTreeMap<i64, SegmentAssignmentMeta>,
 }
@@ -59,6 +63,8 @@ pub struct Persisted {
 pub struct Changes {
     pub components: Vec<Change>,
     pub checkpoint: Checkpoint,
+    /// Where the newest idempotency keys begin; `None` if the log has no messages.
+    pub keys_from: Option<EntryId>,
 }
 
 /// One component as it is now.
@@ -137,8 +143,11 @@ impl Catalog {
             changes.components.iter().filter(gone).flat_map(|change| self.writes(change)).collect();
         let others = changes.components.iter().filter(|change| !gone(change));
         let mut writes: Vec<Write> = others.flat_map(|change| self.writes(change)).collect();
-        let value = changes.checkpoint.to_proto().encode_to_vec().into();
-        writes.push(Write::Put { key: self.key(CHECKPOINT), value, lease: None });
+        let keys_from = changes.keys_from.map(|from| (KEYS_FROM, Checkpoint::at(from, 0)));
+        for (name, position) in keys_from.into_iter().chain([(CHECKPOINT, changes.checkpoint.clone())]) {
+            let value = position.to_proto().encode_to_vec().into();
+            writes.push(Write::Put { key: self.key(name), value, lease: None });
+        }
         let batches = deletes.chunks(Txn::MAX_OPERATIONS).chain(writes.chunks(Txn::MAX_OPERATIONS));
         for batch in batches {
             let owned = Compare::Value(self.key(TERM), self.owner());
@@ -216,6 +225,8 @@ impl Persisted {
     fn read(&mut self, key: &str, value: Bytes) -> Option<()> {
         if key == CHECKPOINT {
             self.checkpoint = Some(Checkpoint::from_proto(&WalCheckpoint::decode(value).ok()?)?);
+        } else if key == KEYS_FROM {
+            self.keys_from = Some(Checkpoint::from_proto(&WalCheckpoint::decode(value).ok()?)?.id);
         } else if let Some(id) = key.strip_prefix(SEGMENT) {
             let segment = SegmentAssignmentMeta::decode(value).ok()?;
             self.segments.insert(id.parse().ok()?, segment);

@@ -225,7 +225,7 @@ impl Keeper {
             write(&catalog, &changes, backoff).await?;
             metrics::checkpointed(&pchannel, saved.tick);
             // The log is not the worse for being truncated later.
-            match truncation::truncate(&log, &catalog, &changes.checkpoint, vchannels).await {
+            match truncation::truncate(&log, &catalog, &changes, vchannels).await {
                 Ok(slowest) => progress.slowest.store(slowest.unwrap_or(0), Ordering::Relaxed),
                 Err(error) => tracing::warn!(%pchannel, %error, "truncating failed, the next checkpoint tries again"),
             }

@@ -2,7 +2,7 @@
 
 use prost::encoding::decode_varint;
 use streaming_types::{
-    MessageId, MessageType, Properties, TimeTick,
+    MessageId, MessageType, Properties, TimeTick, TxnContext,
     channel::is_control_channel,
     message::Header,
     properties::{PropertyError, PropertyFault, key},
@@ -18,6 +18,8 @@ pub struct Seen<'a> {
     pub tick: u64,
     pub kind: MessageType,
     pub payload: &'a [u8],
+    /// Of the whole message, about.
+    pub bytes: usize,
     texts: Texts<'a>,
 }
 
@@ -29,6 +31,9 @@ struct Texts<'a> {
     header: &'a str,
     broadcast: bool,
     last_confirmed: Option<&'a str>,
+    txn: Option<&'a str>,
+    key: Option<&'a str>,
+    replicated: bool,
 }
 
 impl<'a> Texts<'a> {
@@ -40,6 +45,9 @@ impl<'a> Texts<'a> {
             Ok(key::HEADER) => self.header = value,
             Ok(key::BROADCAST) => self.broadcast = true,
             Ok(key::LAST_CONFIRMED) => self.last_confirmed = Some(value),
+            Ok(key::TXN) => self.txn = Some(value),
+            Ok(key::IDEMPOTENCY) => self.key = Some(value),
+            Ok(key::REPLICATE) => self.replicated = true,
             _ => {}
         }
     }
@@ -78,7 +86,7 @@ impl<'a> Seen<'a> {
         let kind = kind.ok_or_else(|| bad(error(key::TYPE, PropertyFault::UnknownType)))?;
         let tick =
             TimeTick::from_base36(texts.tick).ok_or_else(|| bad(error(key::TIME_TICK, PropertyFault::NotBase36)))?;
-        Ok(Self { id, tick: tick.into(), kind, payload, texts })
+        Ok(Self { id, tick: tick.into(), kind, payload, bytes: record.len(), texts })
     }
 
     /// A message that is in memory already.
@@ -87,8 +95,8 @@ impl<'a> Seen<'a> {
         for (name, value) in stored.message.properties.iter() {
             texts.note(name.as_bytes(), value);
         }
-        let Stored { id, tick, kind, .. } = *stored;
-        Self { id, tick, kind, payload: &stored.message.payload, texts }
+        let Stored { id, tick, kind, bytes, .. } = *stored;
+        Self { id, tick, kind, payload: &stored.message.payload, bytes, texts }
     }
 
     /// The vchannel, unless the message concerns the whole WAL.
@@ -104,6 +112,23 @@ impl<'a> Seen<'a> {
     /// Whether it is a copy of a broadcast.
     pub fn is_broadcast(&self) -> bool {
         self.texts.broadcast
+    }
+
+    /// Whether it is a part of a transaction.
+    pub fn is_of_txn(&self) -> bool {
+        self.texts.txn.is_some()
+    }
+
+    /// The transaction it is a part of; `None` also if that cannot be read.
+    pub fn txn(&self) -> Option<TxnContext> {
+        let mut properties = Properties::default();
+        properties.set(key::TXN, self.texts.txn?);
+        properties.txn().ok().flatten()
+    }
+
+    /// The idempotency key that counts here. What another cluster wrote was appended once there.
+    pub fn key(&self) -> Option<&'a str> {
+        self.texts.key.filter(|_| !self.texts.replicated)
     }
 
     /// From where on one must read to meet it and everything after it.
@@ -166,6 +191,8 @@ mod tests {
         message.properties.set_time_tick(TimeTick(77));
         message.properties.set_broadcast(&BroadcastHeader::default());
         message.properties.set_last_confirmed(MessageId::new(2, 4));
+        message.properties.set_txn(TxnContext::new(9, 1000));
+        message.properties.set_idempotency_key("key");
         let record = record::encode(&mut message, 4);
         let stored = record::decode_message(AT, record.clone()).unwrap();
         for seen in [Seen::read(AT, &record).unwrap(), Seen::of(&stored)] {
@@ -173,6 +200,7 @@ mod tests {
             assert_eq!(seen.payload, &b"payload"[..]);
             assert_eq!((seen.vchannel(), seen.is_broadcast()), (Some("p_7v0"), true));
             assert_eq!(seen.last_confirmed(), EntryId { segment: 2, entry: 4 });
+            assert_eq!((seen.txn(), seen.key()), (Some(TxnContext::new(9, 1000)), Some("key")));
             assert_eq!(seen.header::<CreatePartitionMessageHeader>(), Some(header));
         }
     }
@@ -183,6 +211,7 @@ mod tests {
         let record = record::encode(&mut tick, 1);
         let seen = Seen::read(AT, &record).unwrap();
         assert_eq!((seen.last_confirmed(), seen.vchannel()), (AT, None));
+        assert!(!seen.is_of_txn() && seen.key().is_none());
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use woodpecker::EntryId;
 
 use super::{
     catalog::{Change, Changes, Persisted},
+    key_span::KeySpan,
     seen::Seen,
     segments::Segments,
 };
@@ -64,7 +65,7 @@ impl Checkpoint {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct State {
     /// The last message that was met, and from where to read to meet what may follow.
     observed: Checkpoint,
@@ -76,13 +77,16 @@ pub struct State {
     held: BTreeMap<u64, Checkpoint>,
     changed_vchannels: BTreeSet<String>,
     dropped_vchannels: BTreeSet<String>,
+    /// Where the former owner's newest idempotency keys begin, if it said so, and where ours do.
+    keys_from: Option<EntryId>,
+    keys: KeySpan,
 }
 
 impl State {
-    /// The state that a former owner left.
-    pub fn from_persisted(persisted: Persisted) -> Self {
+    /// The state that a former owner left. Keys are looked for in the last `key_span` bytes of a log.
+    pub fn from_persisted(persisted: Persisted, key_span: u64) -> Self {
         let orphans = persisted.orphans();
-        let Persisted { checkpoint, mut vchannels, segments } = persisted;
+        let Persisted { checkpoint, keys_from, mut vchannels, segments } = persisted;
         for vchannel in vchannels.values_mut() {
             vchannel.schemas.sort_by_key(|schema| schema.tick);
         }
@@ -92,19 +96,30 @@ impl State {
             tracing::warn!(segment = id, "forgot a growing segment whose vchannel is gone");
             segments.remove(id);
         }
-        Self { loaded: observed.tick, observed, vchannels, segments, ..Self::default() }
+        Self {
+            loaded: observed.tick,
+            observed,
+            vchannels,
+            segments,
+            held: BTreeMap::new(),
+            changed_vchannels: BTreeSet::new(),
+            dropped_vchannels: BTreeSet::new(),
+            keys_from,
+            keys: KeySpan::new(key_span),
+        }
     }
 
     /// Takes the next message of the log. A message of a broadcast holds the checkpoint back until it is
     /// [released](Self::release).
     pub fn apply(&mut self, seen: &Seen<'_>) {
+        self.keys.add(seen.id, seen.bytes);
         if seen.tick > self.observed.tick {
             if seen.is_broadcast() {
                 self.held.insert(seen.tick, self.observed.clone());
             }
             self.observed.tick = seen.tick;
         }
-        // What is below the checkpoint is read for open transactions only, which are no business of this state.
+        // What is below the checkpoint is read for transactions and keys only, which are no business of this state.
         if seen.tick > self.loaded && !seen.is_control() {
             self.change(seen);
         }
@@ -161,6 +176,11 @@ impl State {
         self.held.first_key_value().map_or(&self.observed, |(_, before)| before)
     }
 
+    /// Where the next owner has to begin to read, beside the checkpoint.
+    pub fn replay_from(&self) -> EntryId {
+        self.keys_from.map_or(self.observed.id, |keys_from| keys_from.min(self.observed.id))
+    }
+
     pub fn vchannels(&self) -> &BTreeMap<String, VChannel> {
         &self.vchannels
     }
@@ -178,6 +198,6 @@ impl State {
             Some(Change::VChannel(name, vchannel))
         });
         let components = gone.chain(changed).chain(self.segments.take_changes()).collect();
-        Changes { components, checkpoint: self.checkpoint().clone() }
+        Changes { components, checkpoint: self.checkpoint().clone(), keys_from: self.keys.start() }
     }
 }

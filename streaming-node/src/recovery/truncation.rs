@@ -1,4 +1,5 @@
-//! Giving up the part of a log that nobody needs: what lies before the checkpoint and before every registered consumer.
+//! Giving up the part of a log that nobody needs: what lies before the checkpoint, before every registered consumer, and
+//! before the newest idempotency keys.
 //!
 //! A consumer registers by saying from where on it needs the log, under the name of the vchannel it reads, or of the
 //! pchannel when it reads all of it. As long as a vchannel has no such consumer, somebody may come who needs everything,
@@ -8,10 +9,7 @@ use std::collections::BTreeMap;
 
 use woodpecker::{EntryId, Log, LogError};
 
-use super::{
-    catalog::{Catalog, CatalogError},
-    state::Checkpoint,
-};
+use super::catalog::{Catalog, CatalogError, Changes};
 use crate::metrics;
 
 /// Why a log was not truncated; nothing depends on it.
@@ -28,13 +26,14 @@ pub enum TruncateError {
 pub async fn truncate(
     log: &Log,
     catalog: &Catalog,
-    checkpoint: &Checkpoint,
+    changes: &Changes,
     vchannels: Vec<String>,
 ) -> Result<Option<u64>, TruncateError> {
     let consumers = catalog.consumers().await?;
     let slowest = consumers.values().map(|position| position.tick).min();
     let positions = consumers.into_iter().map(|(name, position)| (name, position.id)).collect();
-    let Some(needed) = needed_from(log.name(), checkpoint.id, &vchannels, &positions) else { return Ok(slowest) };
+    let own = changes.keys_from.map_or(changes.checkpoint.id, |keys_from| keys_from.min(changes.checkpoint.id));
+    let Some(needed) = needed_from(log.name(), own, &vchannels, &positions) else { return Ok(slowest) };
     // Space comes back a segment at a time.
     let Some(segment) = needed.segment.checked_sub(1).filter(|segment| *segment > 0) else { return Ok(slowest) };
     let end = EntryId { segment, entry: u64::MAX };
@@ -43,16 +42,16 @@ pub async fn truncate(
     Ok(slowest)
 }
 
-/// The first entry that somebody needs; `None` when that cannot be known.
+/// The first entry that somebody needs, the next owner from `own` on; `None` when that cannot be known.
 fn needed_from(
     pchannel: &str,
-    checkpoint: EntryId,
+    own: EntryId,
     vchannels: &[String],
     consumers: &BTreeMap<String, EntryId>,
 ) -> Option<EntryId> {
     let slowest = consumers.values().min()?;
     let covered = |vchannel: &String| consumers.contains_key(vchannel) || consumers.contains_key(pchannel);
-    vchannels.iter().all(covered).then(|| checkpoint.min(*slowest))
+    vchannels.iter().all(covered).then(|| own.min(*slowest))
 }
 
 #[cfg(test)]

@@ -1,12 +1,15 @@
 //! Appends that are sent again, and messages that fill more than one entry.
 
+use std::time::Duration;
+
 use streaming_types::{DeliverPolicy, MessageId, StreamingCode, TxnContext};
 
 use super::{
-    harness::{VCHANNEL, World, id, insert, rw, text},
+    harness::{PCHANNEL, VCHANNEL, World, eventually, id, insert, rw, text},
     parts::{begin, commit, delete, keyed},
+    recovery::{report, until_saved},
 };
-use crate::Settings;
+use crate::{Recovery, Settings};
 
 const OTHER: &str = "by-dev-rootcoord-dml_0_2v0";
 
@@ -63,6 +66,42 @@ async fn next_owner_knows_the_keys_and_the_results() {
     let mut consume = node.consumer(&rw(2), DeliverPolicy::All, &[]).await;
     let expected: Vec<_> = (0..=500).map(|n| n.to_string()).collect();
     assert_eq!(consume.payloads(501).await, expected);
+}
+
+#[tokio::test]
+async fn truncation_leaves_the_newest_keys_to_the_next_owner() {
+    let world = World::new();
+    let persist_interval = Duration::from_millis(20);
+    let recovery = Recovery { persist_interval, window_bytes: 2 << 20, ..Recovery::default() };
+    let settings = || Settings { recovery: recovery.clone(), ..Settings::default() };
+    let node = world.node_with(1, settings()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let filler = "x".repeat(200_000);
+    let message = |n: u32| keyed(insert(VCHANNEL, &format!("{n} {filler}")).into(), format!("key {n}")).into();
+    let mut results = Vec::new();
+    for n in 0..30 {
+        results.push(produce.append(message(n)).await.unwrap());
+    }
+    // Nobody else needs any of it.
+    until_saved(&world, results[29].timetick).await;
+    report(&node, PCHANNEL, id(&results[29])).await.unwrap();
+    produce.append(insert(VCHANNEL, "more")).await.unwrap();
+    let log = node.logs.open_log(PCHANNEL).await.unwrap();
+    let truncated = async || log.describe().await.unwrap().truncated;
+    let truncated = eventually(&world, "truncation", truncated).await;
+    assert!(truncated.segment >= id(&results[0]).to_u64().0, "{truncated}");
+    drop(node);
+
+    let node = world.node_with(2, settings()).await;
+    node.assign(&rw(2)).await.unwrap();
+    let mut produce = node.producer(&rw(2)).await;
+    // Each is twice as large as the filler, which it carries as a property too.
+    for n in 25..30 {
+        assert_eq!(produce.append(message(n)).await.as_ref(), Ok(&results[n as usize]), "message {n}");
+    }
+    let anew = produce.append(message(0)).await.unwrap();
+    assert!(anew != results[0], "what is older than the span is forgotten with its log");
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ const WAL: &str = "by-dev/meta/streamingnode-meta/wal/by-dev-rootcoord-dml_0";
 
 /// Writes checkpoints all the time.
 fn eager() -> Settings {
-    let recovery = Recovery { persist_interval: Duration::from_millis(20), ..Recovery::default() };
+    let recovery = Recovery { persist_interval: Duration::from_millis(20), window_bytes: 0, ..Recovery::default() };
     Settings { recovery, ..Settings::default() }
 }
 
@@ -36,7 +36,7 @@ async fn checkpoint(world: &World) -> Option<(MessageId, u64)> {
     Some((MessageId::from_proto(checkpoint.message_id.as_ref()).unwrap(), checkpoint.time_tick))
 }
 
-async fn until_saved(world: &World, tick: u64) {
+pub async fn until_saved(world: &World, tick: u64) {
     let saved = async || checkpoint(world).await.filter(|(_, saved)| *saved >= tick);
     eventually(world, "a checkpoint", saved).await;
 }
@@ -121,7 +121,7 @@ async fn broadcasts_are_acknowledged_before_the_checkpoint_passes_them() {
     assert!(world.acks.acked.lock().unwrap().contains(&id(&first)), "the next owner does");
 }
 
-async fn report(node: &TestNode, channel: &str, position: MessageId) -> Result<(), StreamingCode> {
+pub async fn report(node: &TestNode, channel: &str, position: MessageId) -> Result<(), StreamingCode> {
     let position = MsgPosition { msg_id: position.to_bytes().into(), ..MsgPosition::default() };
     let request = UpdateChannelCheckpointRequest {
         v_channel: channel.to_owned(),

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
 use futures::stream::FuturesOrdered;
-use streaming_types::PChannel;
+use streaming_types::{ImmutableMessage, PChannel};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -19,7 +19,6 @@ use super::{
     mvcc::Mvcc,
     publisher::Publisher,
     record::{BadRecord, Stored},
-    recovery::{self, Recovered, ReplayError},
     scanner::ScanEdges,
     sessions::SharedSessions,
     ticks::Ticks,
@@ -33,7 +32,7 @@ use crate::{
         catalog::{Catalog, CatalogError},
         follower::Follower,
         keeper::{Ends, Keeper, Progress},
-        replay::{self, Replayed},
+        replay::{self, ReplayError, Replayed},
         seen::Seen,
         state::State,
     },
@@ -138,20 +137,20 @@ impl Opener {
         let root = &self.settings.metadata_root;
         let catalog = Catalog::claim(Arc::clone(&self.metadata), root, channel.name(), channel.term()).await?;
         let writer = Arc::new(log.open_writer().await?);
-        let recovered = recovery::replay(&log, self.settings.idempotency_bytes).await?;
-        let kept = self.recover(&log, catalog).await?;
-        let (live, buffer) = self.begin(channel, node, writer, recovered, kept, ended.clone()).await?;
+        let recovered = self.recover(&log, catalog).await?;
+        let (live, buffer) = self.begin(channel, node, writer, recovered, ended.clone()).await?;
         Ok(Wal { channel: channel.clone(), scan: scan(log, Some(buffer)), live: Some(live) })
     }
 
     /// Brings the state in the metadata up to the end of the log.
-    async fn recover(&self, log: &Log, catalog: Catalog) -> Result<Kept, OpenError> {
-        let mut state = State::from_persisted(catalog.load().await?);
+    async fn recover(&self, log: &Log, catalog: Catalog) -> Result<(Kept, Replayed), OpenError> {
+        let Settings { recovery, idempotency_bytes, .. } = &*self.settings;
+        let mut state = State::from_persisted(catalog.load().await?, recovery.window_bytes);
         let began = self.clock.now();
-        let replayed = replay::replay(log, &mut state).await?;
+        let replayed = replay::replay(log, &mut state, *idempotency_bytes).await?;
         let took = self.clock.now() - began;
         tracing::info!(log = log.name(), bytes = replayed.bytes, ?took, "replayed");
-        Ok(Kept { log: log.clone(), catalog, state, replayed })
+        Ok((Kept { log: log.clone(), catalog, state }, replayed))
     }
 
     /// Begins the term with a persisted tick that is greater than every tick before it, and starts to serve.
@@ -160,11 +159,10 @@ impl Opener {
         channel: &PChannel,
         node: i64,
         writer: Arc<Writer>,
-        recovered: Recovered,
-        kept: Kept,
+        (kept, replayed): (Kept, Replayed),
         ended: CancellationToken,
     ) -> Result<(Live, Arc<Buffer>), OpenError> {
-        let Recovered { last_tick, sessions, windows } = recovered;
+        let Replayed { last_tick, sessions, windows, bytes, broadcasts } = replayed;
         let pchannel: Arc<str> = channel.name().into();
         let ticks = Ticks::above(last_tick, Arc::clone(&self.timestamps), self.clock.clone(), &self.random).await;
         let ticks = SharedTicks::new(ticks);
@@ -228,7 +226,7 @@ impl Opener {
         let appends = self.appends(inbox);
         let catalog = kept.catalog.clone();
         let still = ends.ended.clone();
-        let progress = self.keep(kept, &first, Arc::clone(&buffer), ends, &tasks);
+        let progress = self.keep(kept, (bytes, broadcasts), &first, Arc::clone(&buffer), ends, &tasks);
         let gauges =
             Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress), buffer: Arc::clone(&buffer) };
         self.look_after(channel, &tasks, &appends, (shards, sessions), gauges, still);
@@ -288,8 +286,15 @@ impl Opener {
     }
 
     /// Keeps up with the WAL from its first tick on what its next owner needs.
-    fn keep(&self, kept: Kept, first: &Stored, buffer: Arc<Buffer>, ends: Ends, tasks: &Tasks) -> Arc<Progress> {
-        let Kept { log, catalog, mut state, replayed } = kept;
+    fn keep(
+        &self,
+        Kept { log, catalog, mut state }: Kept,
+        (taken, broadcasts): (u64, Vec<ImmutableMessage>),
+        first: &Stored,
+        buffer: Arc<Buffer>,
+        ends: Ends,
+        tasks: &Tasks,
+    ) -> Arc<Progress> {
         state.apply(&Seen::of(first));
         let progress = Arc::new(Progress::at(first.id, first.tick));
         let keeper = Keeper {
@@ -303,10 +308,10 @@ impl Opener {
             random: self.random.clone(),
             settings: self.settings.recovery.clone(),
             progress: Arc::clone(&progress),
-            taken: replayed.bytes,
+            taken,
             saved: 0,
         };
-        tasks.spawn(keeper.run(replayed.broadcasts, ends));
+        tasks.spawn(keeper.run(broadcasts, ends));
         progress
     }
 }
@@ -326,7 +331,6 @@ struct Kept {
     log: Log,
     catalog: Catalog,
     state: State,
-    replayed: Replayed,
 }
 
 /// Messages that wait for the appender at most. The budget charges each at least its share, so there is always room.

@@ -54,13 +54,6 @@ impl Stored {
         message.properties.set_last_confirmed(message_id(confirmed).ok_or(BadRecord::BadId(confirmed))?);
         Self::new(last, message)
     }
-
-    /// Where a reader has to start that wants every message with a larger tick.
-    pub fn confirmed(&self) -> Result<EntryId, BadRecord> {
-        let confirmed = self.message.last_confirmed().map_err(|error| BadRecord::Property { id: self.id, error })?;
-        let (segment, entry) = confirmed.to_u64();
-        Ok(EntryId { segment, entry })
-    }
 }
 
 /// The id on the wire of what stands at an entry.
@@ -162,7 +155,7 @@ mod tests {
         assert!(stored.message.properties.is_not_persisted());
         let confirmed = Some(EntryId { segment: 1, entry: 7 });
         let stored = Stored::memory_tick(Watermark { tick: 9, last, confirmed }, 1).unwrap();
-        assert_eq!(stored.confirmed(), Ok(EntryId { segment: 1, entry: 7 }));
+        assert_eq!(stored.message.last_confirmed(), Ok(MessageId::new(1, 7)));
     }
 
     proptest! {

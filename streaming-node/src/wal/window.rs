@@ -11,8 +11,9 @@ use std::{
 
 use super::{
     group::{Append, Placed},
-    record::Stored,
+    record::message_id,
 };
+use crate::recovery::seen::Seen;
 
 /// What an entry costs beside its key.
 const ENTRY_COST: usize = 160;
@@ -120,12 +121,11 @@ impl Windows {
     }
 
     /// Takes a message of the log.
-    pub fn observe(&mut self, message: &Stored) {
-        let properties = &message.message.properties;
-        let (Some(key), Some(vchannel)) = (key_of(properties), properties.vchannel()) else { return };
-        let (Ok(last_confirmed), Ok(txn)) = (message.message.last_confirmed(), properties.txn()) else { return };
-        let placed = Placed { id: message.message.id, tick: message.tick, last_confirmed, txn };
-        self.done(vchannel, key, placed);
+    pub fn observe(&mut self, seen: &Seen<'_>) {
+        let Some(key) = seen.key() else { return };
+        let (Some(id), Some(last_confirmed)) = (message_id(seen.id), message_id(seen.last_confirmed())) else { return };
+        let placed = Placed { id, tick: seen.tick, last_confirmed, txn: seen.txn() };
+        self.done(seen.vchannel().unwrap_or_default(), key, placed);
     }
 
     fn share(&self) -> usize {
