@@ -5,20 +5,24 @@
 
 mod load;
 mod logstore;
+mod rate_limit;
 mod secret;
+mod segments;
 mod storage;
+mod streaming;
 mod validate;
 
 use std::{path::PathBuf, time::Duration};
 
-use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
     load::{Sources, load},
     logstore::LogStore,
     secret::Secret,
+    segments::{DataCoord, segments},
     storage::{AffinityMode, Etcd, Metastore, MetastoreType, Minio, Quorum, SelectStrategy, StorageType, Woodpecker},
+    streaming::Streaming,
 };
 
 /// Everything that can be set.
@@ -30,6 +34,7 @@ pub(crate) struct Config {
     pub(crate) root_coord: RootCoord,
     pub(crate) streaming_node: StreamingNode,
     pub(crate) streaming: Streaming,
+    pub(crate) data_coord: DataCoord,
     pub(crate) metastore: Metastore,
     pub(crate) etcd: Etcd,
     pub(crate) woodpecker: Woodpecker,
@@ -123,67 +128,19 @@ pub(crate) struct StreamingNode {
     pub(crate) ip: String,
     pub(crate) port: u16,
     pub(crate) advertise: String,
+    /// How long a start waits for a metadata store that is away.
+    #[serde(with = "humantime_serde")]
+    pub(crate) start_timeout: Duration,
 }
 
 impl Default for StreamingNode {
     fn default() -> Self {
-        Self { ip: "127.0.0.1".into(), port: 22222, advertise: String::new() }
-    }
-}
-
-/// The stream service on top of the logs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Streaming {
-    pub(crate) wal_write_ahead_buffer: WriteAheadBuffer,
-    /// Cadence of the ticks an idle consumer sees.
-    #[serde(with = "humantime_serde")]
-    pub(crate) time_tick_interval: Duration,
-    /// Largest message, payload and properties together.
-    pub(crate) max_message_size: ByteSize,
-    pub(crate) wal_balancer: WalBalancer,
-}
-
-impl Default for Streaming {
-    fn default() -> Self {
         Self {
-            wal_write_ahead_buffer: WriteAheadBuffer::default(),
-            time_tick_interval: Duration::from_millis(200),
-            max_message_size: ByteSize::mib(16),
-            wal_balancer: WalBalancer::default(),
+            ip: "127.0.0.1".into(),
+            port: 22222,
+            advertise: String::new(),
+            start_timeout: streaming_node::Settings::default().start_timeout,
         }
-    }
-}
-
-/// How channels are spread over nodes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct WalBalancer {
-    /// How often the balance is looked at when nothing happens.
-    #[serde(with = "humantime_serde")]
-    pub(crate) trigger_interval: Duration,
-    /// A new cluster assigns nothing before this many nodes are there; 0 waits for none.
-    pub(crate) expected_initial_streaming_node_num: u32,
-}
-
-impl Default for WalBalancer {
-    fn default() -> Self {
-        Self { trigger_interval: Duration::from_secs(60), expected_initial_streaming_node_num: 0 }
-    }
-}
-
-/// Recent messages kept in memory for subscribers at the tail, per WAL.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct WriteAheadBuffer {
-    pub(crate) capacity: ByteSize,
-    #[serde(with = "humantime_serde")]
-    pub(crate) keepalive: Duration,
-}
-
-impl Default for WriteAheadBuffer {
-    fn default() -> Self {
-        Self { capacity: ByteSize::mib(64), keepalive: Duration::from_secs(30) }
     }
 }
 

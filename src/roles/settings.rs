@@ -1,6 +1,10 @@
 //! What of the configuration concerns each role.
 
-use crate::config::Config;
+use anyhow::anyhow;
+use bytesize::ByteSize;
+use streaming_node::SettingsError;
+
+use crate::config::{Config, segments};
 
 /// The coordinator's.
 pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
@@ -22,21 +26,74 @@ pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
 
 /// A node's.
 pub(super) fn node(config: &Config) -> anyhow::Result<streaming_node::Settings> {
-    let buffer = &config.streaming.wal_write_ahead_buffer;
-    Ok(streaming_node::Settings {
+    let streaming = &config.streaming;
+    let buffer = &streaming.wal_write_ahead_buffer;
+    let bytes = |size: ByteSize| usize::try_from(size.as_u64());
+    let settings = streaming_node::Settings {
         cluster: config.msg_channel.chan_name_prefix.cluster.clone(),
         metadata_root: config.meta_root(),
         advertised_address: advertised(&config.streaming_node.advertise),
+        version: streaming_node::Settings::default().version,
         session_ttl: config.common.session.ttl,
-        max_message_bytes: usize::try_from(config.streaming.max_message_size.as_u64())?,
-        in_flight_bytes: usize::try_from(config.woodpecker.client.segment_append.max_in_flight.as_u64())?,
-        buffer_bytes: usize::try_from(buffer.capacity.as_u64())?,
+        max_message_bytes: bytes(streaming.max_message_size)?,
+        entry_bytes: bytes(streaming.max_entry_size)?,
+        in_flight_bytes: bytes(config.woodpecker.client.segment_append.max_in_flight)?,
+        producer_in_flight_bytes: bytes(streaming.producer_max_in_flight)?,
+        buffer_bytes: bytes(buffer.capacity)?,
+        node_buffer_bytes: bytes(buffer.node_capacity)?,
         buffer_age: buffer.keepalive,
-        heartbeat: config.streaming.time_tick_interval,
-        ..streaming_node::Settings::default()
-    })
+        heartbeat: streaming.time_tick_interval,
+        close_timeout: streaming.wal_close.graceful_timeout,
+        append_timeout: streaming.wal_append.timeout,
+        append_slow_threshold: streaming.logging.append_slow_threshold,
+        start_timeout: config.streaming_node.start_timeout,
+        idempotency_bytes: bytes(streaming.idempotency.max_bytes_per_window)?,
+        recovery: streaming_node::Recovery {
+            persist_interval: streaming.wal_recovery.persist_interval,
+            persist_bytes: streaming.wal_recovery.persist_size.as_u64(),
+            window_bytes: streaming.idempotency.recovery_size.as_u64(),
+        },
+        flow: streaming.wal_rate_limit.flow(),
+        segments: segments(&config.data_coord.segment, &streaming.flush),
+    };
+    settings.validate().map_err(|SettingsError { key, problem }| anyhow!("{}: {problem}", key_of(key)))?;
+    Ok(settings)
+}
+
+/// Where an operator sets what a node calls `name`.
+fn key_of(name: &'static str) -> &'static str {
+    match name {
+        "cluster" => "msgChannel.chanNamePrefix.cluster",
+        "metadata_root" => "etcd.rootPath",
+        "advertised_address" => "streamingNode.advertise",
+        "session_ttl" => "common.session.ttl",
+        "max_message_bytes" => "streaming.maxMessageSize",
+        "entry_bytes" => "streaming.maxEntrySize",
+        "in_flight_bytes" => "woodpecker.client.segmentAppend.maxInFlight",
+        "producer_in_flight_bytes" => "streaming.producerMaxInFlight",
+        "heartbeat" => "streaming.timeTickInterval",
+        "close_timeout" => "streaming.walClose.gracefulTimeout",
+        "append_timeout" => "streaming.walAppend.timeout",
+        "recovery.persist_interval" => "streaming.walRecovery.persistInterval",
+        "flow.burst" => "streaming.walRateLimit.defaultBurst",
+        "flow.memory" => "streaming.walRateLimit.nodeMemory",
+        "flow.tail" => "streaming.walRateLimit.recoveryStorage",
+        "flow.lag" => "streaming.walRateLimit.consumerLag",
+        "flow.rate" => "streaming.walRateLimit.appendRate",
+        "segments.max_bytes" => "dataCoord.segment.maxSize",
+        "segments.seal_percent" => "dataCoord.segment.sealProportion",
+        "segments.jitter_percent" => "dataCoord.segment.sealProportionJitter",
+        "segments.lifetime" => "dataCoord.segment.maxLife",
+        "segments.memory_percent" => "streaming.flush.memoryThreshold",
+        "segments.growing_high_percent" => "streaming.flush.growingSegmentBytesHwmThreshold",
+        "segments.growing_low_percent" => "streaming.flush.growingSegmentBytesLwmThreshold",
+        other => other,
+    }
 }
 
 fn advertised(address: &str) -> Option<String> {
     (!address.is_empty()).then(|| address.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+//! The stream service on top of the logs.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+use super::{rate_limit::WalRateLimit, segments::Flush};
+
+/// See the module.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Streaming {
+    pub(crate) wal_write_ahead_buffer: WriteAheadBuffer,
+    /// Cadence of the ticks an idle consumer sees.
+    #[serde(with = "humantime_serde")]
+    pub(crate) time_tick_interval: Duration,
+    /// Largest message, payload and properties together.
+    pub(crate) max_message_size: ByteSize,
+    /// Largest entry of a log; a larger message is split into several, which no client sees.
+    pub(crate) max_entry_size: ByteSize,
+    /// What one producer may have in flight.
+    pub(crate) producer_max_in_flight: ByteSize,
+    pub(crate) logging: Logging,
+    pub(crate) wal_append: WalAppend,
+    pub(crate) wal_close: WalClose,
+    pub(crate) wal_recovery: WalRecovery,
+    /// Boxed, as the largest of all.
+    pub(crate) wal_rate_limit: Box<WalRateLimit>,
+    pub(crate) idempotency: Idempotency,
+    pub(crate) flush: Flush,
+    pub(crate) wal_balancer: WalBalancer,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self {
+            wal_write_ahead_buffer: WriteAheadBuffer::default(),
+            time_tick_interval: Duration::from_millis(200),
+            max_message_size: ByteSize::mib(16),
+            max_entry_size: ByteSize::mib(2),
+            producer_max_in_flight: ByteSize::mib(32),
+            logging: Logging::default(),
+            wal_append: WalAppend::default(),
+            wal_close: WalClose::default(),
+            wal_recovery: WalRecovery::default(),
+            wal_rate_limit: Box::default(),
+            idempotency: Idempotency::default(),
+            flush: Flush::default(),
+            wal_balancer: WalBalancer::default(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Logging {
+    /// An append that takes longer is logged, for each producer no more often than once a second.
+    #[serde(with = "humantime_serde")]
+    pub(crate) append_slow_threshold: Duration,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { append_slow_threshold: Duration::from_secs(1) }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WalAppend {
+    /// How long an append may be without an outcome before its WAL is given up, so that another owner serves it.
+    #[serde(with = "humantime_serde")]
+    pub(crate) timeout: Duration,
+}
+
+impl Default for WalAppend {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(60) }
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WalClose {
+    /// How long closing a WAL may take before what is left is given up.
+    #[serde(with = "humantime_serde")]
+    pub(crate) graceful_timeout: Duration,
+}
+
+impl Default for WalClose {
+    fn default() -> Self {
+        Self { graceful_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// How often a WAL writes down how far it is done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WalRecovery {
+    /// The longest time between two checkpoints of a WAL that is written to.
+    #[serde(with = "humantime_serde")]
+    pub(crate) persist_interval: Duration,
+    /// The most that is written between two checkpoints, which is about what the next owner replays.
+    pub(crate) persist_size: ByteSize,
+}
+
+impl Default for WalRecovery {
+    fn default() -> Self {
+        Self { persist_interval: Duration::from_secs(10), persist_size: ByteSize::mib(64) }
+    }
+}
+
+/// What is remembered of appends, so that one that is sent again is stored once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Idempotency {
+    /// Keys and results of one vchannel; four times as much of one WAL.
+    pub(crate) max_bytes_per_window: ByteSize,
+    /// How much of a log's end the next owner reads for them. So much is kept of a log, whoever else is done with it.
+    pub(crate) recovery_size: ByteSize,
+}
+
+impl Default for Idempotency {
+    fn default() -> Self {
+        Self { max_bytes_per_window: ByteSize::mib(16), recovery_size: ByteSize::mib(32) }
+    }
+}
+
+/// How channels are spread over nodes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WalBalancer {
+    /// How often the balance is looked at when nothing happens.
+    #[serde(with = "humantime_serde")]
+    pub(crate) trigger_interval: Duration,
+    /// A new cluster assigns nothing before this many nodes are there; 0 waits for none.
+    pub(crate) expected_initial_streaming_node_num: u32,
+}
+
+impl Default for WalBalancer {
+    fn default() -> Self {
+        Self { trigger_interval: Duration::from_secs(60), expected_initial_streaming_node_num: 0 }
+    }
+}
+
+/// Recent messages kept in memory for subscribers at the tail.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WriteAheadBuffer {
+    /// Of one WAL.
+    pub(crate) capacity: ByteSize,
+    /// Of all WALs of a node together.
+    pub(crate) node_capacity: ByteSize,
+    #[serde(with = "humantime_serde")]
+    pub(crate) keepalive: Duration,
+}
+
+impl Default for WriteAheadBuffer {
+    fn default() -> Self {
+        Self { capacity: ByteSize::mib(64), node_capacity: ByteSize::gib(1), keepalive: Duration::from_secs(30) }
+    }
+}
