@@ -14,3 +14,4 @@ mod produce;
 mod raw;
 mod server;
 mod standard;
+mod txn;
