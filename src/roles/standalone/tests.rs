@@ -303,7 +303,8 @@ async fn what_the_node_refuses_the_caller_hears(world: World) {
     let orphan = world.soon(producer.append(body).await.unwrap()).await;
     let Err(AppendError::Refused(error)) = orphan else { panic!("{orphan:?}") };
     assert_eq!(error.code(), StreamingCode::TransactionExpired);
-    let large = insert(VCHANNEL, &"x".repeat(17 << 20));
+    let large = MessageBuilder::new(&DeleteMessageHeader::default()).vchannel(VCHANNEL);
+    let large = large.payload("x".repeat(17 << 20)).build().unwrap();
     let large = world.soon(producer.append(large).await.unwrap()).await;
     let Err(AppendError::Refused(error)) = large else { panic!("{large:?}") };
     assert_eq!(error.code(), StreamingCode::Unrecoverable);

@@ -139,7 +139,8 @@ async fn collections_and_segments_are_kept_in_the_keys_of_the_protocol() {
     let drop = MessageBuilder::new(&DropCollectionMessageHeader { collection_id: 7, db_id: 1 });
     apply(&mut state, 5, &written(5, drop.vchannel("p_0_7v0").payload("x").build().unwrap()));
     catalog.save(&state.take_changes()).await.unwrap();
-    assert_eq!(keys(&store).await, ["consume-checkpoint", "term"], "a dropped collection leaves nothing behind");
+    let of_wal = ["consume-checkpoint", "idempotency-keys-from", "term"];
+    assert_eq!(keys(&store).await, of_wal, "a dropped collection leaves nothing behind");
 }
 
 #[tokio::test]
