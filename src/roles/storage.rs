@@ -128,7 +128,7 @@ pub(crate) async fn logs(
     let mut client = Client::new(settings, metadata, backends, clock.clone(), random.clone(), tasks.clone());
     if let Some(store) = objects {
         let settings = SealedSettings::default();
-        client = client.with_sealed(SealedStore::new(store, settings, clock.clone(), random.clone(), tasks.clone()));
+        client = client.with_sealed(SealedStore::new(store, settings, clock.clone(), random.clone()));
     }
     client.claim_media().await.context("woodpecker.storage and minio")?;
     Ok(client)

@@ -14,7 +14,7 @@ use woodpecker_base::{
 };
 
 use crate::{
-    process::{Role, printed},
+    process::{Role, printed, run},
     stores::LogStore,
 };
 
@@ -133,8 +133,17 @@ impl Cluster {
 
     /// What a verb about a log prints as JSON. It opens the media itself.
     pub(crate) fn log(&self, verb: &[&str]) -> anyhow::Result<Value> {
-        let arguments = ["log"].into_iter().chain(self.arguments.iter().map(String::as_str));
-        Ok(serde_json::from_slice(&printed(arguments.chain(verb.iter().copied()).chain(["--json"]))?)?)
+        Ok(serde_json::from_slice(&printed(self.log_arguments(verb))?)?)
+    }
+
+    /// As [`Self::log`], and the verb may find that something is wrong.
+    pub(crate) fn log_in_any_state(&self, verb: &[&str]) -> anyhow::Result<Value> {
+        Ok(serde_json::from_slice(&run(self.log_arguments(verb))?.stdout)?)
+    }
+
+    fn log_arguments<'a>(&'a self, verb: &'a [&str]) -> impl Iterator<Item = &'a str> {
+        let settings = self.arguments.iter().map(String::as_str);
+        ["log"].into_iter().chain(settings).chain(verb.iter().copied()).chain(["--json"])
     }
 
     /// Which of the nodes serves a channel.

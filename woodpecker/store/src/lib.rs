@@ -1,6 +1,7 @@
 //! How entries are kept on a medium: formats, volumes on disk and in object storage, and the one seam the engine sees.
 
 pub mod backend;
+mod cache;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod disk;

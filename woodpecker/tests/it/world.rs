@@ -174,7 +174,7 @@ impl World {
     ) -> Process {
         let random = Random::seeded(self.random.u64());
         let sealed = SealedSettings { run_bytes: self.run_bytes, ..SealedSettings::default() };
-        let sealed = SealedStore::new(self.objects.clone(), sealed, Clock::system(), random.clone(), tasks.clone());
+        let sealed = SealedStore::new(self.objects.clone(), sealed, Clock::system(), random.clone());
         let client = Client::new(settings, store, backends, Clock::system(), random, tasks.clone()).with_sealed(sealed);
         Process { client, tasks, metadata }
     }

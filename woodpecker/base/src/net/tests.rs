@@ -81,6 +81,11 @@ async fn check(connector: &Connector, address: &str) -> Result<(), Status> {
     client(connector, address).check(HealthCheckRequest::default()).await.map(drop)
 }
 
+/// The transport failed, at whatever step: its codes differ, an answer has no source.
+fn never_answered(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
 fn with_tls(pem: &Pem) -> Connector {
     tcp_connector().with_tls(ClientTls::grpc(pem, None).unwrap())
 }
@@ -93,7 +98,7 @@ async fn only_who_trusts_the_server_and_speaks_tls_gets_through() {
     let cases = [("plaintext", tcp_connector()), ("another authority", with_tls(&stranger.trust()))];
     for (what, connector) in cases {
         let refused = check(&connector, &address).await.unwrap_err();
-        assert_eq!(refused.code(), Code::Unavailable, "{what}: {refused:?}");
+        assert!(never_answered(&refused), "{what}: {refused:?}");
     }
     // The server lives, and a client that speaks TLS to one that does not is no better off.
     check(&with_tls(&ours.trust()), &address).await.unwrap();
@@ -213,7 +218,7 @@ async fn connections_beyond_the_limit_are_closed_until_one_goes() {
     let mut first = client(&tcp_connector(), &address);
     first.check(HealthCheckRequest::default()).await.unwrap();
     let refused = check(&tcp_connector(), &address).await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(never_answered(&refused), "{refused:?}");
     first.check(HealthCheckRequest::default()).await.unwrap();
     drop(first);
     let clock = Clock::system();

@@ -18,9 +18,6 @@ use crate::{
     format::FormatError,
 };
 
-/// Groups of blocks that are fetched ahead of a reader that goes forward.
-const AHEAD: usize = 8;
-
 /// The entries of one sealed segment.
 #[derive(Debug)]
 pub struct SealedReader {
@@ -54,23 +51,6 @@ impl SealedReader {
         }
         Ok(index)
     }
-
-    /// Who comes from the group before will want those after.
-    fn fetch_ahead(&self, index: &Arc<RunIndex>, group: usize) {
-        let id = index.contents.run;
-        if group.checked_sub(1).is_some_and(|before| !self.store.has_group(id, before)) {
-            return;
-        }
-        for number in (group + 1..index.groups()).take(AHEAD) {
-            if !self.store.has_group(id, number) {
-                let (store, index) = (self.store.clone(), index.clone());
-                self.store.tasks.spawn_until_stopped(async move {
-                    // What fails here fails again, and is told, when it is read.
-                    let _ = store.group(&index, number).await;
-                });
-            }
-        }
-    }
 }
 
 #[async_trait]
@@ -81,7 +61,6 @@ impl SegmentReader for SealedReader {
         while next < self.entries {
             let index = self.index(next).await?;
             let number = index.group_of(next);
-            self.fetch_ahead(&index, number);
             let group = self.store.group(&index, number).await?;
             let skip = next.checked_sub(group.first).and_then(|skip| usize::try_from(skip).ok());
             let found = skip.and_then(|skip| group.entries.get(skip..)).unwrap_or_default();

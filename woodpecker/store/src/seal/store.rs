@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
-use quick_cache::{Weighter, sync::Cache};
-use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
+use quick_cache::Weighter;
+use woodpecker_base::{clock::Clock, random::Random};
 use woodpecker_core::{
     ids::{LogId, SealId, SegmentKey},
     record::{Sealed, SealedRun},
@@ -16,7 +16,12 @@ use super::{
     reader::SealedReader,
     run::{Run, contents, slice},
 };
-use crate::{backend::StoreError, format::FormatError, object::requests::Requests};
+use crate::{
+    backend::StoreError,
+    cache::{Cache, cache},
+    format::FormatError,
+    object::requests::Requests,
+};
 
 /// Blocks are read in groups of about this many bytes before compression, each with one request: a group is taken apart
 /// and kept as one, and a little of what is stored may be much of what was written.
@@ -46,7 +51,6 @@ impl Default for SealedSettings {
 pub struct SealedStore {
     requests: Requests,
     pub(super) settings: SealedSettings,
-    pub(super) tasks: Tasks,
     indexes: Cache<RunId, Arc<RunIndex>, InBytes>,
     groups: Cache<(RunId, usize), Group, InBytes>,
 }
@@ -95,24 +99,16 @@ impl Weighter<(RunId, usize), Group> for InBytes {
 }
 
 impl SealedStore {
-    /// Access to what is, and will be, in `store`. Makes no request; reads ahead in `tasks`.
+    /// Access to what is, and will be, in `store`. Makes no request.
     #[must_use]
-    pub fn new(
-        store: Arc<dyn ObjectStore>,
-        settings: SealedSettings,
-        clock: Clock,
-        random: Random,
-        tasks: Tasks,
-    ) -> Arc<Self> {
-        let items = |bytes: u64| usize::try_from(bytes >> 16).unwrap_or(usize::MAX).max(16);
+    pub fn new(store: Arc<dyn ObjectStore>, settings: SealedSettings, clock: Clock, random: Random) -> Arc<Self> {
         let (indexes, groups) = (settings.cache_bytes / 16, settings.cache_bytes - settings.cache_bytes / 16);
         let requests = Requests { store, clock, random, timeout: settings.request_timeout };
         Arc::new(Self {
             requests,
             settings,
-            tasks,
-            indexes: Cache::with_weighter(items(indexes), indexes, InBytes),
-            groups: Cache::with_weighter(items(groups), groups, InBytes),
+            indexes: cache(indexes, TAIL_GUESS, InBytes),
+            groups: cache(groups, GROUP_BYTES, InBytes),
         })
     }
 
@@ -220,11 +216,6 @@ impl SealedStore {
         };
         self.groups.get_or_insert_async(&(id, number), load).await
     }
-
-    /// Whether a group is at hand.
-    pub(super) fn has_group(&self, id: RunId, number: usize) -> bool {
-        self.groups.peek(&(id, number)).is_some()
-    }
 }
 
 impl fmt::Debug for SealedStore {
@@ -251,10 +242,6 @@ impl RunIndex {
             Some([from, to]) => self.contents.blocks.get(*from..*to).unwrap_or_default(),
             None => &[],
         }
-    }
-
-    pub fn groups(&self) -> usize {
-        self.bounds.len() - 1
     }
 
     /// The group with an entry that is in this run.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use object_store::{ObjectStore, ObjectStoreExt, memory::InMemory};
 use proptest::prelude::*;
 use test_peers::{S3, s3::Op};
-use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
+use woodpecker_base::{clock::Clock, random::Random};
 use woodpecker_core::{
     ids::{LogId, SealId, SegmentKey},
     record::{Compression, Sealed, SealedRun},
@@ -22,7 +22,7 @@ const ALL: [Compression; 3] = [Compression::None, Compression::Lz4, Compression:
 
 fn sealed_store(store: Arc<dyn ObjectStore>) -> Arc<SealedStore> {
     let settings = SealedSettings { cache_bytes: 8 << 20, ..SealedSettings::default() };
-    SealedStore::new(store, settings, Clock::system(), Random::seeded(1), Tasks::new())
+    SealedStore::new(store, settings, Clock::system(), Random::seeded(1))
 }
 
 fn memory() -> (Arc<InMemory>, Arc<SealedStore>) {

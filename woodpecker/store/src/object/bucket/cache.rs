@@ -3,11 +3,12 @@
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
-use quick_cache::{Weighter, sync};
+use quick_cache::Weighter;
 use woodpecker_core::ids::VolumeId;
 
 use crate::{
     backend::StoreError,
+    cache,
     format::{BatchHead, BlockEntry},
 };
 
@@ -71,19 +72,15 @@ impl Weighter<BlockKey, Entries> for InBytes {
 /// Loads of the same thing at the same time are one load.
 #[derive(Debug)]
 pub struct Cache {
-    heads: sync::Cache<HeadKey, Arc<Head>, InBytes>,
-    blocks: sync::Cache<BlockKey, Entries, InBytes>,
+    heads: cache::Cache<HeadKey, Arc<Head>, InBytes>,
+    blocks: cache::Cache<BlockKey, Entries, InBytes>,
 }
 
 impl Cache {
     /// An eighth of `bytes` is for heads.
     pub fn new(bytes: u64) -> Self {
         let (heads, blocks) = (bytes / 8, bytes - bytes / 8);
-        let items = |bytes: u64| usize::try_from(bytes >> 12).unwrap_or(usize::MAX).max(16);
-        Self {
-            heads: sync::Cache::with_weighter(items(heads), heads, InBytes),
-            blocks: sync::Cache::with_weighter(items(blocks), blocks, InBytes),
-        }
+        Self { heads: cache::cache(heads, 1 << 12, InBytes), blocks: cache::cache(blocks, 1 << 12, InBytes) }
     }
 
     pub async fn head(
