@@ -1,73 +1,81 @@
-//! HTTP for operators and probes: `/healthz`, `/livez`, `/readyz`, `/metrics`.
+//! HTTP for operators and probes: `/healthz`, `/livez`, `/readyz`, `/metrics`, `/log/level`, and the role's own pages.
 
-use std::{net::SocketAddr, time::Duration};
+mod guard;
+mod probes;
 
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
 use axum::{
     Json, Router,
-    extract::State,
-    http::{
-        HeaderMap, StatusCode,
-        header::{ACCEPT, CONTENT_TYPE},
-    },
-    response::{IntoResponse, Response},
+    extract::{ConnectInfo, DefaultBodyLimit, State, connect_info::Connected},
+    http::StatusCode,
+    middleware,
     routing::get,
+    serve::IncomingStream,
 };
+use futures::StreamExt;
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use woodpecker_base::{
     clock::Clock,
-    health::{Health, HealthReporter},
+    health::HealthReporter,
+    net::{Connection, Gate, Listener},
     tasks::Tasks,
 };
+
+use self::guard::Guard;
+use crate::telemetry::LogLevel;
 
 /// The roles of the process, by the names that the protocol has for them.
 pub(crate) type Roles = Vec<(&'static str, HealthReporter)>;
 
+/// How long a request may take that has come before the stop.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How often what the histograms hold is tidied up.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// After a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the pages show and do.
 #[derive(Clone)]
-struct Admin {
-    roles: Roles,
-    metrics: PrometheusHandle,
+pub(crate) struct Admin {
+    pub(crate) roles: Roles,
+    pub(crate) metrics: PrometheusHandle,
+    pub(crate) level: LogLevel,
+    /// The role's own pages.
+    pub(crate) pages: Router,
+    pub(crate) gate: Gate,
+    /// Largest request.
+    pub(crate) request_bytes: usize,
+    pub(crate) clock: Clock,
 }
 
 /// Serves the usual pages, and the role's own, until the tasks are stopped. Returns the bound address.
 ///
 /// # Errors
 /// The address cannot be bound.
-pub(crate) async fn serve(
-    address: SocketAddr,
-    roles: Roles,
-    metrics: PrometheusHandle,
-    pages: Router,
-    clock: Clock,
-    tasks: &Tasks,
-) -> anyhow::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
-    let upkeep = metrics.clone();
-    let ticking = clock.clone();
+pub(crate) async fn serve(address: SocketAddr, admin: Admin, tasks: &Tasks) -> anyhow::Result<SocketAddr> {
+    let listener = Listener::bind(address).await?.behind(&admin.gate);
+    let bound = listener.address().parse().context("the address that was bound")?;
+    let (upkeep, clock) = (admin.metrics.clone(), admin.clock.clone());
+    let mut ticker = clock.ticker(UPKEEP);
     tasks.spawn_until_stopped(async move {
-        let mut ticker = ticking.ticker(Duration::from_secs(5));
         loop {
             ticker.tick().await;
             upkeep.run_upkeep();
         }
     });
-    let router = Router::new()
-        .route("/healthz", get(healthz))
-        // That this is answered at all says that the process lives; what it depends on is no reason to end it.
-        .route("/livez", get(async || "OK"))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(async |State(admin): State<Admin>| admin.metrics.render()))
-        .with_state(Admin { roles, metrics })
-        .merge(pages);
+    let router = router(admin).into_make_service_with_connect_info::<Peer>();
+    let incoming = Incoming { listener, bound, clock: clock.clone() };
     let token = tasks.token().clone();
     tasks.spawn(async move {
-        let server = axum::serve(listener, router).with_graceful_shutdown(token.clone().cancelled_owned());
+        let server = axum::serve(incoming, router).with_graceful_shutdown(token.clone().cancelled_owned());
         // A probe that keeps its connection open must not hold up the stop.
         let served = async { server.await.map_err(|error| tracing::warn!(%error, "admin server ended")) };
         let cut = async {
             token.cancelled().await;
-            clock.sleep(Duration::from_secs(1)).await;
+            clock.sleep(FAREWELL).await;
         };
         tokio::select! {
             _ = served => {}
@@ -77,66 +85,83 @@ pub(crate) async fn serve(
     Ok(bound)
 }
 
-/// What `/healthz` says, field for field as the probes of Milvus read it.
-#[derive(Debug, Serialize)]
-struct Healthz {
-    state: String,
-    detail: Vec<Component>,
+fn router(admin: Admin) -> Router {
+    let guard = Arc::new(Guard::new(&admin.gate));
+    let Admin { roles, metrics, level, pages, request_bytes, .. } = admin;
+    let probes = Router::new()
+        .route("/healthz", get(probes::healthz))
+        // That this is answered at all says that the process lives; what it depends on is no reason to end it.
+        .route("/livez", get(async || "OK"))
+        .route("/readyz", get(probes::readyz))
+        .with_state(roles);
+    Router::new()
+        .route("/metrics", get(async move || metrics.render()))
+        .route("/log/level", get(level_now).put(set_level))
+        .with_state(level)
+        .merge(probes)
+        .merge(pages)
+        .layer(DefaultBodyLimit::max(request_bytes))
+        .layer(middleware::from_fn_with_state(guard, guard::check))
 }
 
-#[derive(Debug, Serialize)]
-struct Component {
-    name: &'static str,
-    code: i32,
+#[derive(Debug, Serialize, Deserialize)]
+struct Level {
+    level: String,
 }
 
-/// 200 when every role is healthy or standing by, 500 otherwise.
-async fn healthz(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let roles: Vec<_> = admin.roles.iter().map(|(name, reporter)| (*name, reporter.now().state)).collect();
-    let bad = roles.iter().find(|(_, state)| !state.is_good());
-    let status = if bad.is_some() { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
-    let state = bad.map_or_else(|| "OK".to_owned(), |(name, state)| format!("component {name} state is {state:?}"));
-    let detail = roles.iter().map(|(name, state)| Component { name, code: state.code() }).collect();
-    answer(status, &headers, state.clone(), Healthz { state, detail })
+async fn level_now(State(level): State<LogLevel>) -> Json<Level> {
+    Json(Level { level: level.now() })
 }
 
-/// What `/readyz` says of a role.
-#[derive(Debug, Serialize)]
-struct Readiness {
-    name: &'static str,
-    ready: bool,
-    state: String,
-    missing: Vec<String>,
+async fn set_level(
+    State(level): State<LogLevel>,
+    Json(wanted): Json<Level>,
+) -> Result<Json<Level>, (StatusCode, String)> {
+    level.set(&wanted.level).map_err(|error| (StatusCode::BAD_REQUEST, format!("{error:#}")))?;
+    Ok(Json(Level { level: level.now() }))
 }
 
-/// 200 when every role does all that it is there for, 503 otherwise, with what is missing.
-async fn readyz(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let roles: Vec<(_, Health)> = admin.roles.iter().map(|(name, reporter)| (*name, reporter.now())).collect();
-    let ready = roles.iter().all(|(_, health)| health.is_ready());
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let mut text = String::from(if ready { "OK" } else { "not ready" });
-    for (name, health) in &roles {
-        text.push_str(&format!("\n{name}: {:?}", health.state));
-        text.extend(health.missing.iter().map(|missing| format!("\n{name}: {missing}")));
+/// The port's connections, for the HTTP server.
+struct Incoming {
+    listener: Listener,
+    bound: SocketAddr,
+    clock: Clock,
+}
+
+impl axum::serve::Listener for Incoming {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        loop {
+            match self.listener.next().await {
+                Some(Ok(connection)) => {
+                    let peer = connection.peer().unwrap_or(self.bound);
+                    return (connection, peer);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the admin port takes no connection for a moment");
+                    self.clock.sleep(ACCEPT_PAUSE).await;
+                }
+                None => std::future::pending().await,
+            }
+        }
     }
-    let body: Vec<_> = roles
-        .into_iter()
-        .map(|(name, health)| Readiness {
-            name,
-            ready: health.is_ready(),
-            state: format!("{:?}", health.state),
-            missing: health.missing,
-        })
-        .collect();
-    answer(status, &headers, text, body)
-}
 
-/// JSON for who asks for it, text otherwise.
-fn answer(status: StatusCode, headers: &HeaderMap, text: String, json: impl Serialize) -> Response {
-    let asks = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if [ACCEPT, CONTENT_TYPE].into_iter().any(|name| asks(name).contains("application/json")) {
-        (status, Json(json)).into_response()
-    } else {
-        (status, text).into_response()
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.bound)
     }
 }
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+struct Peer(SocketAddr);
+
+impl Connected<IncomingStream<'_, Incoming>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
+        Self(*stream.remote_addr())
+    }
+}
+
+/// Where requests carry their peer.
+type From = ConnectInfo<Peer>;

@@ -86,7 +86,7 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let scratch = Scratch::new(&arguments)?;
     let config = scratch.config(&arguments)?;
     let metrics = telemetry::init_metrics()?;
-    let machine = Machine::real();
+    let machine = Machine::real(&config)?;
     let medium = Medium::open(&config, &machine)?;
     let plan = Plan::of(&arguments, medium.blocks())?;
     let cell = NodeCell::default();

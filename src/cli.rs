@@ -47,10 +47,14 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measures append, read and the medium under them, side by side.
     Bench(BenchArgs),
+    /// Shows how the roles of a cluster are.
+    Health(HealthArgs),
+    /// Tells what can be set, and what would be used.
+    Config(ConfigArgs),
 }
 
 /// How a role is configured.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ServerArgs {
     /// YAML file with configuration.
     #[arg(long, env = "STREAMING_CONFIG", value_name = "FILE")]
@@ -98,6 +102,89 @@ pub(crate) struct ConnectArgs {
     /// How long to wait for the cluster before giving up.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+    #[command(flatten)]
+    pub(crate) etcd_credentials: EtcdCredentialArgs,
+}
+
+/// What a client shows to the cluster, and whom it trusts.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Credentials")]
+pub(crate) struct CredentialArgs {
+    /// File with the token to show.
+    #[arg(long, env = "STREAMING_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Speaks TLS, and trusts the authorities in this file.
+    #[arg(long, env = "STREAMING_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The certificate to show.
+    #[arg(long, env = "STREAMING_CERT", value_name = "FILE", requires_all = ["key", "ca"])]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, env = "STREAMING_KEY", value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// The name in the servers' certificates, if it is not the host that is dialled.
+    #[arg(long, env = "STREAMING_SERVER_NAME", value_name = "NAME", requires = "ca")]
+    pub(crate) server_name: Option<String>,
+}
+
+/// The same towards etcd.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Credentials for etcd")]
+pub(crate) struct EtcdCredentialArgs {
+    /// The user.
+    #[arg(long, env = "STREAMING_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
+    pub(crate) etcd_user: Option<String>,
+    /// File with the user's password.
+    #[arg(long, env = "STREAMING_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
+    pub(crate) etcd_password_file: Option<PathBuf>,
+    /// Speaks TLS with etcd, and trusts the authorities in this file.
+    #[arg(long, env = "STREAMING_ETCD_CA", value_name = "FILE")]
+    pub(crate) etcd_ca: Option<PathBuf>,
+    /// The certificate to show.
+    #[arg(long, env = "STREAMING_ETCD_CERT", value_name = "FILE", requires_all = ["etcd_key", "etcd_ca"])]
+    pub(crate) etcd_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, env = "STREAMING_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    pub(crate) etcd_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// Address of an admin port, with http:// or https://; may be given many times.
+    #[arg(
+        long,
+        env = "STREAMING_ADMIN",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:9091"
+    )]
+    pub(crate) admin: Vec<String>,
+    /// How long to wait for each answer.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// Prints JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) credentials: CredentialArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) verb: ConfigVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigVerb {
+    /// Prints the JSON schema of a configuration file.
+    Schema,
+    /// Prints every key with its type, default and meaning, as Markdown.
+    Reference,
+    /// Prints the configuration as it would be used, without secrets.
+    Dump(ServerArgs),
 }
 
 #[derive(Debug, Args)]

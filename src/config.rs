@@ -6,27 +6,35 @@
 mod load;
 mod logstore;
 mod rate_limit;
+mod schema;
 mod secret;
+mod security;
 mod segments;
 mod storage;
 mod streaming;
+mod telemetry;
+mod units;
 mod validate;
 
 use std::{path::PathBuf, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
-    load::{Sources, load},
+    load::{Sources, changes, load},
     logstore::LogStore,
+    schema::{reference, schema},
     secret::Secret,
+    security::{Auth, Limits, Tls},
     segments::{DataCoord, segments},
     storage::{AffinityMode, Etcd, Metastore, MetastoreType, Minio, Quorum, SelectStrategy, StorageType, Woodpecker},
     streaming::Streaming,
+    telemetry::{Log, LogFormat, Trace, TraceExporter},
 };
 
 /// Everything that can be set.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Config {
     pub(crate) msg_channel: MsgChannel,
@@ -40,20 +48,27 @@ pub(crate) struct Config {
     pub(crate) woodpecker: Woodpecker,
     pub(crate) minio: Minio,
     pub(crate) admin: Admin,
+    pub(crate) tls: Tls,
+    pub(crate) auth: Auth,
+    pub(crate) limits: Limits,
     pub(crate) log: Log,
+    pub(crate) trace: Trace,
 }
 
 /// Names of channels; the cluster's name travels with every call.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct MsgChannel {
+    /// Names that channels begin with.
     pub(crate) chan_name_prefix: ChanNamePrefix,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ChanNamePrefix {
+    /// The cluster's name: calls that carry another one are refused.
     pub(crate) cluster: String,
+    /// Channels are `<cluster>-<this>_<i>`.
     pub(crate) root_coord_dml: String,
 }
 
@@ -63,14 +78,38 @@ impl Default for ChanNamePrefix {
     }
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// What concerns every role.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Common {
+    /// Sessions in the metadata store.
     pub(crate) session: Session,
+    /// Channel names of one's own.
     pub(crate) pre_created_topic: PreCreatedTopic,
     /// How long a graceful stop may take before the process gives up and exits with an error.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "Option<units::DurationText>")]
     pub(crate) graceful_stop_timeout: Option<Duration>,
+    /// How long a role that starts waits for a metadata store that cannot be reached, before it gives up.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) start_timeout: Duration,
+    /// How often the configuration file, certificates and tokens are looked at for changes.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) reload_interval: Duration,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self {
+            session: Session::default(),
+            pre_created_topic: PreCreatedTopic::default(),
+            graceful_stop_timeout: None,
+            start_timeout: Duration::from_secs(600),
+            reload_interval: Duration::from_secs(10),
+        }
+    }
 }
 
 impl Common {
@@ -79,11 +118,12 @@ impl Common {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Session {
     /// Time to live of a session's lease: how long after its last sign of life a process counts as dead.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) ttl: Duration,
 }
 
@@ -94,15 +134,17 @@ impl Default for Session {
 }
 
 /// Channel names given one by one, in place of `<cluster>-<rootCoordDml>_<i>`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct PreCreatedTopic {
+    /// Whether they are used.
     pub(crate) enabled: bool,
+    /// The names, in order.
     pub(crate) names: Vec<String>,
 }
 
 /// The coordinator.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RootCoord {
     /// Address to listen on.
@@ -122,34 +164,36 @@ impl Default for RootCoord {
 }
 
 /// A streaming node.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct StreamingNode {
+    /// Address to listen on.
     pub(crate) ip: String,
+    /// Port to listen on; 0 takes a free one.
     pub(crate) port: u16,
+    /// `host:port` that others dial; empty means the address it listens on.
     pub(crate) advertise: String,
-    /// How long a start waits for a metadata store that is away.
-    #[serde(with = "humantime_serde")]
-    pub(crate) start_timeout: Duration,
 }
 
 impl Default for StreamingNode {
     fn default() -> Self {
-        Self {
-            ip: "127.0.0.1".into(),
-            port: 22222,
-            advertise: String::new(),
-            start_timeout: streaming_node::Settings::default().start_timeout,
+        Self { ip: "127.0.0.1".into(), port: 22222, advertise: String::new() }
+    }
+}
+
         }
     }
 }
 
 /// HTTP for operators: health, metrics.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Admin {
+    /// Whether the port is there.
     pub(crate) enabled: bool,
+    /// Address to listen on.
     pub(crate) ip: String,
+    /// Port to listen on; 0 takes a free one.
     pub(crate) port: u16,
 }
 
@@ -159,25 +203,19 @@ impl Default for Admin {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What is worth a line in the log.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Log {
-    /// A level (`info`) or a filter (`info,woodpecker=debug`).
-    pub(crate) level: String,
-    pub(crate) format: LogFormat,
+pub(crate) struct Logging {
+    /// An append that takes longer is logged, no more often than once a second.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) append_slow_threshold: Duration,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum LogFormat {
-    #[default]
-    Text,
-    Json,
-}
-
-impl Default for Log {
+impl Default for Logging {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self { append_slow_threshold: Duration::from_secs(1) }
     }
 }
 

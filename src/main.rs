@@ -41,6 +41,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Log(arguments) => verbs::log(arguments).await,
         Command::Volume(arguments) => verbs::volume(arguments),
         Command::Doctor(arguments) => verbs::doctor(arguments).await,
+        Command::Health(arguments) => verbs::health(arguments).await,
+        Command::Config(arguments) => verbs::config(arguments.verb),
         Command::Bench(arguments) => Box::pin(bench::bench(arguments)).await,
     }
 }

@@ -1,11 +1,14 @@
 //! The roles a process can play, and the only place that links them all.
 
+mod access;
 mod banner;
 mod cluster;
 mod consumers;
 mod logstore;
 mod maintenance;
 mod process;
+mod reload;
+mod security;
 mod settings;
 mod standalone;
 mod storage;

@@ -1,9 +1,20 @@
-//! Logs and metrics of a process.
+//! Logs and metrics of a process; traces are in [`spans`].
 
+mod spans;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    layer::SubscriberExt,
+    reload::{self, Handle},
+    util::SubscriberInitExt,
+};
 
-use crate::config::{Log, LogFormat};
+pub(crate) use self::spans::Spans;
+use crate::config::{Config, LogFormat};
 
 /// Buckets in seconds, from 50 µs: an append on a local disk takes a tenth of a millisecond.
 const SECONDS: &[f64] = &[
@@ -12,22 +23,46 @@ const SECONDS: &[f64] = &[
 const BYTES: &[f64] =
     &[64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0];
 
-/// Sends logs to standard error, so that standard output carries data only.
+/// What is logged, which can be changed at any time. Clones are one.
+#[derive(Clone)]
+pub(crate) struct LogLevel {
+    filter: Handle<EnvFilter, Registry>,
+    now: Arc<Mutex<String>>,
+}
+
+impl LogLevel {
+    /// A level or a filter, as it was set last.
+    pub(crate) fn now(&self) -> String {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Logs by another level or filter from now on.
+    ///
+    /// # Errors
+    /// It is neither; the old one stays.
+    pub(crate) fn set(&self, level: &str) -> anyhow::Result<()> {
+        let filter = EnvFilter::try_new(level).with_context(|| format!("{level:?} is neither a level nor a filter"))?;
+        self.filter.reload(filter)?;
+        level.clone_into(&mut self.now.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+}
+
+/// Sends logs to standard error, so that standard output carries data only, and spans where the configuration says.
 ///
 /// # Errors
-/// The level is no filter, or logging was set up before.
-pub(crate) fn init_logs(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level)?;
-    let registry = tracing_subscriber::registry().with(filter);
-    match log.format {
-        LogFormat::Text => {
-            registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).try_init()?;
-        }
-        LogFormat::Json => {
-            registry.with(tracing_subscriber::fmt::layer().json().with_writer(std::io::stderr)).try_init()?;
-        }
-    }
-    Ok(())
+/// The level is no filter, the collector's address is none, or logging was set up before.
+pub(crate) fn init(config: &Config, role: &str) -> anyhow::Result<(LogLevel, Spans)> {
+    let level = &config.log.level;
+    let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    let spans = Spans::open(&config.trace, role)?;
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans.layer()).try_init()?;
+    Ok((LogLevel { filter: handle, now: Arc::new(Mutex::new(level.clone())) }, spans))
 }
 
 /// Installs the metrics recorder and returns what renders `/metrics`.
@@ -39,5 +74,6 @@ pub(crate) fn init_metrics() -> anyhow::Result<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_bytes".into()), BYTES)?
         .install_recorder()?;
+    metrics::gauge!("streaming_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
 }

@@ -1,8 +1,11 @@
 //! What an operator or a script does with a running cluster.
 
+mod config;
 mod connect;
 mod consume;
+mod credentials;
 mod doctor;
+mod health;
 mod list;
 mod log;
 mod produce;
@@ -10,9 +13,11 @@ mod records;
 mod volume;
 
 pub(crate) use self::{
+    config::config,
     connect::{Cluster, connect, pick_channel},
     consume::consume,
     doctor::doctor,
+    health::health,
     list::{channels, describe, nodes},
     log::log,
     produce::{line_message, produce},

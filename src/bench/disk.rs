@@ -193,11 +193,13 @@ async fn on_disk<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     #[tokio::test]
     async fn a_run_leaves_nothing_and_minds_nothing_that_another_left() {
         let directory = tempfile::tempdir().unwrap();
-        let open = || RawDisk::open(directory.path().to_owned(), None, &Machine::real()).unwrap();
+        let machine = Machine::real(&Config::default()).unwrap();
+        let open = || RawDisk::open(directory.path().to_owned(), None, &machine).unwrap();
         let mut killed = open();
         for _ in 0..2 {
             killed.write(1).await.unwrap();

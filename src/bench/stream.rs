@@ -7,10 +7,7 @@ use bytes::Bytes;
 use futures::future::try_join_all;
 use streaming_client::{Append, Client, ConsumeOptions, Consumer, Delivery, Discovery, Edges, Producer, Settings};
 use streaming_types::{DeliverPolicy, LocalNode, MessageId, channel::vchannel_name};
-use woodpecker_base::{
-    clock::{Clock, Instant},
-    net::tcp_connector,
-};
+use woodpecker_base::clock::{Clock, Instant};
 
 use super::{
     Plan, SMALL,
@@ -120,7 +117,11 @@ impl Stream {
 
 async fn client(address: &str, local: Option<Arc<dyn LocalNode>>, machine: &Machine) -> anyhow::Result<Client> {
     let settings = Settings { local, ..Settings::new(Discovery::Address(address.to_owned())) };
-    let edges = Edges { connector: tcp_connector(), clock: machine.clock.clone(), random: machine.random.clone() };
+    let edges = Edges {
+        connector: machine.security.connector.clone(),
+        clock: machine.clock.clone(),
+        random: machine.random.clone(),
+    };
     let client = Client::connect(settings, edges)?;
     client.wait_ready(READY).await?;
     Ok(client)

@@ -6,10 +6,13 @@ use anyhow::{Context, bail};
 use figment::{
     Figment, Metadata, Profile, Provider,
     providers::Serialized,
-    value::{Dict, Map, Tag, Value},
+    value::{Dict, Map},
 };
 
-use super::Config;
+use super::{
+    Config,
+    schema::{Leaf, insert},
+};
 
 /// Variables with this prefix set a key: `STREAMING_CONF_ETCD_ROOTPATH` is `etcd.rootPath`. Case and the separators
 /// `_ . /` do not count.
@@ -40,6 +43,17 @@ pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// The keys whose values differ. Of a secret it is not seen.
+///
+/// # Errors
+/// A configuration cannot be written.
+pub(crate) fn changes(one: &Config, other: &Config) -> anyhow::Result<Vec<String>> {
+    let (one, other) = (serde_json::to_value(one)?, serde_json::to_value(other)?);
+    let at = |key: &str| format!("/{}", key.replace('.', "/"));
+    let differs = |key: &String| one.pointer(&at(key)) != other.pointer(&at(key));
+    Ok(Leaf::all()?.into_iter().map(|leaf| leaf.key).filter(differs).collect())
+}
+
 /// One source's values.
 struct Layer {
     name: String,
@@ -56,14 +70,15 @@ impl Layer {
 
     fn from_environment(variables: &[(String, String)]) -> anyhow::Result<Self> {
         let mut values = Dict::new();
-        let keys = known_keys()?;
+        let leaves = Leaf::all()?;
         for (name, value) in variables {
             let Some(wanted) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
             let wanted = folded(wanted);
-            let Some(key) = keys.iter().find(|key| folded(key) == wanted) else {
+            let Some(leaf) = leaves.iter().find(|leaf| folded(&leaf.key) == wanted) else {
                 bail!("environment variable {name} names no configuration key");
             };
-            insert(&mut values, key, parse_scalar(value));
+            let value = leaf.parse(value).with_context(|| format!("environment variable {name}"))?;
+            insert(&mut values, &leaf.key, value)?;
         }
         Ok(Self { name: "environment".into(), values })
     }
@@ -74,7 +89,8 @@ impl Layer {
             let Some((key, value)) = assignment.split_once('=') else {
                 bail!("--set {assignment}: expected KEY=VALUE");
             };
-            insert(&mut values, key, parse_scalar(value));
+            let Some(leaf) = Leaf::named(key)? else { bail!("--set {key}: there is no such key") };
+            insert(&mut values, key, leaf.parse(value)?)?;
         }
         Ok(Self { name: "command line".into(), values })
     }
@@ -90,62 +106,8 @@ impl Provider for Layer {
     }
 }
 
-/// The dotted names of all leaves of the configuration.
-fn known_keys() -> anyhow::Result<Vec<String>> {
-    fn walk(prefix: &str, value: &serde_json::Value, keys: &mut Vec<String>) {
-        match value {
-            serde_json::Value::Object(fields) => {
-                for (name, value) in fields {
-                    let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-                    walk(&key, value, keys);
-                }
-            }
-            _ => keys.push(prefix.into()),
-        }
-    }
-    let mut keys = Vec::new();
-    walk("", &serde_json::to_value(Config::default())?, &mut keys);
-    Ok(keys)
-}
-
 fn folded(key: &str) -> String {
     key.chars().filter(|c| !matches!(c, '_' | '.' | '/')).flat_map(char::to_lowercase).collect()
-}
-
-fn insert(values: &mut Dict, key: &str, value: Value) {
-    match key.split_once('.') {
-        None => {
-            values.insert(key.into(), value);
-        }
-        Some((head, rest)) => {
-            let entry = values.entry(head.into()).or_insert_with(|| Value::Dict(Tag::Default, Dict::new()));
-            if let Value::Dict(_, inner) = entry {
-                insert(inner, rest, value);
-            }
-        }
-    }
-}
-
-/// `true`, numbers, `[lists]` and `a,b` lists as such; everything else is text.
-fn parse_scalar(text: &str) -> Value {
-    if text.starts_with('[')
-        && let Ok(value) = serde_saphyr::from_str::<Value>(text)
-    {
-        return value;
-    }
-    if let Ok(flag) = text.parse::<bool>() {
-        return Value::from(flag);
-    }
-    if let Ok(number) = text.parse::<i64>() {
-        return Value::from(number);
-    }
-    // Digits around one dot; what else could be read as a number, such as `nan` or `1e3`, is text.
-    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-        && let Ok(number) = text.parse::<f64>()
-    {
-        return Value::from(number);
-    }
-    Value::from(text)
 }
 
 #[cfg(test)]
@@ -233,6 +195,11 @@ mod tests {
             ("rootCoord.ip=nonsense", "rootCoord.ip"),
             ("minio.cloudProvider=floppy", "minio.cloudProvider"),
             ("log.level=info,woodpecker=loud", "log.level"),
+            ("tls.enabled=true", "tls.cert"),
+            ("tls.clientAuth=required", "tls.enabled"),
+            ("auth.enabled=true", "auth.tokensFile"),
+            ("limits.calls=0", "limits.calls"),
+            ("trace.sampleFraction=2", "trace.sampleFraction"),
         ] {
             let error = from_assignments(&[assignment]).unwrap_err().to_string();
             assert!(error.contains(key), "{assignment}: {error}");
@@ -242,8 +209,25 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_of_digits_is_text_wherever_it_stands() {
+        for key in ["STREAMING_CONF_MINIO_SECRETACCESSKEY", "STREAMING_CONF_minio.secretAccessKey"] {
+            let environment = vec![(key.to_owned(), "00123".to_owned())];
+            let config = load(&Sources { environment, ..Sources::default() }).unwrap();
+            assert_eq!(config.minio.secret_access_key.expose(), "00123");
+        }
+        let config = from_assignments(&["etcd.auth.password=1e3", "minio.bucketName=7"]).unwrap();
+        assert_eq!(config.etcd.auth.password.expose(), "1e3");
+        assert_eq!(config.minio.bucket_name, "7");
+        let config = from_yaml("minio: {secretAccessKey: '00123'}").unwrap();
+        assert_eq!(config.minio.secret_access_key.expose(), "00123");
+        // YAML has read a number here, and the zeros are gone: it cannot be used, and must not be shown.
+        let error = format!("{:#}", from_yaml("minio: {secretAccessKey: 00123}").unwrap_err());
+        assert!(error.contains("quotes") && !error.contains("123"), "{error}");
+    }
+
+    #[test]
     fn secrets_are_not_dumped() {
-        let config = from_assignments(&["minio.secretAccessKey=hunter2"]).unwrap();
+        let config = from_assignments(&["minio.secretAccessKey=hunter2", "etcd.auth.password=hunter2"]).unwrap();
         assert_eq!(config.minio.secret_access_key.expose(), "hunter2");
         let dump = config.dump().unwrap();
         assert!(!dump.contains("hunter2") && dump.contains("***"), "{dump}");

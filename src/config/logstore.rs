@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use anyhow::ensure;
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Config;
+use super::{Config, units};
 
 /// A log store, and what the instances that it serves may use.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct LogStore {
     /// Address to listen on.
@@ -18,16 +19,21 @@ pub(crate) struct LogStore {
     pub(crate) port: u16,
     /// `host:port` that others dial; empty means the address it listens on.
     pub(crate) advertise: String,
+    /// The region: told to clients, which spread replicas.
     pub(crate) region: String,
     /// The availability zone: what fails together.
     pub(crate) zone: String,
+    /// Clients may spread replicas over groups, or keep them in one.
     pub(crate) resource_group: String,
     /// Prefixes of the log engines that it serves; empty means that of `woodpecker.meta.prefix`.
     pub(crate) register_under: Vec<String>,
+    /// When appends are slowed down and refused.
     pub(crate) disk: LogStoreDisk,
+    /// Entry bytes that may be on their way to the disk.
     pub(crate) in_flight: LogStoreInFlight,
     /// What a namespace may use that is not named below; 0 is no limit.
     pub(crate) quota: LogStoreQuota,
+    /// What each of these namespaces may use.
     pub(crate) quotas: BTreeMap<String, LogStoreQuota>,
 }
 
@@ -51,15 +57,22 @@ impl Default for LogStore {
 
 /// When appends are slowed down (soft) and refused (hard): at a part of the disk in use, or at so much room left,
 /// whichever comes first.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct LogStoreDisk {
+    /// Part of the disk in use from which on appends are slowed down.
     pub(crate) soft_used: f64,
+    /// Room left below which appends are slowed down.
+    #[schemars(with = "units::SizeText")]
     pub(crate) soft_free: ByteSize,
+    /// Part of the disk in use from which on appends are refused.
     pub(crate) hard_used: f64,
+    /// Room left below which appends are refused.
+    #[schemars(with = "units::SizeText")]
     pub(crate) hard_free: ByteSize,
     /// How often the disk is looked at.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) interval: Duration,
 }
 
@@ -76,11 +89,17 @@ impl Default for LogStoreDisk {
 }
 
 /// Entry bytes that may be on their way to the disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct LogStoreInFlight {
+    /// Of one stream.
+    #[schemars(with = "units::SizeText")]
     pub(crate) stream: ByteSize,
+    /// Of one namespace.
+    #[schemars(with = "units::SizeText")]
     pub(crate) namespace: ByteSize,
+    /// Of all.
+    #[schemars(with = "units::SizeText")]
     pub(crate) total: ByteSize,
 }
 
@@ -90,11 +109,16 @@ impl Default for LogStoreInFlight {
     }
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct LogStoreQuota {
+    /// Bytes appended a second.
+    #[schemars(with = "units::SizeText")]
     pub(crate) bytes_per_second: ByteSize,
+    /// Bytes on the disk.
+    #[schemars(with = "units::SizeText")]
     pub(crate) bytes_kept: ByteSize,
+    /// Logs.
     pub(crate) logs: u64,
 }
 

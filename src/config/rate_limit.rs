@@ -3,36 +3,48 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use streaming_node::{Adaptive, Flow, Marks, Recovering, Slowdown};
 
+use super::units;
+
 /// Sources of pressure. The tightest limit of all counts.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WalRateLimit {
     /// What goes at once when a limit begins, or after a pause.
+    #[schemars(with = "units::SizeText")]
     pub(crate) default_burst: ByteSize,
     /// What goes in a second even when producers are told to send nothing, for those that do not understand it.
+    #[schemars(with = "units::SizeText")]
     pub(crate) trickle: ByteSize,
     /// Thresholds are shares of the process' memory in use.
     pub(crate) node_memory: Source<f64>,
     /// Thresholds are the size of what the next owner would have to replay.
+    #[schemars(with = "Source<units::SizeText>")]
     pub(crate) recovery_storage: Source<ByteSize>,
     /// Thresholds are times by which the slowest registered consumer is behind.
     pub(crate) consumer_lag: Source<Lag>,
     /// Thresholds are what is appended in a second.
+    #[schemars(with = "Source<units::SizeText>")]
     pub(crate) append_rate: Source<ByteSize>,
 }
 
 /// A time, with its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub(crate) struct Lag(#[serde(with = "humantime_serde")] Duration);
+pub(crate) struct Lag(
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    Duration,
+);
 
 /// One source of pressure.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Source<T> {
+    /// Whether it counts.
     pub(crate) enabled: bool,
     /// Below this the pressure is gone.
     pub(crate) recover_threshold: T,
@@ -44,7 +56,7 @@ pub(crate) struct Source<T> {
 }
 
 /// How the rate falls and rises.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct AdaptiveRateLimit {
     pub(crate) slowdown: SlowdownRate,
@@ -52,41 +64,51 @@ pub(crate) struct AdaptiveRateLimit {
 }
 
 /// Under pressure. Sizes are rates, of a second.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SlowdownRate {
     /// Pressure that lasts no longer does nothing.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) startup_delay_interval: Duration,
     /// Where the rate begins.
+    #[schemars(with = "units::SizeText")]
     pub(crate) hwm: ByteSize,
     /// Where it stops falling.
+    #[schemars(with = "units::SizeText")]
     pub(crate) lwm: ByteSize,
     /// How often it falls.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) decrease_interval: Duration,
     /// To which share of itself.
     pub(crate) decrease_ratio: f64,
     /// After so long at the lowest rate producers are told to send nothing; zero is never.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) reject_delay_interval: Duration,
 }
 
 /// When the pressure is gone. Sizes are rates, of a second.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct RecoveryRate {
     /// Where the rate stops rising.
+    #[schemars(with = "units::SizeText")]
     pub(crate) hwm: ByteSize,
     /// Where it begins, after the lowest.
+    #[schemars(with = "units::SizeText")]
     pub(crate) lwm: ByteSize,
     /// How often it rises.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) increase_interval: Duration,
     /// By how much.
+    #[schemars(with = "units::SizeText")]
     pub(crate) incremental: ByteSize,
     /// After so long at the highest rate the limit ends.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) normal_delay_interval: Duration,
 }
 

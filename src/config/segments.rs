@@ -3,32 +3,44 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use streaming_node::Segments;
 
-use super::rate_limit::{percent, share};
+use super::{
+    rate_limit::{percent, share},
+    units,
+};
 
 /// What of a data coordinator's keys concerns us.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct DataCoord {
+    /// One growing segment.
     pub(crate) segment: Segment,
 }
 
 /// One growing segment.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Segment {
+    /// Bytes of one segment.
+    #[schemars(with = "units::SizeText")]
     pub(crate) max_size: ByteSize,
     /// Share of that at which a segment is sealed.
     pub(crate) seal_proportion: f64,
     /// How much smaller a segment may be made at random, so that not all are sealed at a time.
     pub(crate) seal_proportion_jitter: f64,
-    /// A segment is sealed at this age, or when nothing was written to it for so long and more than this is in it.
+    /// A segment is sealed at this age.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) max_life: Duration,
+    /// A segment to which nothing was written for so long is sealed, if there is enough in it.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) max_idle_time: Duration,
+    /// How much is enough.
+    #[schemars(with = "units::SizeText")]
     pub(crate) min_size_from_idle_to_sealed: ByteSize,
     /// The form in which those who consume segments store them.
     pub(crate) storage_version: i64,
@@ -50,14 +62,14 @@ impl Default for Segment {
 }
 
 /// All segments that grow on a node, as shares of its memory.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Flush {
-    /// The largest are sealed when so much of the memory is in use, …
+    /// The largest segments are sealed when so much of the memory is in use.
     pub(crate) memory_threshold: f64,
-    /// … or when they take more than this, …
+    /// They are sealed too when all that grow take more than this.
     pub(crate) growing_segment_bytes_hwm_threshold: f64,
-    /// … until they take no more than this.
+    /// Sealing stops when those that grow take no more than this.
     pub(crate) growing_segment_bytes_lwm_threshold: f64,
 }
 

@@ -3,21 +3,23 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Secret;
+use super::{Secret, units};
 
 /// The metadata store.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Metastore {
+    /// Which metadata store.
     #[serde(rename = "type")]
     pub(crate) kind: MetastoreType,
     /// File of the embedded store; empty means `metadata.redb` in the data directory.
     pub(crate) path: String,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MetastoreType {
     /// A file of this process: one process only.
@@ -27,13 +29,18 @@ pub(crate) enum MetastoreType {
 }
 
 /// The etcd cluster; `rootPath` and `metaSubPath` are used with every metadata store.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Etcd {
+    /// `host:port` or a URL each.
     pub(crate) endpoints: Vec<String>,
+    /// Every key of this cluster begins so.
     pub(crate) root_path: String,
+    /// Keys of the stream service are `<rootPath>/<this>/…`.
     pub(crate) meta_sub_path: String,
+    /// The user.
     pub(crate) auth: EtcdAuth,
+    /// TLS to etcd.
     pub(crate) ssl: EtcdSsl,
 }
 
@@ -49,36 +56,48 @@ impl Default for Etcd {
     }
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct EtcdAuth {
+    /// Whether etcd is told who calls.
     pub(crate) enabled: bool,
+    /// The user's name.
     pub(crate) user_name: String,
+    /// The user's password.
     pub(crate) password: Secret,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct EtcdSsl {
+    /// Whether etcd is spoken to over TLS.
     pub(crate) enabled: bool,
+    /// File with the authorities that signed the servers' certificates, PEM.
     #[serde(rename = "tlsCACert")]
     pub(crate) tls_ca_cert: String,
+    /// File with one's own certificate, for servers that ask for one.
     pub(crate) tls_cert: String,
+    /// File with its key.
     pub(crate) tls_key: String,
 }
 
 /// The log engine.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Woodpecker {
+    /// Its metadata.
     pub(crate) meta: WoodpeckerMeta,
+    /// Where entries go.
     pub(crate) storage: WoodpeckerStorage,
+    /// How logs are written and read.
     pub(crate) client: WoodpeckerClient,
+    /// A log store.
     pub(crate) logstore: super::LogStore,
+    /// What happens to logs in the background.
     pub(crate) maintenance: Maintenance,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WoodpeckerMeta {
     /// Keys of the engine are `<etcd.rootPath>/<prefix>/…`.
@@ -91,7 +110,7 @@ impl Default for WoodpeckerMeta {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WoodpeckerStorage {
     /// The backend of new segments; old ones are read from wherever they are.
@@ -117,33 +136,43 @@ impl WoodpeckerStorage {
 }
 
 /// What happens to logs in the background: sealing and garbage collection, in the coordinator's process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Maintenance {
+    /// Whether this process takes part in it.
     pub(crate) enabled: bool,
     /// Whether closed segments are brought into their final form in object storage. Without a value, they are if a
     /// backend uses object storage.
     pub(crate) sealing: Option<bool>,
     /// Age of a closed segment at which it is sealed.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) seal_after: Duration,
     /// Size from which on a closed segment is sealed at once.
+    #[schemars(with = "units::SizeText")]
     pub(crate) seal_size: ByteSize,
     /// Segments worked on at the same time.
     pub(crate) parallelism: usize,
     /// Memory for the segments that are being sealed.
+    #[schemars(with = "units::SizeText")]
     pub(crate) memory: ByteSize,
+    /// How often it is looked for something to do.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) interval: Duration,
     /// How long truncated data is kept, counted from the close of its segment.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) keep_truncated: Duration,
     /// Share of the data directory's disk below which truncated data is not kept, and nothing waits to be sealed.
     pub(crate) min_free: f64,
+    /// How often it is looked for what no record names.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) sweep_interval: Duration,
     /// How long what no record names is left alone.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) sweep_grace: Duration,
 }
 
@@ -166,7 +195,7 @@ impl Default for Maintenance {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum StorageType {
     /// A volume on the local disk.
@@ -190,35 +219,41 @@ impl StorageType {
     }
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WoodpeckerClient {
+    /// When a segment ends and the next begins.
     pub(crate) segment_rolling_policy: SegmentRollingPolicy,
+    /// What appends may use.
     pub(crate) segment_append: SegmentAppend,
+    /// How log stores are used.
     pub(crate) quorum: Quorum,
 }
 
 /// How log stores are used.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Quorum {
     /// Where this process runs: replicas near it are read first.
     pub(crate) region: String,
+    /// The availability zone of this process.
     pub(crate) az: String,
     /// Under which log stores register in the metadata store, `<etcd.rootPath>/<woodpecker.meta.prefix>` of who runs them;
     /// empty for this instance's own.
     pub(crate) log_store_prefix: String,
+    /// Which log stores a new segment goes to.
     pub(crate) quorum_select_strategy: QuorumSelectStrategy,
 }
 
 /// Which log stores a new segment goes to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct QuorumSelectStrategy {
     /// `soft` takes what comes closest to the strategy, `hard` nothing else.
     pub(crate) affinity_mode: AffinityMode,
     /// 3 or 5; a majority of them acks.
     pub(crate) replicas: usize,
+    /// By zones (az) and resource groups (rg): one for all replicas, or as many as there are.
     pub(crate) strategy: SelectStrategy,
     /// One for each replica, with the strategy `custom`.
     pub(crate) custom_placement: Vec<CustomPlacement>,
@@ -235,7 +270,7 @@ impl Default for QuorumSelectStrategy {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum AffinityMode {
     #[default]
@@ -244,7 +279,7 @@ pub(crate) enum AffinityMode {
 }
 
 /// Zones (az) and resource groups (rg): one for all replicas, or as many as there are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SelectStrategy {
     #[default]
@@ -259,7 +294,7 @@ pub(crate) enum SelectStrategy {
 }
 
 /// Where one replica goes: whole names, in which `*` stands for any characters; empty for any.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct CustomPlacement {
     /// For people.
@@ -269,11 +304,15 @@ pub(crate) struct CustomPlacement {
     pub(crate) resource_group: String,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SegmentRollingPolicy {
+    /// A segment of this size ends.
+    #[schemars(with = "units::SizeText")]
     pub(crate) max_size: ByteSize,
+    /// A segment of this age ends.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) max_interval: Duration,
 }
 
@@ -283,10 +322,11 @@ impl Default for SegmentRollingPolicy {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct SegmentAppend {
     /// Bytes one log may have on their way to the medium.
+    #[schemars(with = "units::SizeText")]
     pub(crate) max_in_flight: ByteSize,
 }
 
@@ -297,23 +337,30 @@ impl Default for SegmentAppend {
 }
 
 /// The object store.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Minio {
     /// `aws` (any S3), `gcp`, `azure`, or `local` for a mounted file system.
     pub(crate) cloud_provider: String,
     /// Host, with or without a port, or a full URL.
     pub(crate) address: String,
+    /// Port, if `address` has none.
     pub(crate) port: u16,
+    /// Whether `address` is dialled with TLS.
     #[serde(rename = "useSSL")]
     pub(crate) use_ssl: bool,
+    /// Static key; empty for the identity of the machine or the pod.
     #[serde(rename = "accessKeyID")]
     pub(crate) access_key_id: String,
+    /// Its secret.
     pub(crate) secret_access_key: Secret,
+    /// The bucket.
     pub(crate) bucket_name: String,
     /// Prefix inside the bucket; with `cloudProvider: local` the directory.
     pub(crate) root_path: String,
+    /// The region that requests are signed for.
     pub(crate) region: String,
+    /// Whether the bucket is part of the host's name instead of the path.
     pub(crate) use_virtual_host: bool,
 }
 

@@ -3,32 +3,45 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{rate_limit::WalRateLimit, segments::Flush};
+use super::{rate_limit::WalRateLimit, segments::Flush, units};
 
-/// See the module.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The stream service on top of the logs.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Streaming {
+    /// What is kept in memory for subscribers at the tail.
     pub(crate) wal_write_ahead_buffer: WriteAheadBuffer,
     /// Cadence of the ticks an idle consumer sees.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) time_tick_interval: Duration,
     /// Largest message, payload and properties together.
+    #[schemars(with = "units::SizeText")]
     pub(crate) max_message_size: ByteSize,
     /// Largest entry of a log; a larger message is split into several, which no client sees.
+    #[schemars(with = "units::SizeText")]
     pub(crate) max_entry_size: ByteSize,
     /// What one producer may have in flight.
+    #[schemars(with = "units::SizeText")]
     pub(crate) producer_max_in_flight: ByteSize,
+    /// What is worth a line in the log.
     pub(crate) logging: Logging,
+    /// Appends.
     pub(crate) wal_append: WalAppend,
+    /// The end of a WAL.
     pub(crate) wal_close: WalClose,
+    /// How often a WAL writes down how far it is done.
     pub(crate) wal_recovery: WalRecovery,
     /// Boxed, as the largest of all.
     pub(crate) wal_rate_limit: Box<WalRateLimit>,
+    /// What is remembered of appends, so that one that is sent again is stored once.
     pub(crate) idempotency: Idempotency,
+    /// All segments that grow on a node, as shares of its memory.
     pub(crate) flush: Flush,
+    /// How channels are spread over nodes.
     pub(crate) wal_balancer: WalBalancer,
 }
 
@@ -52,11 +65,12 @@ impl Default for Streaming {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Logging {
     /// An append that takes longer is logged, for each producer no more often than once a second.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) append_slow_threshold: Duration,
 }
 
@@ -66,11 +80,12 @@ impl Default for Logging {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WalAppend {
     /// How long an append may be without an outcome before its WAL is given up, so that another owner serves it.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) timeout: Duration,
 }
 
@@ -80,11 +95,12 @@ impl Default for WalAppend {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WalClose {
     /// How long closing a WAL may take before what is left is given up.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) graceful_timeout: Duration,
 }
 
@@ -95,13 +111,15 @@ impl Default for WalClose {
 }
 
 /// How often a WAL writes down how far it is done.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WalRecovery {
     /// The longest time between two checkpoints of a WAL that is written to.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) persist_interval: Duration,
     /// The most that is written between two checkpoints, which is about what the next owner replays.
+    #[schemars(with = "units::SizeText")]
     pub(crate) persist_size: ByteSize,
 }
 
@@ -112,12 +130,14 @@ impl Default for WalRecovery {
 }
 
 /// What is remembered of appends, so that one that is sent again is stored once.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Idempotency {
     /// Keys and results of one vchannel; four times as much of one WAL.
+    #[schemars(with = "units::SizeText")]
     pub(crate) max_bytes_per_window: ByteSize,
     /// How much of a log's end the next owner reads for them. So much is kept of a log, whoever else is done with it.
+    #[schemars(with = "units::SizeText")]
     pub(crate) recovery_size: ByteSize,
 }
 
@@ -128,11 +148,12 @@ impl Default for Idempotency {
 }
 
 /// How channels are spread over nodes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WalBalancer {
     /// How often the balance is looked at when nothing happens.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) trigger_interval: Duration,
     /// A new cluster assigns nothing before this many nodes are there; 0 waits for none.
     pub(crate) expected_initial_streaming_node_num: u32,
@@ -145,14 +166,18 @@ impl Default for WalBalancer {
 }
 
 /// Recent messages kept in memory for subscribers at the tail.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct WriteAheadBuffer {
     /// Of one WAL.
+    #[schemars(with = "units::SizeText")]
     pub(crate) capacity: ByteSize,
     /// Of all WALs of a node together.
+    #[schemars(with = "units::SizeText")]
     pub(crate) node_capacity: ByteSize,
+    /// What is older leaves the buffer.
     #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
     pub(crate) keepalive: Duration,
 }
 

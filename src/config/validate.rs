@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 
 use super::{Config, MetastoreType, SelectStrategy};
 
@@ -13,6 +13,8 @@ impl Config {
         self.validate_addresses()?;
         self.validate_limits()?;
         self.validate_storage()?;
+        self.validate_security()?;
+        self.validate_telemetry()?;
         self.validate_log_store()
     }
 
@@ -75,6 +77,7 @@ impl Config {
         );
         let at_least = [
             ("common.session.ttl", self.common.session.ttl, Duration::from_secs(1)),
+            ("common.reloadInterval", self.common.reload_interval, Duration::from_millis(10)),
             ("streaming.timeTickInterval", self.streaming.time_tick_interval, Duration::from_millis(1)),
             (
                 "streaming.walBalancer.triggerInterval",
@@ -89,9 +92,6 @@ impl Config {
         }
         let min_free = self.woodpecker.maintenance.min_free;
         ensure!((0.0..1.0).contains(&min_free), "woodpecker.maintenance.minFree: {min_free} is no share of a disk");
-        if self.log.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
-            bail!("log.level: {:?} is neither a level nor a filter", self.log.level);
-        }
         Ok(())
     }
 

@@ -4,12 +4,9 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use streaming_node::NodeCell;
-use woodpecker_base::{
-    net::{Listener, tcp_connector},
-    tasks::Tasks,
-};
+use woodpecker_base::{net::Listener, tasks::Tasks};
 
-use super::{banner, consumers, maintenance::maintain_apart, process::Process, settings, storage};
+use super::{banner, consumers, maintenance::maintain_apart, process::Process, settings, storage, storage::Machine};
 use crate::cli::ServerArgs;
 
 /// Runs the coordinator until it is told to stop.
@@ -19,13 +16,13 @@ use crate::cli::ServerArgs;
 pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(&arguments, "coord").await? else { return Ok(()) };
     let Process { config, machine, tasks, .. } = &process;
-    let metadata = storage::metadata(config, machine).await?;
+    let Some(metadata) = process.metadata(&process.health.coord).await? else { return Ok(()) };
     maintain_apart(config, machine, &metadata, tasks);
-    let listener = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
+    let listener = listen(machine, "rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_coord::Edges {
         listener,
-        connector: tcp_connector(),
+        connector: machine.security.connector.clone(),
         metadata,
         clock: machine.clock.clone(),
         random: machine.random.clone(),
@@ -45,14 +42,14 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
     let pages = consumers::pages(cell.clone());
     let Some(process) = Process::start_with(&arguments, "node", pages).await? else { return Ok(()) };
     let Process { config, machine, tasks, .. } = &process;
-    let metadata = storage::metadata(config, machine).await?;
+    let Some(metadata) = process.metadata(&process.health.node).await? else { return Ok(()) };
     let engine = Tasks::new();
     let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
-    let listener = listen("streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
+    let listener = listen(machine, "streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_node::Edges {
         listener,
-        connector: tcp_connector(),
+        connector: machine.security.connector.clone(),
         metadata,
         logs: logs.clone(),
         clock: machine.clock.clone(),
@@ -62,19 +59,24 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
     };
     let role = Box::pin(streaming_node::serve(settings::node(config)?, edges, tasks.token().clone()));
     banner::print("node", &process.addresses(&[("node", &address)]), None);
-    let outcome = process.run(role).await;
-    logs.close().await;
-    engine.drain(&machine.clock, config.common.grace()).await;
-    outcome
+    // The engine ends within the same grace.
+    process
+        .run(async {
+            let outcome = role.await;
+            logs.close().await;
+            engine.drain(&machine.clock, config.common.grace()).await;
+            outcome
+        })
+        .await
 }
 
-/// Binds a role's port.
+/// Binds a role's port, behind its gate.
 ///
 /// # Errors
 /// The address is taken or not ours; the message names the keys.
-pub(super) async fn listen(section: &str, ip: &str, port: u16) -> anyhow::Result<Listener> {
+pub(super) async fn listen(machine: &Machine, section: &str, ip: &str, port: u16) -> anyhow::Result<Listener> {
     let address = SocketAddr::new(ip.parse().with_context(|| format!("{section}.ip: {ip:?}"))?, port);
-    Listener::bind(address)
-        .await
-        .with_context(|| format!("{section}.ip and {section}.port: cannot listen on {address}"))
+    let bound = Listener::bind(address).await;
+    let listener = bound.with_context(|| format!("{section}.ip and {section}.port: cannot listen on {address}"))?;
+    Ok(listener.behind(&machine.security.ports))
 }

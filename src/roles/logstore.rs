@@ -14,7 +14,7 @@ use streaming_proto::logstore::StatusResponse;
 use woodpecker_base::{health, metadata::RedbStore};
 use woodpecker_server::{LogStore, NamespaceStatus, Parts, Refusal};
 
-use super::{banner, cluster::listen, process::Process, storage};
+use super::{banner, cluster::listen, process::Process};
 use crate::cli::ServerArgs;
 
 /// The store, once it runs: the admin port is there before it.
@@ -30,7 +30,7 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
         return Ok(());
     };
     let (config, machine) = (&process.config, &process.machine);
-    let metadata = storage::metadata(config, machine).await?;
+    let Some(metadata) = process.metadata(&process.health.logstore).await? else { return Ok(()) };
     let path = config.data_path("logstore");
     let facts = path.join("store.redb");
     let facts = RedbStore::open(&facts, machine.clock.clone())
@@ -44,7 +44,7 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
         random: machine.random.clone(),
     };
     let section = &config.woodpecker.logstore;
-    let listener = listen("woodpecker.logstore", &section.ip, section.port).await?;
+    let listener = listen(machine, "woodpecker.logstore", &section.ip, section.port).await?;
     let address = listener.address().to_owned();
     let store = LogStore::start(config.log_store(), parts).await?;
     let store = handle.get_or_init(|| store);

@@ -1,17 +1,26 @@
 //! What every role's process does: configuration, logs, signals, the admin port, and an end in time.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use axum::Router;
-use woodpecker_base::{health::HealthReporter, tasks::Tasks};
+use woodpecker_base::{
+    health::{HealthReporter, State},
+    metadata::MetadataStore,
+    tasks::Tasks,
+};
 
-use super::storage::Machine;
+use super::{
+    reload::{self, Watched},
+    storage,
+    storage::Machine,
+};
 use crate::{
-    admin::{self, Roles},
+    admin::{self, Admin, Roles},
     cli::ServerArgs,
-    config::{Config, MetastoreType},
-    shutdown, telemetry,
+    config::{Config, MetastoreType, changes},
+    shutdown,
+    telemetry::{self, LogLevel, Spans},
 };
 
 /// How long a probe that is being answered may hold up the end.
@@ -39,7 +48,6 @@ impl Reporters {
 }
 
 /// A role's process before the role runs.
-#[derive(Debug)]
 pub(super) struct Process {
     pub(super) config: Config,
     pub(super) machine: Machine,
@@ -50,6 +58,7 @@ pub(super) struct Process {
     admin: Option<SocketAddr>,
     admin_tasks: Tasks,
     data: String,
+    spans: Spans,
 }
 
 impl Process {
@@ -81,27 +90,38 @@ impl Process {
             "metastore.type: a {role} shares its metadata with other processes, which the embedded store cannot do; \
              set metastore.type=etcd and etcd.endpoints, or run `streaming standalone`"
         );
-        telemetry::init_logs(&config.log)?;
+        let (level, spans) = telemetry::init(&config, role)?;
         let metrics = telemetry::init_metrics()?;
         let tasks = Tasks::new();
         shutdown::on_signal(&tasks)?;
-        let machine = Machine::real();
+        let machine = Machine::real(&config)?;
         let (health, admin_tasks) = (Reporters::default(), Tasks::new());
+        let watched = watched(arguments, &config, &machine, &level);
+        reload::watch(watched, config.common.reload_interval, machine.clock.clone(), &admin_tasks)?;
         let mut bound = None;
         if config.admin.enabled {
             let address = SocketAddr::new(config.admin.ip.parse().context("admin.ip")?, config.admin.port);
-            let (roles, clock) = (health.of(role), machine.clock.clone());
-            let serving = admin::serve(address, roles, metrics, pages, clock, &admin_tasks).await;
+            let shown = Admin {
+                roles: health.of(role),
+                metrics,
+                level,
+                pages,
+                gate: machine.security.admin.clone(),
+                request_bytes: usize::try_from(config.limits.admin_request.as_u64())?,
+                clock: machine.clock.clone(),
+            };
+            let serving = admin::serve(address, shown, &admin_tasks).await;
             bound = Some(serving.with_context(|| format!("admin.ip and admin.port: cannot listen on {address}"))?);
         }
         let data = config.woodpecker.storage.root_path.clone();
-        Ok(Some(Self { config, machine, tasks, health, admin: bound, admin_tasks, data }))
+        Ok(Some(Self { config, machine, tasks, health, admin: bound, admin_tasks, data, spans }))
     }
 
     /// What is printed at the start: the role's addresses, then the process' own.
     pub(super) fn addresses(&self, of_role: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
         let role = of_role.iter().map(|(name, address)| (*name, (*address).to_owned()));
-        let admin = self.admin.map(|address| ("admin", format!("http://{address}")));
+        let scheme = if self.machine.security.admin.tls.is_some() { "https" } else { "http" };
+        let admin = self.admin.map(|address| ("admin", format!("{scheme}://{address}")));
         role.chain(admin).chain([("data", self.data.clone())]).collect()
     }
 
@@ -124,6 +144,51 @@ impl Process {
             () = late => Err(anyhow::anyhow!("not stopped within common.gracefulStopTimeout ({grace:?})")),
         };
         self.admin_tasks.drain(&self.machine.clock, ADMIN_GRACE).await;
+        self.spans.close();
         outcome
     }
+
+    /// The metadata store, once it can be reached; the role says meanwhile what it waits for. `None` if the process is
+    /// told to stop first.
+    ///
+    /// # Errors
+    /// It cannot be reached in time, or not with these settings.
+    pub(super) async fn metadata(&self, health: &HealthReporter) -> anyhow::Result<Option<Arc<dyn MetadataStore>>> {
+        health.report(State::Initializing, vec!["the metadata store was not reached yet".to_owned()]);
+        let opened =
+            self.tasks.token().run_until_cancelled(storage::metadata_in_time(&self.config, &self.machine)).await;
+        let Some(opened) = opened else {
+            self.admin_tasks.drain(&self.machine.clock, ADMIN_GRACE).await;
+            return Ok(None);
+        };
+        health.report(State::Initializing, Vec::new());
+        opened.map(Some)
+    }
+}
+
+/// What may change while the process runs.
+fn watched(arguments: &ServerArgs, config: &Config, machine: &Machine, level: &LogLevel) -> Vec<Watched> {
+    let (certificates, tokens) = machine.security.files();
+    let (renewing, retoken) = (machine.security.clone(), machine.security.clone());
+    let (arguments, level, mut used) = (arguments.clone(), level.clone(), config.clone());
+    let file: Vec<_> = arguments.config.clone().into_iter().collect();
+    vec![
+        Watched::new("certificates", certificates, move || renewing.renew_certificates()),
+        Watched::new("tokens", tokens, move || retoken.renew_tokens()),
+        Watched::new("configuration", file, move || {
+            let wanted = arguments.load()?;
+            if wanted.log.level != used.log.level {
+                level.set(&wanted.log.level)?;
+                used.log.level.clone_from(&wanted.log.level);
+            }
+            let waiting = changes(&used, &wanted)?;
+            if !waiting.is_empty() {
+                tracing::warn!(
+                    keys = waiting.join(", "),
+                    "changed in the configuration; a restart is needed to use it"
+                );
+            }
+            Ok(())
+        }),
+    ]
 }

@@ -46,7 +46,7 @@ pub(super) fn node(config: &Config) -> anyhow::Result<streaming_node::Settings> 
         close_timeout: streaming.wal_close.graceful_timeout,
         append_timeout: streaming.wal_append.timeout,
         append_slow_threshold: streaming.logging.append_slow_threshold,
-        start_timeout: config.streaming_node.start_timeout,
+        start_timeout: config.common.start_timeout,
         idempotency_bytes: bytes(streaming.idempotency.max_bytes_per_window)?,
         recovery: streaming_node::Recovery {
             persist_interval: streaming.wal_recovery.persist_interval,

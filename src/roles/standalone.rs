@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use streaming_node::NodeCell;
 use woodpecker::Client;
-use woodpecker_base::{metadata::MetadataStore, net::tcp_connector, tasks::Tasks};
+use woodpecker_base::{metadata::MetadataStore, tasks::Tasks};
 
 use super::{
     banner,
@@ -75,18 +75,18 @@ impl Standalone {
         health: &Reporters,
         cell: &NodeCell,
     ) -> anyhow::Result<Self> {
-        let metadata = storage::metadata(config, machine).await?;
+        let metadata = storage::metadata_in_time(config, machine).await?;
         let engine = Tasks::new();
         let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
         let upkeep = Tasks::new();
         maintain(config, machine, &logs, &upkeep);
-        let at_coord = listen("rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
-        let at_node = listen("streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
+        let at_coord = listen(machine, "rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
+        let at_node = listen(machine, "streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
         let (coordinator, node) = (at_coord.address().to_owned(), at_node.address().to_owned());
         let (coord_tasks, node_tasks) = (Tasks::new(), Tasks::new());
         let coord_edges = streaming_coord::Edges {
             listener: at_coord,
-            connector: tcp_connector(),
+            connector: machine.security.connector.clone(),
             metadata: metadata.clone(),
             clock: machine.clock.clone(),
             random: machine.random.clone(),
@@ -95,7 +95,7 @@ impl Standalone {
         let coordinating = streaming_coord::serve(settings::coord(config), coord_edges, coord_tasks.token().clone());
         let node_edges = streaming_node::Edges {
             listener: at_node,
-            connector: tcp_connector(),
+            connector: machine.security.connector.clone(),
             metadata: metadata.clone(),
             logs: logs.clone(),
             clock: machine.clock.clone(),

@@ -1,14 +1,14 @@
 //! What roles stand on: the metadata store, the media, and the log engine over both.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use woodpecker::Client;
 use woodpecker_base::{
+    backoff::Backoff,
     clock::Clock,
     disk::{Disk, RealDisk},
-    metadata::{EtcdSettings, EtcdStore, EtcdTls, EtcdUser, MetadataStore, RedbStore},
-    net::tcp_connector,
+    metadata::{EtcdSettings, EtcdStore, EtcdTls, EtcdUser, MetadataError, MetadataStore, RedbStore},
     random::Random,
     tasks::Tasks,
 };
@@ -26,7 +26,11 @@ use woodpecker_store::{
     seal::{SealedSettings, SealedStore},
 };
 
+use super::security::Security;
 use crate::config::{AffinityMode, Config, MetastoreType, Quorum, SelectStrategy, StorageType};
+
+/// Between attempts to reach what is not there yet.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// The machine, as far as a process uses it.
 #[derive(Debug, Clone)]
@@ -34,11 +38,18 @@ pub(crate) struct Machine {
     pub(crate) clock: Clock,
     pub(crate) random: Random,
     pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) security: Security,
 }
 
 impl Machine {
-    pub(crate) fn real() -> Self {
-        Self { clock: Clock::system(), random: Random::system(), disk: Arc::new(RealDisk) }
+    /// The real one, secured as the configuration says.
+    ///
+    /// # Errors
+    /// A certificate or a token cannot be read.
+    pub(crate) fn real(config: &Config) -> anyhow::Result<Self> {
+        let clock = Clock::system();
+        let security = Security::open(config, &clock)?;
+        Ok(Self { clock, random: Random::system(), disk: Arc::new(RealDisk), security })
     }
 }
 
@@ -82,6 +93,28 @@ pub(crate) async fn metadata(config: &Config, machine: &Machine) -> anyhow::Resu
     }
 }
 
+/// As [`metadata`], and waits for a store that cannot be reached: a role that starts before it is not ready, not broken.
+///
+/// # Errors
+/// As [`metadata`]'s; or it could not be reached within `common.startTimeout`.
+pub(crate) async fn metadata_in_time(config: &Config, machine: &Machine) -> anyhow::Result<Arc<dyn MetadataStore>> {
+    let Machine { clock, random, .. } = machine;
+    let deadline = clock.now() + config.common.start_timeout;
+    let mut pauses = Backoff::new(clock.clone(), random, PAUSES.0, PAUSES.1);
+    loop {
+        let error = match Box::pin(metadata(config, machine)).await {
+            Ok(store) => return Ok(store),
+            Err(error) => error,
+        };
+        let passes = error.downcast_ref::<MetadataError>().is_some_and(MetadataError::is_retryable);
+        if !passes || clock.now() >= deadline {
+            return Err(error);
+        }
+        tracing::warn!(error = format!("{error:#}"), "the metadata store cannot be reached; trying again");
+        pauses.wait().await;
+    }
+}
+
 /// Opens the log engine on every medium that the configuration describes.
 ///
 /// # Errors
@@ -92,7 +125,7 @@ pub(crate) async fn logs(
     metadata: Arc<dyn MetadataStore>,
     tasks: &Tasks,
 ) -> anyhow::Result<Client> {
-    let Machine { clock, random, disk } = machine;
+    let Machine { clock, random, disk, .. } = machine;
     let mut backends: BTreeMap<String, Arc<dyn Backend>> = BTreeMap::new();
     let storage = &config.woodpecker.storage;
     if storage.uses(StorageType::Local) {
@@ -158,7 +191,7 @@ async fn log_stores(
         zone: quorum.az.clone(),
         ..QuorumSettings::new(&namespace, selection(quorum))
     };
-    Ok(QuorumBackend::start(wanted, metadata.clone(), prefix, tcp_connector(), clocked, tasks))
+    Ok(QuorumBackend::start(wanted, metadata.clone(), prefix, machine.security.connector.clone(), clocked, tasks))
 }
 
 /// Opens the log engine with its metadata, for a process that has no other use for them.
@@ -166,7 +199,8 @@ async fn log_stores(
 /// # Errors
 /// The metadata or a medium cannot be opened.
 pub(crate) async fn open_logs(config: &Config, machine: &Machine, tasks: &Tasks) -> anyhow::Result<Client> {
-    logs(config, machine, metadata(config, machine).await?, tasks).await
+    let metadata = Box::pin(metadata(config, machine)).await?;
+    logs(config, machine, metadata, tasks).await
 }
 
 /// Which log stores new segments go to.

@@ -7,10 +7,10 @@ use streaming_client::{Channel, Client, Discovery, Edges, Settings};
 use woodpecker_base::{
     clock::Clock,
     metadata::{EtcdSettings, EtcdStore},
-    net::tcp_connector,
     random::Random,
 };
 
+use super::credentials::{self, Protocol};
 use crate::cli::ConnectArgs;
 
 /// A connected client, and the clock its verbs share with it.
@@ -30,14 +30,20 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
     let discovery = if arguments.etcd.is_empty() {
         Discovery::Address(arguments.coordinator.clone())
     } else {
-        let settings = EtcdSettings::new(arguments.etcd.clone());
+        let mut settings = EtcdSettings::new(arguments.etcd.clone());
+        settings.tls = credentials::etcd_tls(&arguments.etcd_credentials);
+        settings.user = credentials::etcd_user(&arguments.etcd_credentials)?;
         let store = EtcdStore::connect(settings, clock.clone(), random.clone())
             .await
             .with_context(|| format!("cannot reach etcd at {}", arguments.etcd.join(",")))?;
         Discovery::Metadata { store: Arc::new(store), meta_root: arguments.meta_root.clone() }
     };
     let settings = Settings { cluster: arguments.cluster.clone(), ..Settings::new(discovery) };
-    let edges = Edges { connector: tcp_connector(), clock: clock.clone(), random };
+    let edges = Edges {
+        connector: credentials::connector(&arguments.credentials, Protocol::Grpc)?,
+        clock: clock.clone(),
+        random,
+    };
     let client = Client::connect(settings, edges)?;
     if let Err(not_ready) = client.wait_ready(arguments.timeout).await {
         let whom = if arguments.etcd.is_empty() {

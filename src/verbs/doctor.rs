@@ -36,7 +36,8 @@ struct Finding {
 /// # Errors
 /// The configuration cannot be read, or something does not keep its promise.
 pub(crate) async fn doctor(arguments: DoctorArgs) -> anyhow::Result<()> {
-    let (config, machine) = (arguments.server.load()?, Machine::real());
+    let config = arguments.server.load()?;
+    let machine = Machine::real(&config)?;
     let mut findings = Vec::new();
     let mut note = |check, outcome: anyhow::Result<String>| {
         let (ok, detail) = match outcome {

@@ -27,7 +27,8 @@ struct Engine {
 
 impl Engine {
     async fn open(server: &ServerArgs) -> anyhow::Result<Self> {
-        let (config, machine, tasks) = (server.load()?, Machine::real(), Tasks::new());
+        let (config, tasks) = (server.load()?, Tasks::new());
+        let machine = Machine::real(&config)?;
         let client = open_logs(&config, &machine, &tasks).await?;
         Ok(Self { client, machine, tasks })
     }

@@ -13,6 +13,7 @@ mod logstore;
 mod process;
 mod quorum;
 mod readme;
+mod security;
 mod stores;
 mod txn;
 mod wire;

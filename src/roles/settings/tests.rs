@@ -35,7 +35,7 @@ fn keys() -> Vec<(String, String, Value)> {
         ("etcd.rootPath=other", "metadata_root", json!("other/meta")),
         ("streamingNode.advertise=node:1", "advertised_address", json!("node:1")),
         ("streaming.logging.appendSlowThreshold=7s", "append_slow_threshold", json!("7s")),
-        ("streamingNode.startTimeout=7s", "start_timeout", json!("7s")),
+        ("common.startTimeout=7s", "start_timeout", json!("7s")),
         ("common.session.ttl=3s", "session_ttl", json!("3s")),
         ("streaming.maxMessageSize=1MiB", "max_message_bytes", json!(1 << 20)),
         ("streaming.maxEntrySize=1MiB", "entry_bytes", json!(1 << 20)),

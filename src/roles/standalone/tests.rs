@@ -84,7 +84,7 @@ impl World {
         let settings = [data.as_str(), small, "rootCoord.port=0", "streamingNode.port=0", "rootCoord.dmlChannelNum=1"];
         let assignments = settings.map(str::to_owned).to_vec();
         let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
-        let (machine, cell) = (Machine::real(), NodeCell::default());
+        let (machine, cell) = (Machine::real(&config).unwrap(), NodeCell::default());
         let cluster = Standalone::start(&config, &machine, &Reporters::default(), &cell).await.unwrap();
         cluster.until_served().await.unwrap();
         let node = Arc::new(Counted { node: cell.get().unwrap().local(), streams: AtomicUsize::new(0) });

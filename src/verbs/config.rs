@@ -1,0 +1,25 @@
+//! `streaming config`: what can be set, and what would be used.
+
+use super::print_json;
+use crate::{
+    cli::ConfigVerb,
+    config::{reference, schema},
+};
+
+/// Prints what was asked for.
+///
+/// # Errors
+/// The configuration is wrong.
+pub(crate) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
+    match verb {
+        ConfigVerb::Schema => print_json(&schema()?),
+        ConfigVerb::Reference => {
+            print!("{}", reference()?);
+            Ok(())
+        }
+        ConfigVerb::Dump(arguments) => {
+            print!("{}", arguments.load()?.dump()?);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! `streaming health`: how the roles of a cluster are, by their admin ports.
+
+use anyhow::{Context, bail, ensure};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use woodpecker_base::{clock::Clock, net::Connector};
+
+use super::{
+    credentials::{self, Protocol},
+    list::table,
+    print_json,
+};
+use crate::cli::HealthArgs;
+
+/// More than any answer of the two pages.
+const MOST_ANSWER: u64 = 4 << 20;
+
+/// What one admin port says.
+#[derive(Debug, Serialize)]
+struct Process {
+    address: String,
+    healthy: bool,
+    ready: bool,
+    roles: Vec<Role>,
+    /// Why there is no answer.
+    error: Option<String>,
+}
+
+/// As `/readyz` has it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Role {
+    name: String,
+    ready: bool,
+    state: String,
+    missing: Vec<String>,
+}
+
+/// Asks every admin port, and prints what they say.
+///
+/// # Errors
+/// One does not answer, or a role is not healthy or not ready.
+pub(crate) async fn health(arguments: HealthArgs) -> anyhow::Result<()> {
+    let connector = credentials::connector(&arguments.credentials, Protocol::Http)?;
+    let encrypted = arguments.credentials.ca.is_some();
+    let clock = Clock::system();
+    let asked = arguments.admin.iter().map(|address| async {
+        let asking = ask(&connector, encrypted, address);
+        let answer = clock.timeout(arguments.timeout, asking).await;
+        answer.with_context(|| format!("no answer in {:?}", arguments.timeout)).flatten().unwrap_or_else(|error| {
+            Process {
+                address: address.clone(),
+                healthy: false,
+                ready: false,
+                roles: Vec::new(),
+                error: Some(format!("{error:#}")),
+            }
+        })
+    });
+    let found = futures::future::join_all(asked).await;
+    if arguments.json {
+        print_json(&found)?;
+    } else {
+        print_table(&found);
+    }
+    let bad = found.iter().filter(|process| !(process.healthy && process.ready)).count();
+    ensure!(bad == 0, "{bad} of {} are not healthy and ready", found.len());
+    Ok(())
+}
+
+fn print_table(found: &[Process]) {
+    let mut table = table(["ADMIN", "ROLE", "STATE", "READY", "MISSING"]);
+    for Process { address, roles, error, .. } in found {
+        if let Some(error) = error {
+            table.add_row([address.as_str(), "", "unreachable", "no", error]);
+        }
+        for role in roles {
+            let ready = if role.ready { "yes" } else { "no" };
+            table.add_row([address, &role.name, &role.state, ready, &role.missing.join("\n")]);
+        }
+    }
+    println!("{table}");
+}
+
+async fn ask(connector: &Connector, encrypted: bool, address: &str) -> anyhow::Result<Process> {
+    let uri: http::Uri = address.parse().context("no URL")?;
+    match uri.scheme_str() {
+        Some("https") => ensure!(encrypted, "https needs --ca"),
+        Some("http") => ensure!(!encrypted, "--ca is for https"),
+        _ => bail!("expected http://HOST:PORT or https://HOST:PORT"),
+    }
+    let (healthy, _) = get(connector, &uri, "/healthz").await?;
+    let (ready, body) = get(connector, &uri, "/readyz").await?;
+    let roles = serde_json::from_str(&body).with_context(|| format!("/readyz answered {ready}: {body}"))?;
+    Ok(Process { address: address.to_owned(), healthy: healthy == 200, ready: ready == 200, roles, error: None })
+}
+
+/// The status and body of a page. HTTP/1.0: the answer is what comes until the end.
+async fn get(connector: &Connector, uri: &http::Uri, path: &str) -> anyhow::Result<(u16, String)> {
+    let host = uri.authority().context("no host")?.as_str();
+    let mut connection = connector.connect(uri.clone()).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");
+    connection.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    connection.take(MOST_ANSWER).read_to_end(&mut answer).await?;
+    let answer = String::from_utf8(answer).context("the answer is not text")?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
+    let status = head.split(' ').nth(1).context("the answer has no status")?.parse()?;
+    Ok((status, body.to_owned()))
+}
