@@ -10,6 +10,7 @@ mod first_stream;
 mod load;
 mod log;
 mod logstore;
+mod observability;
 mod process;
 mod quorum;
 mod readme;

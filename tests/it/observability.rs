@@ -1,0 +1,109 @@
+//! What a process tells of itself is what the page for operators promises.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use axum::{Router, body::Bytes, http::HeaderMap};
+use streaming_client::{Client, Discovery, Edges, Settings};
+use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
+use streaming_types::{MessageBuilder, channel::vchannel_name};
+use tokio::sync::mpsc;
+use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
+
+use crate::{
+    admin::get,
+    process::{Role, printed},
+};
+
+const PAGE: &str = include_str!("../../docs/operate/observability.md");
+
+/// The metrics of the table that begins after this sentence.
+fn promised(after: &str) -> BTreeSet<&'static str> {
+    let table = PAGE.split_once(after).map_or("", |(_, rest)| rest).trim_start_matches(|c| c != '|');
+    let rows = table.lines().take_while(|line| line.starts_with('|'));
+    rows.filter_map(|row| row.strip_prefix("| `")?.split_once('`').map(|(name, _)| name)).collect()
+}
+
+fn standalone(directory: &tempfile::TempDir, more: &[String]) -> anyhow::Result<Role> {
+    let data = directory.path().join("data").display().to_string();
+    let mut arguments =
+        ["--data".to_owned(), data, "--set".to_owned(), "rootCoord.dmlChannelNum=1".to_owned()].to_vec();
+    arguments.extend(more.iter().flat_map(|value| ["--set".to_owned(), value.clone()]));
+    Role::start("standalone", directory.path(), &arguments)
+}
+
+#[test]
+fn every_metric_that_is_promised_is_there_once_work_was_done() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let role = standalone(&directory, &[])?;
+    let lines = directory.path().join("lines");
+    std::fs::write(&lines, "one\n")?;
+    let coordinator = role.address("coordinator");
+    printed(["produce", "--coordinator", coordinator, "--file", &lines.display().to_string()])?;
+    printed(["consume", "--coordinator", coordinator, "--count", "1"])?;
+    let promised = promised("have done their work once:");
+    assert!(promised.len() > 15, "the page has another form: {promised:?}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (_, shown) = get(&role, "/metrics", "")?;
+        let there: BTreeSet<_> =
+            shown.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let missing: Vec<_> = promised.difference(&there).collect();
+        if missing.is_empty() {
+            // Below a millisecond, where appends are.
+            assert!(
+                shown.contains("milvus_wal_append_message_duration_seconds_bucket{status=\"ok\",le=\"0.0001\"}"),
+                "{shown}"
+            );
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "promised and not there: {missing:?}\n{shown}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A collector of traces that hands on what it is sent.
+async fn collector() -> anyhow::Result<(String, mpsc::Receiver<Bytes>)> {
+    let (sent, received) = mpsc::channel(16);
+    let router = Router::new().fallback(async move |body: Bytes| {
+        let _ = sent.send(body).await;
+        let mut headers = HeaderMap::new();
+        headers.insert("content-type", "application/grpc".parse().expect("a header"));
+        headers.insert("grpc-status", "0".parse().expect("a header"));
+        headers
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = format!("http://{}", listener.local_addr()?);
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::from(router));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    Ok((address, received))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_that_belongs_to_a_trace_is_a_span_of_it_at_the_collector() -> anyhow::Result<()> {
+    let (endpoint, mut received) = collector().await?;
+    let directory = tempfile::tempdir()?;
+    let tracing = ["trace.exporter=otlp".to_owned(), format!("trace.otlp.endpoint={endpoint}")];
+    let mut role = standalone(&directory, &tracing)?;
+    let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
+    let client = Client::connect(Settings::new(Discovery::Address(role.address("coordinator").into())), edges)?;
+    client.wait_ready(Duration::from_secs(20)).await?;
+    let channel = client.channels().remove(0).pchannel.name().to_owned();
+    let partition = PartitionSegmentAssignment { partition_id: 1, rows: 1, ..PartitionSegmentAssignment::default() };
+    let header = InsertMessageHeader { collection_id: 1, partitions: vec![partition] };
+    let mut message = MessageBuilder::new(&header).vchannel(vchannel_name(&channel, 1, 0)).payload("traced").build()?;
+    let trace = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128;
+    message.properties.set("traceparent", format!("00-{trace:032x}-00f067aa0ba902b7-01"));
+    client.producer(&channel).append(message).await?.await?;
+    client.close().await;
+    role.signal("TERM")?;
+    assert!(role.wait(Duration::from_secs(30))?.success(), "{}", role.log());
+    let spans = received.try_recv()?;
+    let holds = |wanted: &[u8]| spans.windows(wanted.len()).any(|window| window == wanted);
+    assert!(holds(&trace.to_be_bytes()), "another trace: {spans:?}");
+    assert!(holds(b"wal.append") && holds(b"streaming-standalone") && holds(channel.as_bytes()), "{spans:?}");
+    Ok(())
+}
