@@ -86,7 +86,7 @@ pub(crate) struct Common {
     pub(crate) session: Session,
     /// Channel names of one's own.
     pub(crate) pre_created_topic: PreCreatedTopic,
-    /// How long a graceful stop may take before the process gives up and exits with an error.
+    /// How long a graceful stop may take before the process gives up and exits with an error; 25 s unless it is set.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "Option<units::DurationText>")]
     pub(crate) graceful_stop_timeout: Option<Duration>,

@@ -269,13 +269,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_key_is_described() {
-        let page = reference().unwrap();
+    fn the_pages_say_what_the_binary_takes() {
+        let page = include_str!("../../docs/operate/configuration.md");
         assert!(
-            page.contains("| `etcd.auth.password` | secret |")
-                && page.contains("| `common.session.ttl` | duration | `10s` |"),
-            "{page}"
+            reference().unwrap() == page,
+            "run: streaming config reference >docs/operate/configuration.md"
         );
+        let file: Json =
+            serde_json::from_str(include_str!("../../docs/operate/configuration.schema.json")).unwrap_or_default();
+        assert!(schema().unwrap() == file, "run: streaming config schema >docs/operate/configuration.schema.json");
     }
 
     #[test]

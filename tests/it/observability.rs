@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{Router, body::Bytes, http::HeaderMap};
+use axum::{
+    Router,
+    body::Bytes,
+    http::{HeaderMap, HeaderValue},
+};
 use streaming_client::{Client, Discovery, Edges, Settings};
 use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
 use streaming_types::{MessageBuilder, channel::vchannel_name};
@@ -70,8 +74,8 @@ async fn collector() -> anyhow::Result<(String, mpsc::Receiver<Bytes>)> {
     let router = Router::new().fallback(async move |body: Bytes| {
         let _ = sent.send(body).await;
         let mut headers = HeaderMap::new();
-        headers.insert("content-type", "application/grpc".parse().expect("a header"));
-        headers.insert("grpc-status", "0".parse().expect("a header"));
+        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static("0"));
         headers
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;

@@ -36,9 +36,27 @@
     "ssl" $ssl)
   "minio" $minio
   "admin" (dict "ip" $values.listenAddress "port" (int $role.ports.admin))
+  "tls" (dict "enabled" $values.tls.enabled)
+  "auth" (dict "enabled" $values.auth.enabled)
   "log" $values.log
   "woodpecker" (dict "storage" (dict "type" $values.storage.type))
 -}}
+{{- if $values.tls.enabled -}}
+{{- $_ := set $owned "tls" (dict
+  "enabled" true
+  "cert" "/etc/streaming/tls/tls.crt"
+  "key" "/etc/streaming/tls/tls.key"
+  "ca" "/etc/streaming/tls/ca.crt"
+  "serverName" (include "streaming.serverName" .root)
+  "clientAuth" $values.tls.clientAuth
+  "admin" (dict "enabled" $values.tls.admin.enabled)) -}}
+{{- end -}}
+{{- if $values.auth.enabled -}}
+{{- $_ := set $owned "auth" (dict
+  "enabled" true
+  "tokensFile" "/etc/streaming/auth/tokens"
+  "tokenFile" "/etc/streaming/auth/token") -}}
+{{- end -}}
 {{- $port := dict "ip" $values.listenAddress "port" (int $role.ports.grpc) -}}
 {{- if eq .role "coord" -}}
 {{- $_ := set $owned "rootCoord" $port -}}

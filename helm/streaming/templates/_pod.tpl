@@ -75,16 +75,16 @@ ports:
   - {name: grpc, containerPort: {{ int $role.ports.grpc }}, protocol: TCP}
   - {name: admin, containerPort: {{ int $role.ports.admin }}, protocol: TCP}
 startupProbe:
-  httpGet: {path: /livez, port: admin}
+  httpGet: {path: /livez, port: admin, scheme: {{ include "streaming.adminScheme" .root }}}
   periodSeconds: 2
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /livez, port: admin}
+  httpGet: {path: /livez, port: admin, scheme: {{ include "streaming.adminScheme" .root }}}
   periodSeconds: 10
   timeoutSeconds: 5
   failureThreshold: 3
 readinessProbe:
-  httpGet: {path: /readyz, port: admin}
+  httpGet: {path: /readyz, port: admin, scheme: {{ include "streaming.adminScheme" .root }}}
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: 2
@@ -100,8 +100,8 @@ securityContext:
 volumeMounts:
   - {name: config, mountPath: /etc/streaming/config, readOnly: true}
   - {name: tmp, mountPath: /tmp}
-  {{- if $values.etcd.tls.enabled }}
-  - {name: etcd-tls, mountPath: /etc/streaming/etcd-tls, readOnly: true}
+  {{- with include "streaming.secretMounts" .root }}
+  {{- . | nindent 2 }}
   {{- end }}
   {{- if eq $values.objectStorage.provider "filesystem" }}
   - {name: objects, mountPath: /objects}
@@ -170,20 +170,7 @@ volumeMounts:
   configMap: {name: {{ include "streaming.name" . }}}
 - name: tmp
   emptyDir: {}
-{{- with $values.etcd.tls }}
-{{- if .enabled }}
-- name: etcd-tls
-  secret:
-    secretName: {{ .existingSecret }}
-    defaultMode: 0440
-    items:
-      - {key: {{ .caKey }}, path: ca.crt}
-      {{- if .clientCertificate }}
-      - {key: {{ .certKey }}, path: tls.crt}
-      - {key: {{ .keyKey }}, path: tls.key}
-      {{- end }}
-{{- end }}
-{{- end }}
+{{- include "streaming.secretVolumes" . }}
 {{- if eq $values.objectStorage.provider "filesystem" }}
 - name: objects
   persistentVolumeClaim: {claimName: {{ $values.objectStorage.existingClaim }}}

@@ -70,7 +70,10 @@ impl Actor {
                     self.metrics.over(stream.is_local);
                     self.serve(stream, &channel).await
                 }
-                Err(failure) => Err(failure),
+                Err(failure) => {
+                    self.refused(&failure);
+                    Err(failure)
+                }
             };
             self.window.stream_ended();
             let Err(failure) = ended else { break };
@@ -102,6 +105,16 @@ impl Actor {
         }
         let (core, name) = (self.core.clone(), self.name.clone());
         self.meanwhile(async move { core.wait_assigned(&name, |channel| !channel.pchannel.is_read_only()).await }).await
+    }
+
+    /// Between two streams: a node that will not open one for us for good, as when our token may not write, is told to those
+    /// who wait. The next append asks again, for a token can be exchanged.
+    fn refused(&mut self, failure: &StreamingError) {
+        if failure.is_unrecoverable() {
+            for _ in 0..self.window.refuse(failure) {
+                self.metrics.refused();
+            }
+        }
     }
 
     /// Drives `work` while appends are taken in and run out of time. `None` when the actor is over first.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use streaming_proto::messages::Message;
+use streaming_types::StreamingError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use woodpecker_base::clock::Instant;
 
@@ -212,6 +213,19 @@ impl Window {
     /// Whether a strict window waits for the answers of what it sent before it may go on.
     pub(super) fn is_draining(&self) -> bool {
         self.is_held() && !self.sent.is_empty()
+    }
+
+    /// Ends what was never sent, because the node will not have it from us. What was sent may be in the log: its caller is
+    /// not told that it is not, but that its time is over.
+    pub(super) fn refuse(&mut self, why: &StreamingError) -> usize {
+        let (sent, refused): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.queue).into_iter().partition(|entry| entry.sent);
+        self.queue = sent;
+        let count = refused.len();
+        for entry in refused {
+            entry.finish(Err(AppendError::Refused(why.clone())));
+        }
+        count
     }
 
     /// Ends everything, telling each caller whether its append may be in the log.

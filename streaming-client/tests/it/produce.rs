@@ -162,6 +162,21 @@ async fn wrong_node_is_reported_once_and_a_new_assignment_waited_for() {
 }
 
 #[tokio::test]
+async fn a_node_that_will_not_have_us_is_told_to_who_waits_and_asked_again_by_the_next_append() {
+    let cluster = Cluster::start().await;
+    for _ in 0..100 {
+        cluster.node.on_open(OnOpen::Refuse(StreamingError::unrecoverable("this needs the role write")));
+    }
+    let producer = cluster.client().producer(CHANNEL);
+    let error = append(&producer, "first").await.unwrap_err();
+    assert!(matches!(&error, AppendError::Refused(error) if error.to_string().contains("role write")), "{error}");
+    assert!(!error.has_side_effects());
+    cluster.node.open_normally();
+    append(&producer, "second").await.unwrap();
+    assert_eq!(cluster.wal.payloads(), ["second"]);
+}
+
+#[tokio::test]
 async fn refusals_are_told_to_the_caller_and_stop_nobody_else() {
     let cluster = Cluster::start().await;
     cluster.node.on_produce(|message| match message.payload.as_ref() {

@@ -10,6 +10,7 @@ import tempfile
 
 from chart import render, tools
 from chart.checks.process import free_ports, until
+from chart.checks.shape import CUSTOM
 from chart.checks.upgrade import Release
 from chart.registry import Skip, check, equal
 
@@ -59,7 +60,7 @@ def api_server():
 def taken():
     with api_server() as (kubectl, _):
         for name, objects in render.every_render(kubernetes="1.34"):
-            known = [item for item in objects if item["kind"] not in ("ServiceMonitor", "PrometheusRule")]
+            known = [item for item in objects if item["kind"] not in CUSTOM]
             pods = [
                 {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"p{number}", "namespace": "wal", "labels": metadata["labels"]}, "spec": spec | {"serviceAccountName": "default"}}
                 for number, (_, metadata, spec) in enumerate(render.pods(objects))
@@ -76,16 +77,26 @@ def taken():
                 assert done.returncode == 0, f"{name} {pod['metadata']['labels']}: {done.stderr}"
 
 
+def secrets(kubectl):
+    """What Helm made itself."""
+    items = json.loads(kubectl("get", "secrets", "-n", "wal", "-l", "app.kubernetes.io/instance=s", "-o", "json").stdout)["items"]
+    found = {item["metadata"]["name"]: item["data"] for item in items}
+    equal(sorted(found), ["s-streaming-auth", "s-streaming-s3", "s-streaming-tls"])
+    return found
+
+
 @check("K37", "install, upgrade, a refused scale-down, roll-back and removal on a real API server, by Helm 3 and 4")
 def life():
     for helm in render.both_helms():
         with api_server() as (kubectl, kubeconfig):
             release = Release(helm, kubeconfig)
-            four = render.merged(render.QUORUM, {"logstore": {"replicas": 4}})
+            four = render.merged(render.QUORUM, {"logstore": {"replicas": 4}, "tls": {"enabled": True}, "auth": {"enabled": True}})
             release.must("install", "s", render.CHART, values=four)
+            kept = secrets(kubectl)
             release.must("upgrade", "s", render.CHART, "--reuse-values", "--set", "node.replicas=5")
             done = release.run("upgrade", "s", render.CHART, values=render.QUORUM)
             assert done.returncode != 0 and "logstore.replicas: from 4 to 3" in done.stderr, done.stderr
+            equal(secrets(kubectl), kept, "certificate, tokens and keys after an upgrade")
             release.must("rollback", "s", "1")
             equal(json.loads(kubectl("get", "deployment", "s-streaming-node", "-n", "wal", "-o", "json").stdout)["spec"]["replicas"], 2)
             release.must("uninstall", "s")

@@ -79,7 +79,7 @@ def quorum(count=3):
 def consumed(cluster, objects, count):
     """The first messages of the channel that the test pod appends to."""
     pod = render.named(objects, "Pod", "s-streaming-test")["spec"]["containers"][0]
-    command, environment = cluster.container(objects, pod)
+    command, environment = cluster.container(pod)
     command[command.index("--count") + 1] = str(count)
     done = subprocess.run([*command, "--timeout", "60s"], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr + cluster.log("node")

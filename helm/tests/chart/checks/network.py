@@ -110,5 +110,6 @@ def probes():
             if container["name"] in ("coord", "node", "logstore"):
                 paths = {key: container[key]["httpGet"]["path"] for key in ("startupProbe", "livenessProbe", "readinessProbe")}
                 equal(paths, {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}, name)
+                equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration(objects, container["name"], item["metadata"]["name"].removesuffix("-" + container["name"]))["tls"]["enabled"] else "HTTP"}, name)
                 names = {port["name"] for port in container["ports"]}
                 assert all(container[key]["httpGet"]["port"] in names for key in paths), name

@@ -67,7 +67,7 @@ def no_leak():
         for where, _, spec in render.pods(objects):
             for container in render.containers(spec):
                 for variable in container.get("env", []):
-                    secret = any(key in variable["name"].lower().replace("_", "") for key in SECRET_KEYS)
+                    secret = not variable["name"].endswith("_FILE") and any(key in variable["name"].lower().replace("_", "") for key in SECRET_KEYS)
                     assert not secret or "secretKeyRef" in variable["valueFrom"], f"{name} {where}: {variable}"
 
 

@@ -14,7 +14,7 @@ from chart import render, tools
 from chart.registry import Skip, check, equal
 
 KUBERNETES = ("1.27", "1.31", "1.35", "1.37")
-CUSTOM = ("ServiceMonitor", "PrometheusRule")
+CUSTOM = ("ServiceMonitor", "PrometheusRule", "Certificate")
 
 
 @check("R1", "helm lint --strict and helm package, Helm 3 and 4")

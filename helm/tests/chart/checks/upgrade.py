@@ -48,21 +48,23 @@ def life():
     for helm in render.both_helms():
         with apiserver.running() as (objects, kubeconfig):
             release = Release(helm, kubeconfig)
-            release.must("install", "s", render.CHART, "--disable-openapi-validation", values=render.QUORUM)
-            rendered = {(item["kind"], item["metadata"]["name"]) for item in render.template(render.QUORUM)}
+            secured = render.merged(render.QUORUM, {"tls": {"enabled": True}, "auth": {"enabled": True}})
+            release.must("install", "s", render.CHART, "--disable-openapi-validation", values=secured)
+            rendered = {(item["kind"], item["metadata"]["name"]) for item in render.template(secured)}
             hooks = {("ConfigMap", "s-streaming-test"), ("Pod", "s-streaming-test")}
             mine = {key for key in objects if not key[1].startswith("sh.helm.release")}
             equal(mine, rendered - hooks, "objects after install")
-            keys = objects["Secret", "s-streaming-s3"]["data"]
+            made = ("s-streaming-s3", "s-streaming-tls", "s-streaming-auth")
+            keys = {name: objects["Secret", name]["data"] for name in made}
             release.upgrade("--reuse-values", "--set", "node.replicas=5")
             equal(objects["Deployment", "s-streaming-node"]["spec"]["replicas"], 5)
             release.upgrade("--reset-then-reuse-values", "--set", "image.tag=2.0.0")
             image = objects["StatefulSet", "s-streaming-logstore"]["spec"]["template"]["spec"]["containers"][0]["image"]
             equal((image, objects["Deployment", "s-streaming-node"]["spec"]["replicas"]), ("streaming:2.0.0", 5))
-            equal(objects["Secret", "s-streaming-s3"]["data"], keys, "the bundled store's keys after upgrades")
+            equal({name: objects["Secret", name]["data"] for name in made}, keys, "what Helm made itself, after upgrades")
             release.must("rollback", "s", "1")
             equal(objects["Deployment", "s-streaming-node"]["spec"]["replicas"], 2)
-            equal(objects["Secret", "s-streaming-s3"]["data"], keys, "the bundled store's keys after a roll-back")
+            equal({name: objects["Secret", name]["data"] for name in made}, keys, "what Helm made itself, after a roll-back")
             release.must("uninstall", "s")
             equal(objects, {}, "what is left")
 

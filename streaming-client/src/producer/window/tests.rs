@@ -188,6 +188,17 @@ fn time_runs_out_for_queued_sent_and_failed_appends() {
 }
 
 #[test]
+fn refusing_ends_what_was_never_sent() {
+    let (mut window, mut replies) = window(Order::Strict, 2, now());
+    let _ = window.next();
+    window.stream_ended();
+    let why = StreamingError::unrecoverable("no");
+    assert_eq!(window.refuse(&why), 1);
+    assert_eq!(replies[1].try_recv(), Ok(Err(AppendError::Refused(why))));
+    assert_eq!((window.len(), replies[0].try_recv().is_err()), (1, true), "what may be in the log is sent again");
+}
+
+#[test]
 fn close_tells_what_may_be_in_the_log() {
     let (mut window, mut replies) = window(Order::Strict, 2, now());
     let _ = window.next();

@@ -118,6 +118,11 @@ impl Node {
         self.process.kill();
     }
 
+    /// Forgets what streams to come were to meet.
+    pub fn open_normally(&self) {
+        lock(&self.state.on_open).clear();
+    }
+
     pub fn on_open(&self, action: OnOpen) {
         lock(&self.state.on_open).push_back(action);
     }

@@ -1,0 +1,131 @@
+"""TLS and tokens: what is rendered for them, and rendered roles that use them."""
+
+import base64
+import contextlib
+import ssl
+import subprocess
+import tempfile
+
+from chart import render
+from chart.checks.process import run_test_pod, scratch_cluster, status, until, until_ready, values
+from chart.registry import check, equal
+
+ON = {"tls": {"enabled": True}, "auth": {"enabled": True}}
+ROLES = (("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet"))
+
+
+def secret_volumes(spec):
+    """{volume: (Secret, {key: file})} of a pod."""
+    found = {volume["name"]: volume["secret"] for volume in spec["volumes"] if "secret" in volume}
+    return {name: (volume["secretName"], {item["key"]: item["path"] for item in volume["items"]}) for name, volume in found.items()}
+
+
+@check("R43", "TLS and tokens reach file, mounts, the test pod and the ServiceMonitor; Secrets of one's own by their own keys; what Helm makes fits together")
+def rendered():
+    own = {
+        "tls": {"enabled": True, "existingSecret": "mine", "caKey": "a", "certKey": "c", "keyKey": "k", "serverName": "wal.example.com", "admin": {"enabled": False}},
+        "auth": {"enabled": True, "existingSecret": "theirs", "tokensKey": "all", "tokenKey": "one"},
+        "metrics": {"serviceMonitor": {"enabled": True}},
+    }
+    objects = render.template(render.merged(render.QUORUM, own))
+    equal([item["metadata"]["name"] for item in render.of_kind(objects, "Secret")], ["s-streaming-s3"])
+    for role, kind in ROLES:
+        file = render.configuration(objects, role)
+        equal((file["tls"]["serverName"], file["tls"]["admin"], file["auth"]["enabled"]), ("wal.example.com", {"enabled": False}, True), role)
+        spec = render.named(objects, kind, f"s-streaming-{role}")["spec"]["template"]["spec"]
+        wanted = {"tls": ("mine", {"a": "ca.crt", "c": "tls.crt", "k": "tls.key"}), "auth": ("theirs", {"all": "tokens", "one": "token"})}
+        equal(secret_volumes(spec), wanted, role)
+        mounts = {mount["name"]: mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"] if "subPath" not in mount}
+        for files in (file["tls"]["cert"], file["tls"]["key"], file["tls"]["ca"], file["auth"]["tokensFile"], file["auth"]["tokenFile"]):
+            assert files.rsplit("/", 1)[0] in mounts.values(), f"{role}: {files} is not mounted"
+        equal(spec["containers"][0]["readinessProbe"]["httpGet"]["scheme"], "HTTP", role)
+    test = render.named(objects, "Pod", "s-streaming-test")["spec"]
+    equal(secret_volumes(test)["auth"], ("theirs", {"one": "token"}), "the test pod gets one token")
+    assert "scheme" not in render.of_kind(objects, "ServiceMonitor")[0]["spec"]["endpoints"][0]
+    managed = render.template(files=[render.CHART / "ci/tls-cert-manager-values.yaml"])
+    certificate = render.of_kind(managed, "Certificate")[0]["spec"]
+    equal((certificate["secretName"], certificate["issuerRef"]), ("s-streaming-tls", {"name": "internal", "kind": "ClusterIssuer", "group": "cert-manager.io"}))
+    assert {"server auth", "client auth"} <= set(certificate["usages"])
+    names = {render.configuration(managed, "node")["tls"]["serverName"], "s-streaming-coord.wal.svc", "*.s-streaming-logstore.wal.svc.cluster.local"}
+    assert names <= set(certificate["dnsNames"]), certificate["dnsNames"]
+    equal(render.of_kind(managed, "Secret"), [])
+    endpoint = render.of_kind(managed, "ServiceMonitor")[0]["spec"]["endpoints"][0]
+    equal((endpoint["scheme"], endpoint["tlsConfig"]["serverName"]), ("https", "s-streaming.wal.svc"))
+    equal(endpoint["tlsConfig"]["ca"]["secret"], {"name": "s-streaming-tls", "key": "ca.crt"})
+    made = render.template(ON)
+    data = {name: decoded(made, name) for name in ("s-streaming-tls", "s-streaming-auth")}
+    lines = data["s-streaming-auth"]["tokens"].split("\n")
+    equal(lines, [f"admin {data['s-streaming-auth']['token']}", *(f"{role} {data['s-streaming-auth'][role]}" for role in ("write", "read")), ""])
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in data["s-streaming-tls"].items():
+            with open(f"{scratch}/{name}", "w") as file:
+                file.write(text)
+        for purpose in ("sslserver", "sslclient"):
+            words = ["openssl", "verify", "-purpose", purpose, "-verify_hostname", "s-streaming.wal.svc", "-CAfile", f"{scratch}/ca.crt", f"{scratch}/tls.crt"]
+            done = subprocess.run(words, capture_output=True, text=True)
+            assert done.returncode == 0, f"{purpose}: {done.stdout}{done.stderr}"
+
+
+def decoded(objects, name):
+    return {key: base64.b64decode(value).decode() for key, value in render.named(objects, "Secret", name)["data"].items()}
+
+
+def client(cluster, objects, *words, **changed):
+    """A verb as the test pod would call it, with variables changed or, with None, taken away."""
+    container = render.named(objects, "Pod", "s-streaming-test")["spec"]["containers"][0]
+    command, environment = cluster.container(container)
+    environment = {name: value for name, value in (environment | changed).items() if value is not None}
+    meta = command[command.index("--meta-root") : command.index("--meta-root") + 2]
+    return subprocess.run([command[0], *words, *meta, "--timeout", "5s"], env=environment, capture_output=True, text=True)
+
+
+def shown(port):
+    """The certificate at a port, None if there is no TLS."""
+    with contextlib.suppress(OSError):
+        return ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+
+
+@check("P34", "mutual TLS and tokens as rendered: probes and the test pod pass; plaintext, no certificate, another authority, no token and a wrong one do not; Secrets change without a restart")
+def secured():
+    more = render.merged(ON, {"tls": {"clientAuth": "required"}, "config": {"common": {"reloadInterval": "1s"}}})
+    with scratch_cluster(more) as (cluster, ports, objects):
+        cluster.etcd(*ports[:2])
+        cluster.s3(ports[2], ports[9:])
+        running = {role: cluster.role(objects, role) for role in ("coord", "node")}
+        until_ready(cluster, objects, running)
+        run_test_pod(cluster, objects)
+        coord, coord_admin, node, node_admin = ports[3:7]
+        for admin in (coord_admin, node_admin):
+            equal(status(f"http://127.0.0.1:{admin}/livez"), None, "the admin port in plaintext")
+        done = client(cluster, objects, "channels")
+        assert done.returncode == 0, done.stderr
+        (cluster.scratch / "wrong").write_text("nobody-knows-this-token-of-mine")
+        other = cluster.scratch / "other-ca"
+        other.write_text(decoded(render.template(ON, name="other"), "other-streaming-tls")["ca.crt"])
+        plain = dict.fromkeys(("STREAMING_CA", "STREAMING_SERVER_NAME", "STREAMING_CERT", "STREAMING_KEY"))
+        refused = [
+            ("plaintext", plain, ""),
+            ("no certificate", dict.fromkeys(("STREAMING_CERT", "STREAMING_KEY")), ""),
+            ("another authority", {"STREAMING_CA": str(other)}, ""),
+            ("no token", {"STREAMING_TOKEN_FILE": None}, "no bearer token"),
+            ("a wrong token", {"STREAMING_TOKEN_FILE": str(cluster.scratch / "wrong")}, "not known here"),
+        ]
+        for what, changed, why in refused:
+            done = client(cluster, objects, "channels", **changed)
+            assert done.returncode != 0 and why in done.stderr, f"{what}: {done.stdout}{done.stderr}"
+
+        new = render.template(render.merged(values(ports[0], ports[2], ports[3:7]), more), kubernetes="1.32")
+        before = {port: shown(port) for port in (coord_admin, node_admin)}
+        assert all(before.values()), "no certificate on the admin ports"
+        for name in ("s-streaming-tls", "s-streaming-auth"):
+            assert decoded(new, name) != decoded(objects, name), "the new Secrets are the old ones"
+        for role in running:
+            cluster.mount(new, render.named(new, "Deployment", f"s-streaming-{role}")["spec"]["template"]["spec"])
+        for port in before:
+            until(lambda: shown(port) not in (None, before[port]), 30, f"a new certificate on {port}")  # noqa: B023
+        run_test_pod(cluster, new)
+        (cluster.scratch / "old").write_text(decoded(objects, "s-streaming-auth")["token"])
+        done = client(cluster, new, "channels", STREAMING_TOKEN_FILE=str(cluster.scratch / "old"))
+        assert done.returncode != 0 and "not known here" in done.stderr, f"the old token: {done.stdout}{done.stderr}"
+        for role, (process, _) in running.items():
+            assert process.poll() is None, f"{role} ended: {cluster.log(role)}"
