@@ -181,10 +181,6 @@ impl Default for StreamingNode {
     }
 }
 
-        }
-    }
-}
-
 /// HTTP for operators: health, metrics.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -200,22 +196,6 @@ pub(crate) struct Admin {
 impl Default for Admin {
     fn default() -> Self {
         Self { enabled: true, ip: "127.0.0.1".into(), port: 9091 }
-    }
-}
-
-/// What is worth a line in the log.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(crate) struct Logging {
-    /// An append that takes longer is logged, no more often than once a second.
-    #[serde(with = "humantime_serde")]
-    #[schemars(with = "units::DurationText")]
-    pub(crate) append_slow_threshold: Duration,
-}
-
-impl Default for Logging {
-    fn default() -> Self {
-        Self { append_slow_threshold: Duration::from_secs(1) }
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod cli;
 mod config;
+mod failure;
 mod roles;
 mod shutdown;
 mod telemetry;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("{}", failure::told(&error));
             ExitCode::FAILURE
         }
     }

@@ -2,7 +2,10 @@
 
 mod spans;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    io::IsTerminal,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::Context;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -55,7 +58,7 @@ impl LogLevel {
 pub(crate) fn init(config: &Config, role: &str) -> anyhow::Result<(LogLevel, Spans)> {
     let level = &config.log.level;
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = match config.log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -24,6 +24,12 @@ pub(crate) use self::{
     volume::volume,
 };
 
+/// The numbers of an id as it is printed, `SEGMENT:ENTRY`, or as Milvus prints it, `SEGMENT/ENTRY`.
+fn id_parts(text: &str) -> Option<(u64, u64)> {
+    let (segment, entry) = text.split_once([':', '/'])?;
+    Some((segment.parse().ok()?, entry.parse().ok()?))
+}
+
 /// Prints `value` for a program.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use streaming_client::{Channel, Client, Discovery, Edges, Settings};
 use woodpecker_base::{
     clock::Clock,
@@ -51,9 +51,7 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
         } else {
             format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
         };
-        bail!(
-            "{whom}: {not_ready}\nIs it running? Start one with `streaming standalone`, or name it with --coordinator."
-        );
+        return Err(anyhow::Error::new(not_ready).context(whom));
     }
     Ok(Cluster { client, clock })
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use streaming_client::{ConsumeError, ConsumeOptions, Consumer, Delivery};
 use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, MessageType};
 
-use super::{Cluster, connect, pick_channel};
+use super::{Cluster, connect, id_parts, pick_channel};
 use crate::cli::ConsumeArgs;
 
 /// Reads until the count is reached, nothing comes any more, or for ever.
@@ -119,10 +119,7 @@ fn position(text: &str) -> anyhow::Result<DeliverPolicy> {
         "latest" => return Ok(DeliverPolicy::Latest),
         _ => {}
     }
-    let id = text
-        .split_once(':')
-        .and_then(|(segment, entry)| MessageId::from_u64(segment.parse().ok()?, entry.parse().ok()?));
-    match id {
+    match id_parts(text).and_then(|(segment, entry)| MessageId::from_u64(segment, entry)) {
         Some(id) => Ok(DeliverPolicy::StartFrom(id)),
         None => bail!("--from {text}: expected earliest, latest, or an id as SEGMENT:ENTRY"),
     }
@@ -136,7 +133,10 @@ mod tests {
     fn positions_are_words_or_ids() {
         assert!(matches!(position("earliest").unwrap(), DeliverPolicy::All));
         assert!(matches!(position("latest").unwrap(), DeliverPolicy::Latest));
-        assert_eq!(position("3:17").unwrap(), DeliverPolicy::StartFrom(MessageId { segment: 3, entry: 17 }));
+        let id = MessageId { segment: 3, entry: 17 };
+        for text in ["3:17", "3/17", &id.to_string()] {
+            assert_eq!(position(text).unwrap(), DeliverPolicy::StartFrom(id), "{text}");
+        }
         for wrong in ["", "first", "3", "3:", ":4", "-1:2", "3:4:5"] {
             assert!(position(wrong).unwrap_err().to_string().contains("earliest"), "{wrong}");
         }

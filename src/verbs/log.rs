@@ -12,7 +12,7 @@ use serde::Serialize;
 use woodpecker::{Client, EntryId, Log, LogDescription, LogSettings, VerifiedSegment};
 use woodpecker_base::tasks::Tasks;
 
-use super::{list::table, print_json};
+use super::{id_parts, list::table, print_json};
 use crate::{
     cli::{LogArgs, LogVerb, ServerArgs, WantedArgs},
     roles::{Machine, open_logs},
@@ -246,9 +246,7 @@ fn progress_bar(entries: u64) -> ProgressBar {
 
 /// `SEGMENT:ENTRY`.
 fn entry_id(text: &str) -> anyhow::Result<EntryId> {
-    let id = text.split_once(':').and_then(|(segment, entry)| {
-        Some(EntryId { segment: segment.parse().ok().filter(|segment| *segment > 0)?, entry: entry.parse().ok()? })
-    });
+    let id = id_parts(text).filter(|(segment, _)| *segment > 0).map(|(segment, entry)| EntryId { segment, entry });
     id.with_context(|| format!("{text}: expected an entry as SEGMENT:ENTRY"))
 }
 

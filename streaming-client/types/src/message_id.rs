@@ -96,7 +96,7 @@ impl MessageId {
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.segment, self.entry)
+        write!(f, "{}:{}", self.segment, self.entry)
     }
 }
 
