@@ -58,7 +58,8 @@ impl LogLevel {
 pub(crate) fn init(config: &Config, role: &str) -> anyhow::Result<(LogLevel, Spans)> {
     let level = &config.log.level;
     let (filter, handle) = reload::Layer::new(EnvFilter::try_new(level)?);
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = match config.log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),

@@ -271,10 +271,7 @@ mod tests {
     #[test]
     fn the_pages_say_what_the_binary_takes() {
         let page = include_str!("../../docs/operate/configuration.md");
-        assert!(
-            reference().unwrap() == page,
-            "run: streaming config reference >docs/operate/configuration.md"
-        );
+        assert!(reference().unwrap() == page, "run: streaming config reference >docs/operate/configuration.md");
         let file: Json =
             serde_json::from_str(include_str!("../../docs/operate/configuration.schema.json")).unwrap_or_default();
         assert!(schema().unwrap() == file, "run: streaming config schema >docs/operate/configuration.schema.json");
