@@ -146,7 +146,7 @@ def decommission():
 ON_OCCASION = {
     "milvus_wal_scan_bad_record_total", "milvus_wal_scan_time_tick_violation_message_total", "woodpecker_volume_failures_total",
     "woodpecker_logstore_corrupt_total", "woodpecker_logstore_refused_total", "woodpecker_maintenance_failures_total",
-    "woodpecker_quorum_replicas_lost_total", "woodpecker_quorum_store_exclusions_total",
+    "streaming_reload_failures_total", "woodpecker_quorum_replicas_lost_total", "woodpecker_quorum_store_exclusions_total",
     # Of the backend `object`.
     "woodpecker_object_batches_total", "woodpecker_object_batch_bytes_total",
 }  # fmt: skip

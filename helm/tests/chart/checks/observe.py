@@ -180,6 +180,11 @@ SITUATIONS = [
     ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_corrupt_total{{{L}}}": "_x9 1x50"}, 12, {"StreamingLogStoreCorrupt"}),
     ({f"up{{{C}}}": "1x60", f"woodpecker_quorum_segments_short_of_replicas{{{S}}}": "2x60"}, 20, {"StreamingShortOfReplicas"}),
     ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "3700x60"}, 20, {"StreamingSealingBehind"}),
+    ({f"up{{{C}}}": "1x60", f'streaming_reload_failures_total{{{S},what="certificates"}}': "0+6x60"}, 20, {"StreamingSecretsNotReloaded"}),
+    # One failure, put right.
+    ({f"up{{{C}}}": "1x60", f'streaming_reload_failures_total{{{S},what="certificates"}}': "0x9 1x50"}, 25, set()),
+    ({f"up{{{C}}}": "1x60", f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+60x60"}, 20, {"StreamingCallersRefused"}),
+    ({f"up{{{C}}}": "1x60", f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+1x60"}, 20, set()),
     ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "30x60", f"woodpecker_logstore_writable{{{L}}}": "1x60"}, 20, set()),
 ]
 
