@@ -83,6 +83,11 @@ def compose_agrees():
         done = subprocess.run([tools.streaming(), role, "--dump-config"], env=variables, capture_output=True, text=True)
         assert done.returncode == 0, f"{name}: {done.stderr}"
         equal(yaml.safe_load(done.stdout)["etcd"]["endpoints"], ["etcd:2379"])
+        kind, program, *words = services[name]["healthcheck"]["test"]
+        equal((kind, program), ("CMD", "/usr/local/bin/streaming"), name)
+        # Nobody is there: it must say so, not that it does not understand.
+        done = subprocess.run([tools.streaming(), *words, "--admin", "http://127.0.0.1:1"], capture_output=True, text=True)
+        assert done.returncode == 1 and "unreachable" in done.stdout, f"{name}: {done.stdout}{done.stderr}"
 
 
 @check("V4", "yamllint: the values files")
