@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{select, sync::watch};
+use tokio::select;
 use woodpecker_core::{
     ids::{SealId, SegmentKey},
     record::OpenSegment,
@@ -45,7 +45,8 @@ pub struct Entry {
 pub struct Reader {
     client: Arc<Inner>,
     view: Arc<View>,
-    changes: watch::Receiver<()>,
+    /// The changes of the view that are taken into account.
+    seen: u64,
     start: Position,
     /// The smallest id that the next entry can have; `None` until the first read.
     next: Option<EntryId>,
@@ -75,8 +76,7 @@ impl fmt::Debug for Reader {
 
 impl Reader {
     pub(crate) fn new(client: Arc<Inner>, view: Arc<View>, start: Position) -> Self {
-        let changes = view.changes();
-        Self { client, view, changes, start, next: None, ahead: Ahead::default(), tail: None, hold: None }
+        Self { client, view, seen: 0, start, next: None, ahead: Ahead::default(), tail: None, hold: None }
     }
 
     /// Registers the reader under a name: from its position on, nothing is collected as long as this process lives and
@@ -104,7 +104,7 @@ impl Reader {
     pub async fn next(&mut self) -> Result<Vec<Entry>, ReadError> {
         // The position moves, and entries leave the read-ahead, only where no await follows before the return.
         loop {
-            self.changes.borrow_and_update();
+            self.seen = self.view.changes.get();
             let next = match self.next {
                 Some(next) => next,
                 None => self.find_start().await?,
@@ -204,7 +204,7 @@ impl Reader {
             select! {
                 biased;
                 () = reader.readable(next.entry) => {}
-                _ = self.changes.changed() => {}
+                () = self.view.changes.above(self.seen) => {}
             }
             return Ok(None);
         }
@@ -216,8 +216,7 @@ impl Reader {
 
     async fn wait(&mut self) {
         self.client.views.follow(&self.view);
-        // Fails never: the view lives as long as this reader.
-        let _ = self.changes.changed().await;
+        self.view.changes.above(self.seen).await;
     }
 
     /// The record moved on and the segment's own record was not met yet, or it is gone.

@@ -6,8 +6,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
-use tokio::sync::watch;
-use woodpecker_base::metadata::Revision;
+use woodpecker_base::{level::Level, metadata::Revision};
 use woodpecker_core::{
     ids::{EntryId, LogId},
     record::{ClosedSegment, LogRecord, OpenSegment, Sealed},
@@ -20,7 +19,8 @@ pub(crate) struct View {
     pub name: String,
     pub id: LogId,
     known: Mutex<Known>,
-    changed: watch::Sender<()>,
+    /// Rises with every change of what is known.
+    pub changes: Level,
     /// Whether the watch of this process was told to keep it up to date.
     pub followed: AtomicBool,
 }
@@ -83,7 +83,7 @@ impl View {
                 writers: 0,
                 holders: 0,
             }),
-            changed: watch::Sender::new(()),
+            changes: Level::default(),
             followed: AtomicBool::new(false),
         }
     }
@@ -94,13 +94,8 @@ impl View {
 
     fn change<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
         let answer = change(&mut self.known());
-        self.changed.send_replace(());
+        self.changes.step();
         answer
-    }
-
-    /// Told of every change of what is known.
-    pub fn changes(&self) -> watch::Receiver<()> {
-        self.changed.subscribe()
     }
 
     /// The record as known here.

@@ -4,13 +4,13 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
 use woodpecker_store::backend::{Backend, SegmentEnd, SegmentOwner, SegmentWriter, StoreError};
 
@@ -94,11 +94,13 @@ impl Writer {
 
     /// Resolves when this writer will never ack again, with the reason.
     pub async fn ended(&self) -> AppendError {
-        let mut ended = self.shared.ended.subscribe();
-        match ended.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
-            Ok(Some(reason)) => reason,
-            // The sender lives as long as this writer.
-            Ok(None) | Err(_) => AppendError::Closed,
+        loop {
+            let mut told = std::pin::pin!(self.shared.told.notified());
+            told.as_mut().enable();
+            if let Some(reason) = self.shared.ended.get() {
+                return reason.clone();
+            }
+            told.await;
         }
     }
 
@@ -134,7 +136,9 @@ pub(crate) struct Shared {
     view: Arc<View>,
     state: Mutex<State>,
     room: Notify,
-    ended: watch::Sender<Option<AppendError>>,
+    ended: OnceLock<AppendError>,
+    /// That it ended.
+    told: Notify,
 }
 
 impl fmt::Debug for Shared {
@@ -148,8 +152,8 @@ impl Shared {
     pub fn new(client: Arc<Inner>, view: Arc<View>, epoch: Epoch) -> Arc<Self> {
         let limits = Limits::new(&client.settings, client.max_append_bytes());
         let state = Mutex::new(State::new(limits, view.log(), client.clock.clone()));
-        let ended = watch::Sender::new(None);
-        Arc::new(Self { epoch, client, view, state, room: Notify::new(), ended })
+        let (room, told) = (Notify::new(), Notify::new());
+        Arc::new(Self { epoch, client, view, state, room, ended: OnceLock::new(), told })
     }
 
     /// Creates a segment whose owner this writer is, and which no record leads to yet.
@@ -201,7 +205,9 @@ impl Shared {
             }
             self.view.detach_writer();
             self.client.remove_writer(self.view.id, self.epoch);
-            self.ended.send_replace(Some(reason));
+            // A writer ends once.
+            let _ = self.ended.set(reason);
+            self.told.notify_waiters();
         }
         if after.settle {
             self.client.tasks.spawn(settle::settle(self.clone()));

@@ -32,6 +32,7 @@ pub mod clock;
 pub mod disk;
 pub mod election;
 pub mod health;
+pub mod level;
 pub mod metadata;
 pub mod net;
 pub mod random;

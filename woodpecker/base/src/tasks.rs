@@ -9,6 +9,9 @@ use tokio_util::{
 
 use crate::clock::Clock;
 
+/// A task that ends with this handle; what it gives back, or `None` when its group was told to stop first.
+pub type Held<T> = AbortOnDropHandle<Option<T>>;
+
 /// A group of tasks that stop together. Children stop with their parent; a parent is drained only when its children are.
 #[derive(Debug, Clone)]
 pub struct Tasks {
@@ -67,7 +70,7 @@ impl Tasks {
     }
 
     /// As [`Tasks::spawn_until_stopped`], and the task is dropped with its handle too.
-    pub fn spawn_held<F>(&self, task: F) -> AbortOnDropHandle<Option<F::Output>>
+    pub fn spawn_held<F>(&self, task: F) -> Held<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,

@@ -174,7 +174,9 @@ impl LogRecord {
     /// # Errors
     /// Another version, or a chain that no transition leads to.
     pub fn decode(bytes: &[u8]) -> Result<Self, BadRecord> {
-        let record: Self = decode(bytes)?;
+        let mut record: Self = decode(bytes)?;
+        // It is kept, of every log.
+        record.open.shrink_to_fit();
         let ascending = record.open.windows(2).all(|pair| matches!(pair, [a, b] if a.segment < b.segment));
         let newest = record.open.last().is_none_or(|open| open.segment == record.last);
         if !ascending || !newest || record.last == u64::MAX || record.epoch.0 == u64::MAX {

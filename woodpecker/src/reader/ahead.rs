@@ -1,10 +1,10 @@
 //! Reading ahead of a reader that is behind the tail: several chunks at once, across segments, in order, within a bound.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use tokio::sync::OnceCell;
+use woodpecker_base::tasks::Held;
 use woodpecker_core::{ids::LogId, record::OpenSegment};
 use woodpecker_store::backend::{SegmentReader, StoreError};
 
@@ -26,12 +26,18 @@ type Opened = Arc<OnceCell<Arc<dyn SegmentReader>>>;
 /// Chunks that are being read, in order.
 #[derive(Default)]
 pub(super) struct Ahead {
-    chunks: FuturesOrdered<BoxFuture<'static, Result<Chunk, Failure>>>,
+    chunks: VecDeque<Reading>,
     /// Where the next chunk starts; meaningless while there are none.
     cursor: Option<EntryId>,
     opened: Option<(u64, Opened)>,
     /// Of what was read last.
     entry_bytes: Option<u64>,
+}
+
+/// A chunk and the segment it is of.
+struct Reading {
+    segment: u64,
+    task: Held<Chunk>,
 }
 
 /// An error and the segment it is about.
@@ -53,17 +59,13 @@ struct Chunk {
 impl Chunk {
     /// Begins to read. It is a task because others may wait for what it loads into the caches, and whoever reads ahead
     /// may rest for as long as it likes.
-    fn start(mut self) -> BoxFuture<'static, Result<Self, Failure>> {
+    fn start(mut self) -> Reading {
         let (segment, tasks) = (self.segment.opened.segment, self.client.tasks.clone());
-        let reading = tasks.spawn_held(async move {
+        let task = tasks.spawn_held(async move {
             self.entries = self.try_read().await;
             self
         });
-        let read = async move {
-            let stopped = || (segment, StoreError::Unavailable("the client is closed".into()));
-            reading.await.ok().flatten().ok_or_else(stopped)
-        };
-        read.boxed()
+        Reading { segment, task }
     }
 
     async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
@@ -91,7 +93,7 @@ impl Chunk {
 impl Ahead {
     /// Forgets what was read ahead; reading goes on at the next plan.
     pub fn clear(&mut self) {
-        self.chunks = FuturesOrdered::new();
+        self.chunks.clear();
         self.cursor = None;
         self.opened = None;
     }
@@ -149,9 +151,11 @@ impl Ahead {
     /// The next entries that were read ahead, or `None` if nothing was planned; an error with the segment it is about,
     /// which may be a later one than the last entries were of. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), Failure>> {
-        let mut chunk = match self.chunks.next().await? {
-            Ok(chunk) => chunk,
-            Err(failure) => return Some(Err(failure)),
+        let reading = self.chunks.front_mut()?;
+        let (segment, chunk) = (reading.segment, (&mut reading.task).await);
+        self.chunks.pop_front();
+        let Some(mut chunk) = chunk.ok().flatten() else {
+            return Some(Err((segment, StoreError::Unavailable("the client is closed".into()))));
         };
         let first = EntryId { segment: chunk.segment.opened.segment, entry: chunk.from };
         let entries = match std::mem::replace(&mut chunk.entries, Ok(Vec::new())) {
@@ -166,7 +170,7 @@ impl Ahead {
             // Entries were larger than thought. The rest of the chunk comes before the chunks after it, or, where they
             // were cut by a mere guess, all is planned again.
             if chunk.guessed {
-                self.chunks = FuturesOrdered::new();
+                self.chunks.clear();
             } else {
                 self.chunks.push_front(chunk.start());
             }

@@ -109,7 +109,7 @@ impl Reader {
     fn known(&self) -> u64 {
         match (self.end, &self.live) {
             (Some(end), _) => end,
-            (None, Some(live)) => *live.acked.borrow(),
+            (None, Some(live)) => live.acked.get(),
             (None, None) => self.kept().durable,
         }
     }
@@ -215,10 +215,7 @@ impl SegmentReader for Reader {
         match (self.end, &self.live) {
             // Nothing comes after the end.
             (Some(_), _) => std::future::pending().await,
-            (None, Some(live)) => {
-                // Fails never: `live` holds the sender.
-                let _ = live.acked.subscribe().wait_for(|acked| *acked > from).await;
-            }
+            (None, Some(live)) => live.acked.above(from).await,
             (None, None) => {
                 let (mut pause, longest) = POLL;
                 // An error is for `read` to tell.

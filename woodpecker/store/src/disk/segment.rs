@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use woodpecker_base::level::Level;
 use woodpecker_core::ids::SegmentKey;
 
 use crate::backend::{Placement, SegmentEnd, SegmentOwner, SegmentWriter, StoreError};
@@ -39,7 +39,7 @@ pub(super) struct Start {
 /// What readers of this process see of an open segment. Owners-to-be of one segment share it: one of them will append.
 #[derive(Debug, Default)]
 pub(super) struct Live {
-    pub acked: watch::Sender<u64>,
+    pub acked: Level,
     /// The entries acked last, oldest first.
     tail: Mutex<VecDeque<TailBlock>>,
 }
@@ -88,7 +88,7 @@ impl Segment {
     pub(super) fn ack(&self, first: u64, entries: Vec<Bytes>) {
         let next = first + entries.len() as u64;
         self.live.tail().push_back(TailBlock { first, entries });
-        self.live.acked.send_replace(next);
+        self.live.acked.raise(next);
         self.owner.acked(next);
     }
 }
@@ -96,7 +96,7 @@ impl Segment {
 impl Live {
     /// What readers see of a segment whose entries below `first` are elsewhere.
     pub(super) fn starting_at(first: u64) -> Self {
-        Self { acked: watch::Sender::new(first), tail: Mutex::default() }
+        Self { acked: Level::new(first), tail: Mutex::default() }
     }
 
     fn tail(&self) -> MutexGuard<'_, VecDeque<TailBlock>> {
