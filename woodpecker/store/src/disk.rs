@@ -24,7 +24,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -97,6 +100,8 @@ pub struct LocalBackend {
     full: Arc<FullFiles>,
     volumes: Mutex<BTreeMap<VolumeId, Weak<Volume>>>,
     own: tokio::sync::Mutex<Own>,
+    /// A volume of this process failed because the disk was full.
+    no_room: Arc<AtomicBool>,
 }
 
 /// The volume that this process writes.
@@ -155,6 +160,7 @@ impl LocalBackend {
             full,
             volumes: Mutex::default(),
             own: tokio::sync::Mutex::new(Own::None),
+            no_room: Arc::default(),
         })
     }
 
@@ -187,7 +193,14 @@ impl LocalBackend {
         };
         if failed {
             *own = Own::None;
+            self.no_room.store(false, Ordering::Release);
         }
+    }
+
+    /// Whether a volume of this process failed because the disk was full, since [`Self::begin_anew`].
+    #[must_use]
+    pub fn ran_full(&self) -> bool {
+        self.no_room.load(Ordering::Acquire)
     }
 
     /// What the volumes that are not written by this process hold, each volume by itself, synced. Segments that were
@@ -257,9 +270,12 @@ impl LocalBackend {
     /// Makes a volume, without a data file yet, and starts its writer.
     async fn start(&self) -> Result<(Arc<Shared>, watch::Receiver<()>), StoreError> {
         let dir = self.dir(VolumeId(self.random.u128()));
-        let (volumes, made) = (self.root.join("volumes"), dir.clone());
+        let (volumes, made, no_room) = (self.root.join("volumes"), dir.clone(), self.no_room.clone());
         let marks = blocking(&self.disk, move || {
-            let failed = |error| StoreError::Failed(format!("cannot make {}: {error}", made.path.display()).into());
+            let failed = |error: io::Error| {
+                writer::note_no_room(&error, &no_room);
+                StoreError::Failed(format!("cannot make {}: {error}", made.path.display()).into())
+            };
             made.disk.create_dir_all(&made.path).map_err(failed)?;
             let marks = made.disk.open(&made.marks(), OpenMode::Append).map_err(failed)?;
             if !marks.try_lock().map_err(failed)? {
@@ -273,7 +289,7 @@ impl LocalBackend {
         let id = dir.id;
         let volume = Arc::new(Volume::fed(dir, self.full.clone()));
         self.volumes().insert(id, Arc::downgrade(&volume));
-        let shared = Arc::new(Shared::new(volume, self.settings.queue_bytes));
+        let shared = Arc::new(Shared::new(volume, self.settings.queue_bytes, self.no_room.clone()));
         let (running, ended) = watch::channel(());
         let writer = VolumeWriter::new(shared.clone(), self.settings.clone(), marks, self.process, running);
         self.disk.spawn_writer("volume", writer.run().boxed());

@@ -25,7 +25,8 @@ impl Store {
                 }
                 () = failed.happened.notified() => {
                     self.gauge.look(&self.disk, &self.path).await;
-                    for_want_of_room = self.has_no_room();
+                    // What there was no room for may be gone again by now.
+                    for_want_of_room = self.has_no_room() || self.backend.ran_full();
                 }
             }
             self.advertise();

@@ -6,7 +6,7 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -47,16 +47,19 @@ pub(super) struct Shared {
     open: Mutex<Open>,
     /// Set when the writer failed.
     failed: Mutex<Option<Arc<str>>>,
+    /// Set before that, if it failed because the disk was full.
+    no_room: Arc<AtomicBool>,
 }
 
 impl Shared {
-    pub(super) fn new(volume: Arc<Volume>, queue_bytes: usize) -> Self {
+    pub(super) fn new(volume: Arc<Volume>, queue_bytes: usize, no_room: Arc<AtomicBool>) -> Self {
         Self {
             volume,
             queue: Arc::new(Queue::new(queue_bytes)),
             next_batch: AtomicU64::new(0),
             open: Mutex::default(),
             failed: Mutex::default(),
+            no_room,
         }
     }
 
@@ -110,6 +113,13 @@ impl Shared {
         for segment in segments {
             segment.end(SegmentEnd::Failed(StoreError::Failed(reason.clone())));
         }
+    }
+}
+
+/// What fails for want of room works again when there is some.
+pub(super) fn note_no_room(error: &io::Error, no_room: &AtomicBool) {
+    if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+        no_room.store(true, Ordering::Release);
     }
 }
 
@@ -295,6 +305,7 @@ impl VolumeWriter {
         if let Err(error) = stopped.and_then(|()| self.marks.sync_data()) {
             tracing::warn!(volume = %volume.dir.id, %error, "cannot mark the volume as stopped");
         }
+        note_no_room(error, &self.shared.no_room);
         let reason = format!("volume {} at batch {}: {error}", volume.dir.id, self.seq);
         self.shared.fail(self.seq, &reason.into());
     }
