@@ -41,7 +41,10 @@ use woodpecker_base::{
 };
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
-use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of};
+use crate::{
+    backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of},
+    cache::cache,
+};
 
 pub use pieces::Piece;
 
@@ -149,7 +152,7 @@ impl LocalBackend {
         let (at, on) = (root.clone(), disk.clone());
         let process = random.u128();
         blocking(&disk, move || claim(&at, &*on, process)).await?;
-        let full = Arc::new(FullFiles::with_weighter(1_024, settings.index_bytes, Weighter));
+        let full = Arc::new(cache(settings.index_bytes, 64 << 10, Weighter));
         Ok(Self {
             root,
             settings,

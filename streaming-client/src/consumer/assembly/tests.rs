@@ -107,7 +107,7 @@ fn fault_names_message_and_property() {
     let mut message = Part::Plain.message(4);
     message.properties.remove(key::TIME_TICK);
     let fault = Assembly::new(1 << 20).accept(message).unwrap_err();
-    assert_eq!(fault, Fault::Malformed("message 1/4: property _tt: missing".to_owned()));
+    assert_eq!(fault, Fault::Malformed("message 1:4: property _tt: missing".to_owned()));
 }
 
 fn any_part() -> impl Strategy<Value = Part> {

@@ -13,6 +13,7 @@ use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 use crate::{
     backend::StoreError,
+    cache::Cache,
     format::{BlockEntry, FormatError, HEADER_BYTES, Header},
 };
 
@@ -37,7 +38,7 @@ pub(super) struct FullFile {
 
 /// Indexes of full files, and their open handles, of all volumes. A handle counts as much as a large index, so that the
 /// bound on bytes also bounds the handles.
-pub(super) type FullFiles = quick_cache::sync::Cache<(VolumeId, u64), Arc<FullFile>, Weighter>;
+pub(super) type FullFiles = Cache<(VolumeId, u64), Arc<FullFile>, Weighter>;
 
 #[derive(Debug, Clone)]
 pub(super) struct Weighter;
@@ -238,23 +239,27 @@ impl Volume {
                 return Ok(Some(pick(&live.file, &live.index)));
             }
         }
+        Ok(self.full_file(number)?.map(|full| pick(&full.file, &full.index)))
+    }
+
+    /// A file that gets no more batches; `None` if it was removed.
+    fn full_file(&self, number: u64) -> Result<Option<Arc<FullFile>>, StoreError> {
         let at = (self.dir.id, number);
-        let full = match self.full.get(&at) {
-            Some(full) => full,
-            None => {
-                let full = match self.load(number) {
-                    Ok(full) => Arc::new(full),
-                    Err(StoreError::NotFound { .. }) => {
-                        self.lock().files.remove(&number);
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(error),
-                };
+        if let Some(full) = self.full.get(&at) {
+            return Ok(Some(full));
+        }
+        match self.load(number) {
+            Ok(full) => {
+                let full = Arc::new(full);
                 self.full.insert(at, full.clone());
-                full
+                Ok(Some(full))
             }
-        };
-        Ok(Some(pick(&full.file, &full.index)))
+            Err(StoreError::NotFound { .. }) => {
+                self.lock().files.remove(&number);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn load(&self, number: u64) -> Result<FullFile, StoreError> {
@@ -466,16 +471,15 @@ impl Volume {
     /// Whether every segment in the file is deleted. Looks no further than to the first that is not, since a file may hold
     /// very many, and each of their deletions comes here.
     fn is_unneeded(&self, number: u64) -> Result<bool, StoreError> {
-        if self.in_file(number, |_, _| ())?.is_none() {
-            return Ok(true);
+        let deleted = |state: &State, index: &FileIndex| index.segments().all(|key| state.marks.is_deleted(key));
+        {
+            let state = self.lock();
+            if let Some(live) = state.live.as_ref().filter(|live| live.number == number) {
+                return Ok(deleted(&state, &live.index));
+            }
         }
-        let state = self.lock();
-        let deleted = |index: &FileIndex| index.segments().all(|segment| state.marks.is_deleted(segment));
-        match state.live.as_ref().filter(|live| live.number == number) {
-            Some(live) => Ok(deleted(&live.index)),
-            // If it left the cache just now, a later deletion finds it.
-            None => Ok(self.full.get(&(self.dir.id, number)).is_some_and(|full| deleted(&full.index))),
-        }
+        let full = self.full_file(number)?;
+        Ok(full.is_none_or(|full| deleted(&self.lock(), &full.index)))
     }
 
     /// Whether the volume has files and no writer any more. One that is just being made has no file yet.

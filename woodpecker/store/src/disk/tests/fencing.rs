@@ -7,9 +7,10 @@ use woodpecker_core::ids::Epoch;
 use super::{FaultyDisk, One, ROOT, backend, entry, faulty::Hook, key, read_all, small};
 use crate::{
     backend::{Backend, Placement, SegmentEnd, volume_of},
+    cache::cache,
     disk::{
         file::VolumeDir,
-        volume::{FullFiles, Volume, Weighter},
+        volume::{Volume, Weighter},
     },
 };
 
@@ -21,7 +22,7 @@ fn taker(disk: &FaultyDisk, placement: &Placement) -> (Hook, Arc<Mutex<Option<u6
         let (id, from_batch) = volume_of(&placement).unwrap();
         let path = std::path::Path::new(ROOT).join("volumes").join(id.to_string());
         let dir = VolumeDir { id, path, disk: Arc::new(disk) };
-        let volume = Volume::found(dir, Arc::new(FullFiles::with_weighter(10, 1 << 20, Weighter)));
+        let volume = Volume::found(dir, Arc::new(cache(1 << 20, 64 << 10, Weighter)));
         let tail = volume.fence(key(1), from_batch, Epoch(2), 7).unwrap();
         *keep.lock().unwrap() = Some(tail);
     };

@@ -80,15 +80,16 @@ async fn a_batch_larger_than_a_file_gets_one_of_its_own() {
 async fn files_go_when_no_segment_needs_them() {
     let one = One::new(LocalSettings { file_bytes: 12 << 10, ..small() }).await;
     let (other, other_owner) = one.create(2).await;
-    one.append(0..4).await;
+    // One entry at a time, so that each is a batch of its own, and two fill a file.
+    one.append(0..1).await;
     other.append(vec![entry(key(2), 0)]).unwrap();
     other_owner.wait_acked(1).await;
-    for number in 4..7 {
+    for number in 1..4 {
         one.append(number..number + 1).await;
     }
     other.append(vec![entry(key(2), 1)]).unwrap();
     other_owner.wait_acked(2).await;
-    one.append(7..8).await;
+    one.append(4..5).await;
     // File 0 is shared, 1 is of segment 1 alone, 2 is shared again, 3 is being written.
     let reading = backend(ROOT, small(), Arc::new(one.disk.process())).await;
     let reader = reading.open(key(2), other.placement(), None).await.unwrap();
