@@ -8,8 +8,12 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, Sources, load};
 
 mod log;
+mod topology;
 
-pub(crate) use self::log::{DoctorArgs, LogArgs, LogVerb, VolumeArgs, VolumeVerb, WantedArgs};
+pub(crate) use self::{
+    log::{DoctorArgs, LogArgs, LogVerb, VolumeArgs, VolumeVerb, WantedArgs},
+    topology::{TopologyArgs, TopologyVerb},
+};
 
 /// Write-ahead logs and streams for a vector database: append, durable log, ordered read.
 #[derive(Debug, Parser)]
@@ -29,6 +33,8 @@ pub(crate) enum Command {
     Node(ServerArgs),
     /// A log store: keeps replicas of logs on its disk, for logs on the quorum backend.
     Logstore(ServerArgs),
+    /// Ships the logs of a cluster to the clusters that follow it.
+    Replicate(ServerArgs),
     /// Appends the lines of a file, or of standard input, to a channel.
     Produce(ProduceArgs),
     /// Reads a channel in order.
@@ -39,6 +45,8 @@ pub(crate) enum Command {
     Nodes(ListArgs),
     /// Shows one channel.
     Describe(DescribeArgs),
+    /// Shows and changes which cluster follows which.
+    Topology(TopologyArgs),
     /// Creates, lists, shows, truncates, changes, verifies and deletes logs.
     Log(LogArgs),
     /// Shows what lies on a medium.

@@ -6,6 +6,7 @@
 mod load;
 mod logstore;
 mod rate_limit;
+mod replicate;
 mod schema;
 mod secret;
 mod security;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     load::{Sources, changes, load},
     logstore::LogStore,
+    replicate::Replicate,
     schema::{reference, schema},
     secret::Secret,
     security::{Auth, Limits, Tls},
@@ -43,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) streaming_node: StreamingNode,
     pub(crate) streaming: Streaming,
     pub(crate) data_coord: DataCoord,
+    pub(crate) replicate: Replicate,
     pub(crate) metastore: Metastore,
     pub(crate) etcd: Etcd,
     pub(crate) woodpecker: Woodpecker,

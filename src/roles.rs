@@ -7,6 +7,7 @@ mod consumers;
 mod logstore;
 mod maintenance;
 mod process;
+mod replicate;
 mod reload;
 mod security;
 mod settings;
@@ -17,6 +18,7 @@ pub(crate) use self::{
     cluster::{coord, node},
     logstore::logstore,
     process::Reporters,
+    replicate::replicate,
     standalone::{Standalone, standalone},
     storage::{Machine, logs, metadata as open_metadata, object_store, open_logs},
 };

@@ -10,6 +10,7 @@ mod list;
 mod log;
 mod produce;
 mod records;
+mod topology;
 mod volume;
 
 pub(crate) use self::{
@@ -21,6 +22,7 @@ pub(crate) use self::{
     list::{channels, describe, nodes},
     log::log,
     produce::{line_message, produce},
+    topology::topology,
     volume::volume,
 };
 

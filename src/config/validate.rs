@@ -15,6 +15,7 @@ impl Config {
         self.validate_storage()?;
         self.validate_security()?;
         self.validate_telemetry()?;
+        self.validate_replicate()?;
         self.validate_log_store()
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct Reporters {
     pub(crate) coord: HealthReporter,
     pub(crate) node: HealthReporter,
     pub(crate) logstore: HealthReporter,
+    pub(crate) replicate: HealthReporter,
 }
 
 impl Reporters {
@@ -42,6 +43,7 @@ impl Reporters {
             "coord" => vec![coord],
             "node" => vec![node],
             "logstore" => vec![("logstore", self.logstore.clone())],
+            "replicate" => vec![("replicate", self.replicate.clone())],
             _ => vec![coord, node],
         }
     }
@@ -85,8 +87,9 @@ impl Process {
             print!("{}", config.dump()?);
             return Ok(None);
         }
+        let alone = role == "standalone" || (role == "replicate" && !config.replicate.source.is_empty());
         ensure!(
-            role == "standalone" || config.metastore.kind == MetastoreType::Etcd,
+            alone || config.metastore.kind == MetastoreType::Etcd,
             "metastore.type: a {role} shares its metadata with other processes, which the embedded store cannot do; \
              set metastore.type=etcd and etcd.endpoints, or run `streaming standalone`"
         );

@@ -1,8 +1,11 @@
 //! Who serves which channel, as the coordinator last said.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use streaming_proto::streaming::{FullStreamingNodeAssignmentWithVersion, StreamingNodeAssignment};
+use streaming_proto::{
+    common::ReplicateConfiguration,
+    streaming::{FullStreamingNodeAssignmentWithVersion, StreamingNodeAssignment},
+};
 use streaming_types::PChannel;
 
 use crate::connections::Server;
@@ -47,18 +50,26 @@ impl Version {
 }
 
 /// One full assignment. A channel on its way between nodes is not in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Assignment {
     pub(crate) version: Version,
     pub(crate) nodes: BTreeMap<i64, Node>,
     pub(crate) channels: BTreeMap<String, Channel>,
     pub(crate) control_channel: Option<String>,
+    /// Which cluster follows which.
+    pub(crate) topology: Option<Arc<ReplicateConfiguration>>,
 }
 
 impl Assignment {
     /// What is known before the coordinator said anything.
     pub(crate) fn none() -> Self {
-        Self { version: Version::NONE, nodes: BTreeMap::new(), channels: BTreeMap::new(), control_channel: None }
+        Self {
+            version: Version::NONE,
+            nodes: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            control_channel: None,
+            topology: None,
+        }
     }
 
     /// Takes what the coordinator pushed. An entry that cannot be right (no node, no name, a term below 1) is left out
@@ -70,6 +81,7 @@ impl Assignment {
             assignment.add(entry);
         }
         assignment.control_channel = wire.cchannel.and_then(|control| control.meta).map(|meta| meta.pchannel);
+        assignment.topology = wire.replicate_configuration.map(Arc::new);
         Some(assignment)
     }
 

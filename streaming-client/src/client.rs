@@ -220,7 +220,7 @@ impl Client {
         self.describe(pchannel).ok_or(NotReady { after: limit, cause: missing })
     }
 
-    pub(crate) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.session.core
     }
 

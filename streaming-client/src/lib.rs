@@ -43,6 +43,7 @@ mod error;
 mod metrics;
 mod producer;
 mod read_point;
+mod replicate;
 mod settings;
 
 pub use assignment::{Channel, Node, Version};
@@ -50,5 +51,6 @@ pub use client::{Client, Coordinator};
 pub use consumer::{ConsumeOptions, Consumer, Delivery, Txn};
 pub use error::{AppendError, ConsumeError, NotReady, ReadPointError, TxnError};
 pub use producer::{Append, AppendResult, Producer, Transaction};
+pub use replicate::{ReplicateAnswers, ReplicateError, ReplicateSender};
 pub use settings::{Discovery, Edges, InvalidSetting, Limits, Order, Settings, Timeouts, Tls};
 pub use woodpecker_base::net::Token;

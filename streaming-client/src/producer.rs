@@ -27,7 +27,7 @@ use crate::{
 
 mod actor;
 mod alarm;
-mod stream;
+pub(crate) mod stream;
 mod transaction;
 mod window;
 

@@ -20,6 +20,7 @@ use crate::{
     balancer::{Balancer, Context, Report},
     catalog::{Catalog, CatalogError},
     nodes::Watcher,
+    replication::{self, ReplicationControl},
     runtime_policy::PolicyControl,
     shared::Shared,
 };
@@ -45,6 +46,7 @@ pub(crate) struct Active {
     pub(crate) timestamps: Allocator<Timestamps>,
     pub(crate) ids: Allocator<Ids>,
     pub(crate) policy: PolicyControl,
+    pub(crate) replication: Arc<ReplicationControl>,
     pub(crate) reports: mpsc::Sender<Report>,
     session: Weak<Session>,
     clock: Clock,
@@ -96,7 +98,20 @@ impl Active {
         );
         tasks.spawn_until_stopped(watcher.run(sessions));
         let (reports, receiver) = mpsc::channel(REPORTS);
-        let publisher = Publisher::new(server_id, stored.control_channel.clone(), shared.assignment.clone());
+        let edges = replication::Edges {
+            cluster: settings.cluster.clone(),
+            pchannels: stored.channels.keys().cloned().collect(),
+            control_channel: stored.control_channel.clone(),
+            catalog: catalog.clone(),
+            assignment: shared.assignment.subscribe(),
+            connector: parts.connector.clone(),
+            clock: parts.clock.clone(),
+            random: parts.random.clone(),
+            tasks: tasks.clone(),
+        };
+        let replication = ReplicationControl::load(edges).await?;
+        let (cluster, control) = (settings.cluster.clone(), stored.control_channel.clone());
+        let publisher = Publisher::new(server_id, cluster, control, replication.subscribe(), shared.assignment.clone());
         let context = Context {
             settings: settings.clone(),
             catalog,
@@ -110,7 +125,7 @@ impl Active {
         };
         tasks.spawn_until_stopped(Balancer::new(context, stored).run(receiver));
         let (session, clock) = (Arc::downgrade(session), parts.clock.clone());
-        Ok(Self { timestamps, ids, policy, reports, session, clock })
+        Ok(Self { timestamps, ids, policy, replication, reports, session, clock })
     }
 
     /// Whether, on our own clock, nobody else can lead yet. Without that a timestamp could be smaller than one that a

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use crate::{
     nodes::Nodes,
     pchannel::{Node, PChannel, node_info},
+    replication::{Topology, is_listed},
 };
 
 /// A full assignment; `None` while this coordinator has none to give.
@@ -18,23 +19,41 @@ pub(crate) type Published = Option<Arc<FullStreamingNodeAssignmentWithVersion>>;
 /// Publishes assignments of one reign. Versions rise: (server id of the leader, count of changes).
 #[derive(Debug)]
 pub(crate) struct Publisher {
+    cluster: String,
     control_channel: String,
+    topology: watch::Receiver<Topology>,
     next: VersionPair,
     sink: Arc<watch::Sender<Published>>,
 }
 
 impl Publisher {
-    pub(crate) fn new(server_id: i64, control_channel: String, sink: Arc<watch::Sender<Published>>) -> Self {
-        Self { control_channel, next: VersionPair { global: server_id, local: 0 }, sink }
+    pub(crate) fn new(
+        server_id: i64,
+        cluster: String,
+        control_channel: String,
+        topology: watch::Receiver<Topology>,
+        sink: Arc<watch::Sender<Published>>,
+    ) -> Self {
+        Self { cluster, control_channel, topology, next: VersionPair { global: server_id, local: 0 }, sink }
+    }
+
+    /// Waits for another topology.
+    pub(crate) async fn topology_changed(&mut self) {
+        if self.topology.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 
     /// Publishes if anything that clients see has changed.
     pub(crate) fn publish<'a>(&mut self, nodes: &Nodes, channels: impl Iterator<Item = &'a PChannel>) {
         let assignments = assignments(nodes, channels);
+        let topology = self.topology.borrow_and_update().clone();
+        let topology = topology.filter(|topology| is_listed(topology, &self.cluster));
         let changed = self.sink.send_if_modified(|published| {
             let same_reign = published.as_ref().is_some_and(|last| {
                 last.version.is_some_and(|version| version.global == self.next.global)
                     && last.assignments == assignments
+                    && last.replicate_configuration.as_ref() == topology.as_deref()
             });
             if same_reign {
                 return false;
@@ -45,6 +64,7 @@ impl Publisher {
                 cchannel: Some(CChannelAssignment {
                     meta: Some(CChannelMeta { pchannel: self.control_channel.clone() }),
                 }),
+                replicate_configuration: topology.as_deref().cloned(),
                 ..FullStreamingNodeAssignmentWithVersion::default()
             }));
             true
@@ -74,6 +94,8 @@ fn assignments<'a>(nodes: &Nodes, channels: impl Iterator<Item = &'a PChannel>) 
 
 #[cfg(test)]
 mod tests {
+    use streaming_proto::common::{MilvusCluster, ReplicateConfiguration};
+
     use super::*;
     use crate::pchannel::{HandOver, tests::node};
 
@@ -85,10 +107,29 @@ mod tests {
         hand_over.channel().clone()
     }
 
+    fn publisher(server_id: i64, sink: &Arc<watch::Sender<Published>>) -> Publisher {
+        let (_, topology) = watch::channel(None);
+        Publisher::new(server_id, "own".into(), "a".into(), topology, sink.clone())
+    }
+
+    #[test]
+    fn a_topology_without_the_cluster_itself_is_not_published() {
+        let sink = Arc::new(watch::Sender::new(None));
+        let (told, topology) = watch::channel(None);
+        let mut publisher = Publisher::new(7, "own".into(), "a".into(), topology, sink.clone());
+        let published = || sink.borrow().clone().unwrap().replicate_configuration.clone();
+        for (cluster, seen) in [("other", false), ("own", true)] {
+            let clusters = vec![MilvusCluster { cluster_id: cluster.into(), ..MilvusCluster::default() }];
+            told.send_replace(Some(Arc::new(ReplicateConfiguration { clusters, ..Default::default() })));
+            publisher.publish(&Nodes::default(), [].iter());
+            assert_eq!(published().is_some(), seen, "{cluster}");
+        }
+    }
+
     #[test]
     fn only_assigned_channels_and_only_changes_are_published() {
         let sink = Arc::new(watch::Sender::new(None));
-        let mut publisher = Publisher::new(7, "a".into(), sink.clone());
+        let mut publisher = publisher(7, &sink);
         let channels = [assigned("a", 1), PChannel::fresh("b")];
         publisher.publish(&Nodes::default(), channels.iter());
         publisher.publish(&Nodes::default(), channels.iter());
@@ -107,8 +148,8 @@ mod tests {
     #[test]
     fn a_new_reign_publishes_even_what_has_not_changed() {
         let sink = Arc::new(watch::Sender::new(None));
-        Publisher::new(7, "a".into(), sink.clone()).publish(&Nodes::default(), [].iter());
-        Publisher::new(9, "a".into(), sink.clone()).publish(&Nodes::default(), [].iter());
+        publisher(7, &sink).publish(&Nodes::default(), [].iter());
+        publisher(9, &sink).publish(&Nodes::default(), [].iter());
         assert_eq!(sink.borrow().clone().unwrap().version, Some(VersionPair { global: 9, local: 0 }));
     }
 }

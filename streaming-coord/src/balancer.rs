@@ -105,6 +105,7 @@ impl Balancer {
                 },
                 Ok(()) = nodes.0.changed() => {}
                 Ok(()) = policy.changed() => {}
+                () = self.context.publisher.topology_changed() => {}
                 _ = ticker.tick() => {}
                 () = retry => {}
             }

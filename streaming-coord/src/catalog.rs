@@ -165,6 +165,18 @@ impl Catalog {
         self.write(record, json.into()).await
     }
 
+    /// A proto message by name.
+    pub(crate) async fn message<M: Message + Default>(&self, name: &str) -> Result<(Record, Option<M>), CatalogError> {
+        let (record, stored) = self.read(self.key(name)).await?;
+        let value = stored.map(|value| M::decode(value).map_err(|_| damaged(&record.key))).transpose()?;
+        Ok((record, value))
+    }
+
+    /// Makes a proto message durable; one try.
+    pub(crate) async fn store_message(&self, record: &mut Record, value: &impl Message) -> Result<(), CatalogError> {
+        self.write(record, value.encode_to_vec().into()).await
+    }
+
     async fn write_until_stored(&self, record: &mut Record, value: Bytes) -> Result<(), CatalogError> {
         let (first, limit) = (Duration::from_millis(50), Duration::from_secs(2));
         let mut backoff = Backoff::new(self.clock.clone(), &self.random, first, limit);

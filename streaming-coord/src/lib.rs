@@ -15,6 +15,7 @@ mod coordinator;
 mod nodes;
 mod pchannel;
 mod policy;
+mod replication;
 mod runtime_policy;
 mod serve;
 mod services;

@@ -5,4 +5,5 @@ mod discovery;
 mod failover;
 mod health;
 mod placement;
+mod replication;
 mod root_coord;

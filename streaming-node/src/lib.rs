@@ -8,6 +8,7 @@ mod metrics;
 mod node;
 mod recovery;
 mod registration;
+mod replication;
 mod serve;
 mod service;
 mod settings;

@@ -14,6 +14,7 @@ mod produce;
 mod recovery;
 mod refusals;
 mod registration;
+mod replicate;
 mod shard;
 mod stuck;
 mod txn;

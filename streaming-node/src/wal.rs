@@ -1,7 +1,7 @@
 //! One write-ahead log on this node: a pchannel, opened at a term.
 //!
 //! ```text
-//! producers ─ inbox ─ appender ─ idempotency ─ lock ─ time tick ─ txn ─ log writer ─ the log
+//! producers ─ inbox ─ appender ─ idempotency ─ lock ─ replicate ─ shard ─ time tick ─ txn ─ log writer ─ the log
 //!                         └─ publisher ─ write-ahead buffer ─ scanners ────────────────┘
 //! ```
 
@@ -18,6 +18,7 @@ pub mod open;
 mod publisher;
 pub mod record;
 mod reorder;
+mod replicate;
 pub mod scanner;
 pub mod sessions;
 mod ticks;
@@ -27,7 +28,7 @@ pub mod window;
 
 use std::{sync::Arc, time::Duration};
 
-use streaming_proto::streaming as pb;
+use streaming_proto::{common::ReplicateCheckpoint, streaming as pb};
 use streaming_types::{Message, MessageType, PChannel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +39,7 @@ use self::{
     group::Append,
     mvcc::Mvcc,
     open::INBOX,
+    replicate::SharedReplication,
     scanner::{ScanEdges, ScanOptions, Scanner},
 };
 use crate::{
@@ -68,6 +70,7 @@ struct Live {
     catalog: Catalog,
     progress: Arc<Progress>,
     mvcc: Arc<Mvcc>,
+    replication: SharedReplication,
     tasks: Tasks,
 }
 
@@ -106,6 +109,11 @@ impl Wal {
     pub fn read_point(&self, vchannel: &str) -> Option<u64> {
         let live = self.live.as_ref().filter(|_| !self.scan.ended.is_cancelled())?;
         Some(live.mvcc.latest(vchannel))
+    }
+
+    /// How far a secondary is at its source; `None` on a primary, and where this node does not append.
+    pub fn replicate_checkpoint(&self) -> Option<ReplicateCheckpoint> {
+        self.live.as_ref()?.replication.checkpoint()
     }
 
     /// How far it is, for the coordinator. Waits for nothing.

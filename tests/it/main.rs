@@ -16,5 +16,6 @@ mod quorum;
 mod readme;
 mod security;
 mod stores;
+mod replicate;
 mod txn;
 mod wire;

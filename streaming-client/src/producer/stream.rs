@@ -35,16 +35,16 @@ const READY: usize = 256;
 
 /// A `ProduceRequest` as it is kept until it is acknowledged: sending it again must not copy the message.
 #[derive(Debug)]
-pub(super) enum Outbound {
+pub(crate) enum Outbound {
     Produce { id: i64, message: Arc<Message> },
     Close,
 }
 
-pub(super) struct ProduceStream {
-    pub(super) requests: mpsc::Sender<Outbound>,
-    pub(super) responses: Stream<ProduceResponse>,
+pub(crate) struct ProduceStream {
+    pub(crate) requests: mpsc::Sender<Outbound>,
+    pub(crate) responses: Stream<ProduceResponse>,
     /// Whether the node is in this process.
-    pub(super) is_local: bool,
+    pub(crate) is_local: bool,
 }
 
 impl Outbound {
@@ -62,7 +62,7 @@ impl Outbound {
 }
 
 /// Opens a stream to the channel's owner and waits for its `create`.
-pub(super) async fn open(core: Arc<Core>, channel: Channel) -> Result<ProduceStream, StreamingError> {
+pub(crate) async fn open(core: Arc<Core>, channel: Channel) -> Result<ProduceStream, StreamingError> {
     let limit = core.settings.timeouts.open;
     match core.clock.timeout(limit, handshake(&core, &channel)).await {
         Ok(opened) => opened,

@@ -7,6 +7,7 @@ use streaming_proto::streaming::{PChannelAccessMode, PChannelInfo};
 use crate::StreamingError;
 
 const CONTROL_SUFFIX: &str = "_vcchan";
+const REPLICA_INFIX: &str = "_vreplica:";
 
 /// The name of pchannel number `index` of a cluster (`by-dev` by default): `<cluster>-rootcoord-dml_<index>`.
 #[must_use]
@@ -45,6 +46,20 @@ pub fn to_physical(name: &str) -> &str {
         Some((pchannel, last)) if last.contains('v') => pchannel,
         _ => name,
     }
+}
+
+/// The name under which a pchannel's replication to another cluster says what it needs of the log. It belongs to the
+/// pchannel as a vchannel's name does, and no vchannel has it.
+#[must_use]
+pub fn replica_consumer(pchannel: &str, target_cluster: &str) -> String {
+    // The last `_` ends the pchannel's name.
+    format!("{pchannel}{REPLICA_INFIX}{}", target_cluster.replace('_', "~"))
+}
+
+/// Whether a consumer of that name is a pchannel's replication to another cluster.
+#[must_use]
+pub fn is_replica_consumer(name: &str) -> bool {
+    name.contains(REPLICA_INFIX)
 }
 
 /// A vchannel's name in parts.
@@ -198,6 +213,14 @@ mod tests {
         }
         assert!(is_control_channel("p_vcchan"));
         assert!(!is_control_channel("p_1v0"));
+    }
+
+    #[test]
+    fn replication_to_another_cluster_is_a_consumer_of_the_pchannel() {
+        let name = replica_consumer("by-dev-rootcoord-dml_0", "in_west_vault");
+        assert_eq!(to_physical(&name), "by-dev-rootcoord-dml_0");
+        assert!(is_replica_consumer(&name) && VChannelName::parse(&name).is_none());
+        assert!(!is_replica_consumer("by-dev-rootcoord-dml_0_1v0"));
     }
 
     #[test]

@@ -46,8 +46,12 @@ impl StreamingCoordAssignmentService for AssignmentService {
 
     async fn update_replicate_configuration(
         &self,
-        _request: Request<UpdateReplicateConfigurationRequest>,
+        request: Request<UpdateReplicateConfigurationRequest>,
     ) -> Result<Response<UpdateReplicateConfigurationResponse>, Status> {
-        Err(StreamingError::unrecoverable("replication is not supported by this release").into())
+        let active = self.shared.active().await?;
+        let wanted = request.into_inner().configuration;
+        let wanted = wanted.ok_or_else(|| StreamingError::invalid_argument("no replicate configuration"))?;
+        active.replication.update(wanted, &active.ids).await?;
+        Ok(Response::new(UpdateReplicateConfigurationResponse {}))
     }
 }

@@ -1,4 +1,5 @@
-//! Broadcast across channels. There is none in this release; what nodes ask about it is answered truthfully.
+//! Broadcast across channels. There is none in this release but that of the replication topology, which the coordinator
+//! makes itself; what nodes ask about it is answered truthfully.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use streaming_proto::streaming::{
 use streaming_types::StreamingError;
 use tonic::{Request, Response, Status};
 
-use crate::shared::Shared;
+use crate::{replication::concerns, shared::Shared};
 
 #[derive(Debug)]
 pub(super) struct BroadcastService {
@@ -28,9 +29,12 @@ impl StreamingCoordBroadcastService for BroadcastService {
         Err(StreamingError::unrecoverable("broadcast is not supported by this release").into())
     }
 
-    /// No broadcast is waiting for this ack, and an ack of an unknown broadcast succeeds: nodes repeat one until it does.
-    async fn ack(&self, _request: Request<BroadcastAckRequest>) -> Result<Response<BroadcastAckResponse>, Status> {
-        self.shared.active().await?;
+    /// An ack of an unknown broadcast succeeds: nodes repeat one until it does.
+    async fn ack(&self, request: Request<BroadcastAckRequest>) -> Result<Response<BroadcastAckResponse>, Status> {
+        let active = self.shared.active().await?;
+        if let Some(message) = request.get_ref().message.as_ref().filter(|message| concerns(message)) {
+            active.replication.ack(message).await?;
+        }
         Ok(Response::new(BroadcastAckResponse {}))
     }
 }

@@ -216,7 +216,7 @@ async fn what_is_not_there_says_so() {
     let coordinator = cluster.coordinator(settings(1)).await;
     let request = UpdateReplicateConfigurationRequest::default();
     let refused = client(&coordinator.address).await.update_replicate_configuration(request).await.unwrap_err();
-    assert_eq!(code(&refused), StreamingCode::Unrecoverable);
+    assert_eq!(code(&refused), StreamingCode::InvaildArgument);
     let address = format!("http://{}", coordinator.address);
     let mut broadcast = StreamingCoordBroadcastServiceClient::connect(address).await.unwrap();
     let refused = broadcast.broadcast(BroadcastRequest::default()).await.unwrap_err();

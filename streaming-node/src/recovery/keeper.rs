@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use streaming_types::ImmutableMessage;
+use streaming_types::{ImmutableMessage, channel::replica_consumer};
 use tokio_util::sync::CancellationToken;
 use woodpecker::{EntryId, Log, ReadError};
 use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
@@ -217,6 +217,8 @@ impl Keeper {
     fn save(&mut self) -> Saving {
         let changes = self.state.take_changes();
         let vchannels = self.state.vchannels().keys().cloned().collect();
+        let targets = self.state.replication().targets();
+        let replicas: Vec<String> = targets.map(|target| replica_consumer(&self.pchannel, target)).collect();
         let (catalog, log, pchannel) = (self.catalog.clone(), self.log.clone(), Arc::clone(&self.pchannel));
         let progress = Arc::clone(&self.progress);
         let backoff = Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE);
@@ -225,7 +227,7 @@ impl Keeper {
             write(&catalog, &changes, backoff).await?;
             metrics::checkpointed(&pchannel, saved.tick);
             // The log is not the worse for being truncated later.
-            match truncation::truncate(&log, &catalog, &changes, vchannels).await {
+            match truncation::truncate(&log, &catalog, &changes, vchannels, &replicas).await {
                 Ok(slowest) => progress.slowest.store(slowest.unwrap_or(0), Ordering::Relaxed),
                 Err(error) => tracing::warn!(%pchannel, %error, "truncating failed, the next checkpoint tries again"),
             }

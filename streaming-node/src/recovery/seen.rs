@@ -1,6 +1,7 @@
 //! A message as recovery looks at it: borrowed, so that replaying a log allocates nothing per message.
 
 use prost::encoding::decode_varint;
+use streaming_proto::messages::AlterReplicateConfigMessageHeader;
 use streaming_types::{
     MessageId, MessageType, Properties, TimeTick, TxnContext,
     channel::is_control_channel,
@@ -9,7 +10,10 @@ use streaming_types::{
 };
 use woodpecker::EntryId;
 
-use crate::wal::{BadRecord, Stored};
+use crate::{
+    replication::{Fact, Replication},
+    wal::{BadRecord, Stored},
+};
 
 /// See the module. Texts that are absent are empty.
 #[derive(Debug, Clone, Copy)]
@@ -31,9 +35,9 @@ struct Texts<'a> {
     header: &'a str,
     broadcast: bool,
     last_confirmed: Option<&'a str>,
+    replicate: Option<&'a str>,
     txn: Option<&'a str>,
     key: Option<&'a str>,
-    replicated: bool,
 }
 
 impl<'a> Texts<'a> {
@@ -45,9 +49,9 @@ impl<'a> Texts<'a> {
             Ok(key::HEADER) => self.header = value,
             Ok(key::BROADCAST) => self.broadcast = true,
             Ok(key::LAST_CONFIRMED) => self.last_confirmed = Some(value),
+            Ok(key::REPLICATE) => self.replicate = Some(value),
             Ok(key::TXN) => self.txn = Some(value),
             Ok(key::IDEMPOTENCY) => self.key = Some(value),
-            Ok(key::REPLICATE) => self.replicated = true,
             _ => {}
         }
     }
@@ -128,7 +132,7 @@ impl<'a> Seen<'a> {
 
     /// The idempotency key that counts here. What another cluster wrote was appended once there.
     pub fn key(&self) -> Option<&'a str> {
-        self.texts.key.filter(|_| !self.texts.replicated)
+        self.texts.key.filter(|_| self.texts.replicate.is_none())
     }
 
     /// From where on one must read to meet it and everything after it.
@@ -137,6 +141,23 @@ impl<'a> Seen<'a> {
         let id = id.map(MessageId::to_u64).map(|(segment, entry)| EntryId { segment, entry });
         // Nothing is confirmed by what comes after it.
         id.map_or(self.id, |id| id.min(self.id))
+    }
+
+    /// Tells `replication` of the message, if it has to do with it. `known` is as there.
+    pub fn apply_to(&self, replication: &mut Replication, known: bool) {
+        if self.texts.replicate.is_none() && self.kind != MessageType::AlterReplicateConfig {
+            return;
+        }
+        let mut properties = Properties::default();
+        for (key, text) in [(key::REPLICATE, self.texts.replicate), (key::TXN, self.texts.txn)] {
+            if let Some(text) = text {
+                properties.set(key, text);
+            }
+        }
+        let header = properties.replicate().ok().flatten();
+        let txn_id = properties.txn().ok().flatten().map(|txn| txn.txn_id);
+        let config = self.header().and_then(|header: AlterReplicateConfigMessageHeader| header.replicate_configuration);
+        replication.apply(&Fact { kind: self.kind, header: header.as_ref(), txn_id, config }, known);
     }
 
     /// The header; `None` if it is another's or cannot be read.

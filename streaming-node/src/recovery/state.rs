@@ -17,6 +17,7 @@ use super::{
 };
 
 pub use super::vchannel::{Schema, VChannel};
+use crate::replication::Replication;
 
 /// The value that says that a checkpoint is one of this protocol.
 const MAGIC: i64 = 1;
@@ -73,6 +74,7 @@ pub struct State {
     loaded: u64,
     vchannels: BTreeMap<String, VChannel>,
     segments: Segments,
+    replication: Replication,
     /// Messages that someone else is not done with, by tick, each with the checkpoint before it.
     held: BTreeMap<u64, Checkpoint>,
     changed_vchannels: BTreeSet<String>,
@@ -83,8 +85,8 @@ pub struct State {
 }
 
 impl State {
-    /// The state that a former owner left. Keys are looked for in the last `key_span` bytes of a log.
-    pub fn from_persisted(persisted: Persisted, key_span: u64) -> Self {
+    /// The state that a former owner of a cluster's pchannel left. Keys are looked for in the last `key_span` bytes of a log.
+    pub fn recovered(persisted: Persisted, cluster: &str, pchannel: &str, key_span: u64) -> Self {
         let orphans = persisted.orphans();
         let Persisted { checkpoint, keys_from, mut vchannels, segments } = persisted;
         for vchannel in vchannels.values_mut() {
@@ -96,11 +98,14 @@ impl State {
             tracing::warn!(segment = id, "forgot a growing segment whose vchannel is gone");
             segments.remove(id);
         }
+        let config = observed.replicate_config.clone();
+        let replication = Replication::recovered(cluster, pchannel, config, observed.replicate_checkpoint.as_ref());
         Self {
             loaded: observed.tick,
             observed,
             vchannels,
             segments,
+            replication,
             held: BTreeMap::new(),
             changed_vchannels: BTreeSet::new(),
             dropped_vchannels: BTreeSet::new(),
@@ -115,10 +120,11 @@ impl State {
         self.keys.add(seen.id, seen.bytes);
         if seen.tick > self.observed.tick {
             if seen.is_broadcast() {
-                self.held.insert(seen.tick, self.observed.clone());
+                self.held.insert(seen.tick, self.checkpointed());
             }
             self.observed.tick = seen.tick;
         }
+        seen.apply_to(&mut self.replication, seen.tick <= self.loaded);
         // What is below the checkpoint is read for transactions and keys only, which are no business of this state.
         if seen.tick > self.loaded && !seen.is_control() {
             self.change(seen);
@@ -171,6 +177,20 @@ impl State {
         self.observed.tick
     }
 
+    /// The role of the WAL, as of the last message that was met.
+    pub fn replication(&self) -> &Replication {
+        &self.replication
+    }
+
+    /// The checkpoint that goes with the last message that was met.
+    fn checkpointed(&self) -> Checkpoint {
+        Checkpoint {
+            replicate_config: self.replication.config().cloned(),
+            replicate_checkpoint: self.replication.checkpoint(),
+            ..self.observed
+        }
+    }
+
     /// How far everything is done: by the node, and by whom it told.
     pub fn checkpoint(&self) -> &Checkpoint {
         self.held.first_key_value().map_or(&self.observed, |(_, before)| before)
@@ -198,6 +218,8 @@ impl State {
             Some(Change::VChannel(name, vchannel))
         });
         let components = gone.chain(changed).chain(self.segments.take_changes()).collect();
-        Changes { components, checkpoint: self.checkpoint().clone(), keys_from: self.keys.start() }
+        let held = self.held.first_key_value().map(|(_, before)| before.clone());
+        let checkpoint = held.unwrap_or_else(|| self.checkpointed());
+        Changes { components, checkpoint, keys_from: self.keys.start() }
     }
 }

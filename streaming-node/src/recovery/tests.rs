@@ -131,7 +131,7 @@ async fn collections_and_segments_are_kept_in_the_keys_of_the_protocol() {
     let kept = CollectionSchemaOfVChannel::decode(store.get(&key).await.unwrap().unwrap().value).unwrap();
     assert_eq!((kept.schema, kept.checkpoint_time_tick, kept.state), (Some(schema("next")), 400, 1));
 
-    let again = State::from_persisted(catalog.load().await.unwrap(), KEY_SPAN);
+    let again = State::recovered(catalog.load().await.unwrap(), "by-dev", "p_0", KEY_SPAN);
     assert_eq!(again.checkpoint(), &Checkpoint::at(at(4), 400));
     assert_eq!(again.vchannels(), state.vchannels());
     assert!(again.segments().iter().eq(state.segments().iter()));
@@ -263,7 +263,7 @@ fn step() -> impl Strategy<Value = Step> {
 const KEY_SPAN: u64 = 500;
 
 fn empty() -> State {
-    State::from_persisted(Persisted::default(), KEY_SPAN)
+    State::recovered(Persisted::default(), "by-dev", "p_0", KEY_SPAN)
 }
 
 type Known = (BTreeMap<String, VChannel>, Vec<SegmentAssignmentMeta>);
@@ -274,7 +274,7 @@ fn known(state: &State) -> Known {
 
 /// What the next owner knows.
 async fn restart(catalog: &Catalog, log: &[bytes::Bytes]) -> State {
-    let mut state = State::from_persisted(catalog.load().await.unwrap(), KEY_SPAN);
+    let mut state = State::recovered(catalog.load().await.unwrap(), "by-dev", "p_0", KEY_SPAN);
     let from = state.replay_from();
     for (entry, record) in (1..).zip(log).filter(|(entry, _)| at(*entry) >= from) {
         apply(&mut state, entry, record);

@@ -3,10 +3,12 @@
 //!
 //! A consumer registers by saying from where on it needs the log, under the name of the vchannel it reads, or of the
 //! pchannel when it reads all of it. As long as a vchannel has no such consumer, somebody may come who needs everything,
-//! and nothing is given up.
+//! and nothing is given up. The same goes for a cluster that follows this one; what one said that does so no more is
+//! forgotten.
 
 use std::collections::BTreeMap;
 
+use streaming_types::channel::is_replica_consumer;
 use woodpecker::{EntryId, Log, LogError};
 
 use super::catalog::{Catalog, CatalogError, Changes};
@@ -28,10 +30,16 @@ pub async fn truncate(
     catalog: &Catalog,
     changes: &Changes,
     vchannels: Vec<String>,
+    replicas: &[String],
 ) -> Result<Option<u64>, TruncateError> {
-    let consumers = catalog.consumers().await?;
+    let mut consumers = catalog.consumers().await?;
+    consumers.retain(|name, _| !is_replica_consumer(name) || replicas.contains(name));
     let slowest = consumers.values().map(|position| position.tick).min();
-    let positions = consumers.into_iter().map(|(name, position)| (name, position.id)).collect();
+    let positions: BTreeMap<String, EntryId> =
+        consumers.into_iter().map(|(name, position)| (name, position.id)).collect();
+    if !replicas.iter().all(|replica| positions.contains_key(replica)) {
+        return Ok(slowest);
+    }
     let own = changes.keys_from.map_or(changes.checkpoint.id, |keys_from| keys_from.min(changes.checkpoint.id));
     let Some(needed) = needed_from(log.name(), own, &vchannels, &positions) else { return Ok(slowest) };
     // Space comes back a segment at a time.

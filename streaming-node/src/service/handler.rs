@@ -33,8 +33,11 @@ impl StreamingNodeHandlerService for Handler {
         let pchannel = PChannel::from_proto(request.get_ref().pchannel.as_ref())
             .map_err(|error| StreamingError::invalid_argument(error.to_string()))?;
         let wal = self.services.wals.find(&pchannel)?;
-        let cause = format!("{} is primary, it replicates from nowhere", wal.channel().name());
-        Err(StreamingError::replicate_violation(cause).into())
+        let checkpoint = wal.replicate_checkpoint().ok_or_else(|| {
+            let cause = format!("{} is primary, it replicates from nowhere", wal.channel().name());
+            StreamingError::replicate_violation(cause)
+        })?;
+        Ok(Response::new(GetReplicateCheckpointResponse { checkpoint: Some(checkpoint) }))
     }
 
     async fn produce(

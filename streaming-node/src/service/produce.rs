@@ -273,8 +273,9 @@ impl Producer {
             Ok(unsent) => {
                 self.on_the_way.begins(request_id, &unsent.message.properties, unsent.bytes);
                 let kind = unsent.produced.message_type;
-                // What is limited keeps its order.
-                let may_pass = self.waiting.is_empty() || !Limiter::concerns(kind);
+                // What is limited keeps its order, and so does what comes from another cluster.
+                let ordered = Limiter::concerns(kind) || unsent.produced.replicate.is_some();
+                let may_pass = self.waiting.is_empty() || !ordered;
                 let charge = if may_pass { self.appends.try_admit(kind, unsent.bytes) } else { None };
                 match charge {
                     Some(charge) => self.submit(unsent, charge),
@@ -293,10 +294,6 @@ impl Producer {
         let message: Message =
             request.message.ok_or_else(|| StreamingError::unrecoverable("the request holds no message"))?.into();
         let produced = check_produced(&message, &self.pchannel, self.max_message_bytes)?;
-        if produced.replicate.is_some() {
-            let cause = format!("{} is primary, it takes no replicated messages", self.pchannel);
-            return Err(StreamingError::replicate_violation(cause));
-        }
         let bytes = message.payload.len() + message.properties.size();
         Ok(Unsent { request_id: request.request_id, message, produced, bytes })
     }

@@ -26,6 +26,7 @@ use super::{
     lock::{Lock, LockLayer},
     log_writer::LogWriter,
     publisher::Publisher,
+    replicate::{Gapless, GaplessLayer, Replicate, ReplicateLayer, SharedReplication},
     sessions::{End, SharedSessions},
     time_tick::{MAX_GROUP, SharedTicks, TICKS_PER_GROUP, TimeTickLayer, TimeTicks},
     txn::{TxnLayer, Txns},
@@ -46,7 +47,7 @@ const LONGEST_BARRIER_MS: u64 = 60_000;
 const SLOW: Duration = Duration::from_secs(3);
 
 /// The append stack over `W`, outermost layer first.
-pub type Stack<W = LogWriter> = Idempotency<Lock<Sharding<TimeTicks<Txns<W>>>>>;
+pub type Stack<W = LogWriter> = Idempotency<Lock<Replicate<Sharding<TimeTicks<Txns<Gapless<W>>>>>>>;
 
 /// What the layers of a stack work with.
 pub struct StackParts {
@@ -54,6 +55,7 @@ pub struct StackParts {
     pub ticks: SharedTicks,
     pub sessions: SharedSessions,
     pub windows: Windows,
+    pub replication: SharedReplication,
     pub sharding: ShardLayer,
 }
 
@@ -63,14 +65,16 @@ where
     W: Service<Group, Response = Group, Error = Infallible>,
     W::Future: Unpin,
 {
-    let StackParts { pchannel, ticks, sessions, windows, sharding } = parts;
+    let StackParts { pchannel, ticks, sessions, windows, replication, sharding } = parts;
     let lower = ServiceBuilder::new()
         .layer(TimeTickLayer { ticks })
         .layer(TxnLayer { pchannel: Arc::clone(&pchannel), sessions })
+        .layer(GaplessLayer { shared: replication.clone() })
         .service(writer);
     ServiceBuilder::new()
         .layer(IdempotencyLayer::new(windows))
         .layer(LockLayer { pchannel })
+        .layer(ReplicateLayer { shared: replication })
         .service(sharding.layer(lower))
 }
 
@@ -284,7 +288,7 @@ impl Appender {
 
     /// Waits for what is in flight and gives the log up so that the next owner finds a clean end.
     async fn finish(&mut self, reason: &Ended) {
-        self.drain().await;
+        self.drain(!matches!(reason, Ended::Closed)).await;
         if !matches!(reason, Ended::Closed) {
             return;
         }
@@ -292,21 +296,23 @@ impl Appender {
             let stack = &mut self.stack;
             let Ok(()) = poll_fn(|cx| stack.poll_ready(cx)).await;
             self.send(Group::default());
-            self.drain().await;
+            self.drain(false).await;
         }
         if let Err(error) = self.writer.close().await {
             tracing::warn!(pchannel = %self.pchannel, %error, "the log was not closed cleanly, the next owner fences it");
         }
     }
 
-    async fn drain(&mut self) {
+    /// Answers what is in flight. Once the log has failed, everyone hears that the WAL is gone, also whose message was
+    /// settled without the log: that may rest on one that the log did not take.
+    async fn drain(&mut self, mut failed: bool) {
         loop {
             let stack = &mut self.stack;
             tokio::select! {
                 biased;
                 group = self.in_flight.next() => match group {
-                    // An error was told to whom it concerns.
-                    Some(Ok(group)) => drop(self.complete(group)),
+                    Some(Ok(group)) if failed => drop(group),
+                    Some(Ok(group)) => failed = self.complete(group).is_err(),
                     None => return,
                 },
                 // Lets a group through that waits for the lock.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use streaming_types::{MessageType, TimeTick, TxnContext, properties::key, txn::place_body_at_commit};
 
-use super::record::Stored;
+use super::{group::scope, record::Stored};
 
 /// The open transactions that a reader has met.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Delivery {
         }
         let properties = &message.message.properties;
         if message.kind.is_exclusive() {
-            let scope = properties.vchannel().filter(|vchannel| *vchannel != pchannel);
+            let scope = scope(message.kind, properties.vchannel(), pchannel);
             let survives =
                 |open: &Open| scope.is_some_and(|scope| open.begin.message.properties.vchannel() != Some(scope));
             self.open.retain(|_, open| survives(open));

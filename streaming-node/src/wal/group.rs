@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use streaming_proto::messages::ReplicateHeader;
 use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick, TxnContext, message::Produced};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use woodpecker::{AppendError, EntryId};
@@ -15,7 +16,11 @@ pub struct Append {
     pub kind: MessageType,
     /// The transaction it belongs to; the txn layer gives a begin its own.
     pub txn: Option<TxnContext>,
-    /// The tick must be greater than this.
+    /// Where a replicated message comes from.
+    pub replicate: Option<Box<ReplicateHeader>>,
+    /// Its number among those that came by replication, or change it. Given by the replicate layer.
+    pub replica: Option<u64>,
+    /// The tick must be greater than this. A replicated message has none: its barrier is a tick of its source.
     pub barrier: Option<TimeTick>,
     /// Given by the time tick layer, 0 before.
     pub tick: u64,
@@ -40,7 +45,9 @@ impl Append {
         Self {
             kind: produced.message_type,
             txn: produced.txn,
-            barrier: produced.barrier,
+            replicate: produced.replicate.clone().map(Box::new),
+            replica: None,
+            barrier: produced.barrier.filter(|_| produced.replicate.is_none()),
             tick: 0,
             confirmed: None,
             bytes: message.payload.len() + message.properties.size(),
@@ -58,6 +65,8 @@ impl Append {
         Self {
             kind,
             txn: None,
+            replicate: None,
+            replica: None,
             barrier: None,
             tick: 0,
             confirmed: None,
@@ -79,10 +88,9 @@ impl Append {
         self.kind.is_exclusive()
     }
 
-    /// The vchannel whose messages it is ordered with; `None`, for a message without one or with the pchannel's name in its
-    /// place, is the whole WAL.
+    /// See [`scope`].
     pub fn scope(&self, pchannel: &str) -> Option<&str> {
-        self.vchannel().filter(|vchannel| *vchannel != pchannel)
+        scope(self.kind, self.vchannel(), pchannel)
     }
 
     /// Tells the producer. Without an outcome it hears that the WAL is gone.
@@ -91,6 +99,12 @@ impl Append {
             self.reply.answer(outcome, self.flushed);
         }
     }
+}
+
+/// The vchannel whose messages a message is ordered with; `None`, for a message without one, with the pchannel's name in its
+/// place, or that changes the role of the WAL, is the whole WAL.
+pub fn scope<'a>(kind: MessageType, vchannel: Option<&'a str>, pchannel: &str) -> Option<&'a str> {
+    vchannel.filter(|vchannel| *vchannel != pchannel && kind != MessageType::AlterReplicateConfig)
 }
 
 /// Where a message went.

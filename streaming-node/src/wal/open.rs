@@ -19,6 +19,7 @@ use super::{
     mvcc::Mvcc,
     publisher::Publisher,
     record::{BadRecord, Stored},
+    replicate::SharedReplication,
     scanner::ScanEdges,
     sessions::SharedSessions,
     ticks::Ticks,
@@ -144,8 +145,8 @@ impl Opener {
 
     /// Brings the state in the metadata up to the end of the log.
     async fn recover(&self, log: &Log, catalog: Catalog) -> Result<(Kept, Replayed), OpenError> {
-        let Settings { recovery, idempotency_bytes, .. } = &*self.settings;
-        let mut state = State::from_persisted(catalog.load().await?, recovery.window_bytes);
+        let Settings { recovery, idempotency_bytes, cluster, .. } = &*self.settings;
+        let mut state = State::recovered(catalog.load().await?, cluster, log.name(), recovery.window_bytes);
         let began = self.clock.now();
         let replayed = replay::replay(log, &mut state, *idempotency_bytes).await?;
         let took = self.clock.now() - began;
@@ -173,9 +174,10 @@ impl Opener {
             ticks: ticks.clone(),
             sessions: sessions.clone(),
             windows,
+            replication: SharedReplication::new(kept.state.replication()),
             sharding: self.sharding(&pchannel, &kept.state),
         };
-        let shards = parts.sharding.shards.clone();
+        let (shards, replication) = (parts.sharding.shards.clone(), parts.replication.clone());
         let mut stack = appender::stack(parts, log_writer);
 
         let first = first_tick(&mut stack).await?;
@@ -224,13 +226,12 @@ impl Opener {
             appender.run(stop, ended).await;
         });
         let appends = self.appends(inbox);
-        let catalog = kept.catalog.clone();
-        let still = ends.ended.clone();
+        let (catalog, still) = (kept.catalog.clone(), ends.ended.clone());
         let progress = self.keep(kept, (bytes, broadcasts), &first, Arc::clone(&buffer), ends, &tasks);
         let gauges =
             Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress), buffer: Arc::clone(&buffer) };
         self.look_after(channel, &tasks, &appends, (shards, sessions), gauges, still);
-        let live = Live { appends, close_timeout: settings.close_timeout, catalog, progress, mvcc, tasks };
+        let live = Live { appends, close_timeout: settings.close_timeout, catalog, progress, mvcc, replication, tasks };
         Ok((live, buffer))
     }
 

@@ -25,10 +25,9 @@ pub struct Publisher {
 impl Publisher {
     /// Publishes what the log answered, and says by which tick the group was closed.
     pub fn publish(&self, mut group: Group, now: Instant) -> Result<Option<Closing>, AppendError> {
+        // Dropping a message tells its producer that the WAL is gone. That goes for settled ones too, which may rest on one
+        // that the log did not take.
         if let Some(Err(error)) = group.written {
-            for append in group.appends.into_iter().chain(group.settled) {
-                append.answer();
-            }
             return Err(error);
         }
         if let Some(closing) = group.closing {

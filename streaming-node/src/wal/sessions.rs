@@ -13,7 +13,10 @@ use std::{
 use streaming_types::{MessageType, StreamingError, TimeTick, TxnContext};
 use woodpecker::EntryId;
 
-use super::record::{BadRecord, Stored};
+use super::{
+    group::scope,
+    record::{BadRecord, Stored},
+};
 
 /// Transactions open at a time. Each makes every reader that starts read further back.
 const MAX_OPEN: usize = 10_000;
@@ -176,7 +179,7 @@ impl Sessions {
         let txn = properties.txn().map_err(|error| BadRecord::Property { id: message.id, error })?;
         let vchannel = properties.vchannel();
         if message.kind.is_exclusive() {
-            self.fail(vchannel.filter(|vchannel| *vchannel != pchannel));
+            self.fail(scope(message.kind, vchannel, pchannel));
         }
         if let Some(context) = txn {
             match (message.kind, End::of(message.kind)) {

@@ -126,6 +126,6 @@ async fn an_ack_of_no_known_broadcast_succeeds_and_what_is_not_served_says_so_fo
     let mut assignment = StreamingCoordAssignmentServiceClient::new(server.coord.clone());
     let configuration = UpdateReplicateConfigurationRequest::default();
     let status = assignment.update_replicate_configuration(request(server, configuration)).await.expect_err("refused");
-    Refusal::of(&status).expect("replication", StreamingCode::Unrecoverable, "");
+    Refusal::of(&status).expect("replication", StreamingCode::InvaildArgument, "no replicate configuration");
     Ok(())
 }

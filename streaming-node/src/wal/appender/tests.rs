@@ -161,6 +161,7 @@ impl Run {
             ticks: SharedTicks::new(ticks),
             sessions: SharedSessions::new(Sessions::new(EntryId { segment: 1, entry: 0 })),
             windows: Windows::new(1 << 20),
+            replication: SharedReplication::new(&crate::replication::Replication::new("by-dev", "p")),
             sharding: crate::shard::samples::layer(),
         };
         Self { stack: stack(parts, log.clone()), log, in_flight: FuturesOrdered::new(), done: Vec::new() }

@@ -1,0 +1,50 @@
+//! The shipping side of replication.
+
+use anyhow::ensure;
+use bytesize::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Config, units};
+
+/// What the role `replicate` reads from, and how much is on its way.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Replicate {
+    /// `host:port` of the coordinator of the cluster whose logs are shipped; empty means that it is found through the
+    /// metadata store.
+    pub(crate) source: String,
+    /// Messages of one channel that the target has not answered.
+    pub(crate) in_flight_messages: u64,
+    /// Their bytes; a transaction goes as one, whatever its size.
+    #[schemars(with = "units::SizeText")]
+    pub(crate) in_flight_bytes: ByteSize,
+}
+
+impl Default for Replicate {
+    fn default() -> Self {
+        Self { source: String::new(), in_flight_messages: 1024, in_flight_bytes: ByteSize::mib(32) }
+    }
+}
+
+impl Config {
+    /// What of the configuration concerns the shipping side.
+    pub(crate) fn replicator(&self) -> streaming_replicate::Settings {
+        let Replicate { in_flight_messages, in_flight_bytes, .. } = &self.replicate;
+        streaming_replicate::Settings {
+            in_flight_messages: usize::try_from(*in_flight_messages).unwrap_or(usize::MAX),
+            in_flight_bytes: usize::try_from(in_flight_bytes.as_u64()).unwrap_or(usize::MAX),
+            ..streaming_replicate::Settings::default()
+        }
+    }
+
+    pub(super) fn validate_replicate(&self) -> anyhow::Result<()> {
+        let Replicate { source, in_flight_messages, in_flight_bytes } = &self.replicate;
+        let dialable =
+            source.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+        ensure!(source.is_empty() || dialable, "replicate.source: {source:?} is not host:port");
+        ensure!(*in_flight_messages > 0, "replicate.inFlightMessages: must be more than zero");
+        ensure!(in_flight_bytes.as_u64() > 0, "replicate.inFlightBytes: must be more than zero");
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! Ships the logs of one cluster to those that follow it.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use streaming_client::{Client, Discovery, Edges, Settings};
+use streaming_replicate::Replicator;
+use woodpecker_base::{health::State, tasks::Tasks};
+
+use super::{banner, process::Process};
+use crate::cli::ServerArgs;
+
+/// How long what is on its way may take to end.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// It cannot start, or does not stop in time.
+pub(crate) async fn replicate(arguments: ServerArgs) -> anyhow::Result<()> {
+    let Some(process) = Process::start(&arguments, "replicate").await? else { return Ok(()) };
+    let Process { config, machine, tasks, health, .. } = &process;
+    let (discovery, found) = match config.replicate.source.as_str() {
+        "" => {
+            let Some(store) = process.metadata(&health.replicate).await? else { return Ok(()) };
+            (Discovery::Metadata { store, meta_root: config.meta_root() }, "through the metadata store".to_owned())
+        }
+        address => (Discovery::Address(address.to_owned()), address.to_owned()),
+    };
+    let cluster = config.msg_channel.chan_name_prefix.cluster.clone();
+    let connector = machine.security.connector.clone();
+    let edges = Edges { connector, clock: machine.clock.clone(), random: machine.random.clone() };
+    let settings = Settings { cluster: cluster.clone(), ..Settings::new(discovery) };
+    let source = Client::connect(settings, edges.clone()).context("the source")?;
+    let shipping = Tasks::new();
+    let replicator = Replicator::new(source.clone(), cluster.clone(), config.replicator(), edges)?;
+    let role = async {
+        health.replicate.report(State::Healthy, Vec::new());
+        let token = shipping.token().clone();
+        let running = shipping.clone();
+        let replicating = shipping.spawn(async move { replicator.run(&running).await });
+        tasks.stopped().await;
+        health.replicate.report(State::Stopping, Vec::new());
+        token.cancel();
+        replicating.await.context("the replicator panicked")?;
+        shipping.drain(&machine.clock, GRACE).await;
+        source.close().await;
+        anyhow::Ok(())
+    };
+    banner::print("replicate", &process.addresses(&[("cluster", &cluster), ("source", &found)]), None);
+    process.run(role).await
+}

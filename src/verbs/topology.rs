@@ -1,0 +1,113 @@
+//! Which cluster follows which: shown and changed.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use streaming_proto::common::{ConnectionParam, CrossClusterTopology, MilvusCluster, ReplicateConfiguration};
+use streaming_types::{MessageId, TimeTick};
+
+use super::connect::{Cluster, connect};
+use crate::cli::{TopologyArgs, TopologyVerb};
+
+/// A topology as people write it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Topology {
+    clusters: Vec<Member>,
+    #[serde(default)]
+    edges: Vec<Edge>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Member {
+    id: String,
+    uri: String,
+    channels: Vec<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Edge {
+    from: String,
+    to: String,
+}
+
+impl Topology {
+    fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_saphyr::from_str(&text).with_context(|| format!("{} is no topology", path.display()))
+    }
+
+    fn from_wire(wire: &ReplicateConfiguration) -> Self {
+        let member = |cluster: &MilvusCluster| Member {
+            id: cluster.cluster_id.clone(),
+            uri: cluster.connection_param.as_ref().map(|connection| connection.uri.clone()).unwrap_or_default(),
+            channels: cluster.pchannels.clone(),
+        };
+        let edge = |edge: &CrossClusterTopology| Edge {
+            from: edge.source_cluster_id.clone(),
+            to: edge.target_cluster_id.clone(),
+        };
+        Self {
+            clusters: wire.clusters.iter().map(member).collect(),
+            edges: wire.cross_cluster_topology.iter().map(edge).collect(),
+        }
+    }
+
+    fn into_wire(self) -> ReplicateConfiguration {
+        let cluster = |Member { id, uri, channels }| MilvusCluster {
+            cluster_id: id,
+            connection_param: Some(ConnectionParam { uri, token: String::new() }),
+            pchannels: channels,
+        };
+        let edge = |Edge { from, to }| CrossClusterTopology { source_cluster_id: from, target_cluster_id: to };
+        ReplicateConfiguration {
+            clusters: self.clusters.into_iter().map(cluster).collect(),
+            cross_cluster_topology: self.edges.into_iter().map(edge).collect(),
+        }
+    }
+}
+
+/// Shows or changes the topology.
+///
+/// # Errors
+/// The cluster is not there, the file is no topology, or breaks a rule.
+pub(crate) async fn topology(arguments: TopologyArgs) -> anyhow::Result<()> {
+    match arguments.verb {
+        TopologyVerb::Show { connect: arguments } => show(&connect(&arguments).await?).await,
+        TopologyVerb::Apply { connect: arguments, file } => {
+            let wanted = Topology::read(&file)?.into_wire();
+            let cluster = connect(&arguments).await?;
+            cluster.client.update_replicate_configuration(wanted, arguments.timeout).await?;
+            println!("in force in cluster {}", arguments.cluster);
+            Ok(())
+        }
+    }
+}
+
+async fn show(cluster: &Cluster) -> anyhow::Result<()> {
+    match cluster.client.replicate_configuration() {
+        Some(topology) => print!("{}", serde_saphyr::to_string(&Topology::from_wire(&topology))?),
+        None => println!("# no topology: the cluster is by itself"),
+    }
+    for channel in cluster.client.channels() {
+        let name = channel.pchannel.name();
+        match cluster.client.replicate_checkpoint(name).await {
+            Ok(None) => println!("# {name}: primary"),
+            Ok(Some(checkpoint)) => {
+                let at = match MessageId::from_proto(checkpoint.message_id.as_ref()) {
+                    Ok(id) => format!("{id} at {}", TimeTick(checkpoint.time_tick)),
+                    Err(_) => "the beginning".to_owned(),
+                };
+                println!(
+                    "# {name}: secondary of {} in {}, which it has up to {at}",
+                    checkpoint.pchannel, checkpoint.cluster_id
+                );
+            }
+            Err(error) => println!("# {name}: {error}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! The replication topology: which cluster follows which.
+//!
+//! A change is a message to every pchannel, and in force once all of them have it: each WAL changes its role where its copy
+//! stands. On a primary the coordinator appends the copies itself, until each stands in its log, whatever happens in
+//! between; on a secondary they come from the source, and the nodes say when.
+
+mod append;
+mod task;
+mod topology;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use streaming_proto::{
+    common::{self, ReplicateConfiguration},
+    streaming::{AckedCheckpoint, AckedResult, ReplicateConfigurationMeta},
+};
+use streaming_types::{ImmutableMessage, MessageType, StreamingError, channel::to_physical};
+use tokio::sync::{Mutex, watch};
+use woodpecker_base::{backoff::Backoff, clock::Clock, net::Connector, random::Random, tasks::Tasks};
+
+pub(crate) use self::topology::is_listed;
+use self::{
+    append::Appending,
+    task::{Arrival, Task},
+    topology::is_secondary,
+};
+use crate::{
+    allocator::{Allocator, Ids},
+    assignment::Published,
+    catalog::{Catalog, CatalogError, Record},
+};
+
+/// How long a call waits for a change to be in force. The change goes on when the call has ended.
+const PATIENCE: Duration = Duration::from_secs(60);
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The topology in force, if there ever was one.
+pub(crate) type Topology = Option<Arc<ReplicateConfiguration>>;
+
+/// What the control works with.
+#[derive(Debug)]
+pub(crate) struct Edges {
+    pub(crate) cluster: String,
+    /// Every pchannel, and the one that carries the control channel.
+    pub(crate) pchannels: Vec<String>,
+    pub(crate) control_channel: String,
+    pub(crate) catalog: Catalog,
+    pub(crate) assignment: watch::Receiver<Published>,
+    pub(crate) connector: Connector,
+    pub(crate) clock: Clock,
+    pub(crate) random: Random,
+    pub(crate) tasks: Tasks,
+}
+
+/// Changes the topology, one change at a time.
+#[derive(Debug)]
+pub(crate) struct ReplicationControl {
+    edges: Edges,
+    state: Mutex<State>,
+    in_force: watch::Sender<Topology>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: Record,
+    /// In force, and where its copies stand.
+    meta: ReplicateConfigurationMeta,
+    task_record: Record,
+    task: Option<Task>,
+}
+
+impl ReplicationControl {
+    /// Reads what was stored, and goes on with a change that a former leader began.
+    pub(crate) async fn load(edges: Edges) -> Result<Arc<Self>, CatalogError> {
+        let (record, meta) = edges.catalog.message::<ReplicateConfigurationMeta>("replicate-configuration").await?;
+        let (task_record, stored) = edges.catalog.message("replicate-configuration-task").await?;
+        let (meta, task) = (meta.unwrap_or_default(), stored.and_then(Task::from_stored));
+        let in_force = watch::Sender::new(meta.replicate_configuration.clone().map(Arc::new));
+        let state = Mutex::new(State { record, meta, task_record, task });
+        let control = Arc::new(Self { edges, state, in_force });
+        control.conclude(&mut *control.state.lock().await).await?;
+        let going = control.clone();
+        control.edges.tasks.spawn_until_stopped(async move { going.go_on().await });
+        Ok(control)
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Topology> {
+        self.in_force.subscribe()
+    }
+
+    /// Makes `wanted` the topology, and waits until it is. A secondary waits for its source to send it.
+    ///
+    /// # Errors
+    /// INVAILD_ARGUMENT with the first rule that it breaks; RESOURCE_ACQUIRED while another change is under way; INNER when
+    /// it is not in force in time, and ON_SHUTDOWN when this coordinator ends before, though it may be later.
+    pub(crate) async fn update(
+        self: &Arc<Self>,
+        wanted: ReplicateConfiguration,
+        ids: &Allocator<Ids>,
+    ) -> Result<(), StreamingError> {
+        let Edges { cluster, pchannels, .. } = &self.edges;
+        let mut state = self.state.lock().await;
+        let current = state.meta.replicate_configuration.as_ref();
+        if state.task.is_none() && current == Some(&wanted) {
+            return Ok(());
+        }
+        topology::validate(&wanted, current, cluster, pchannels).map_err(StreamingError::invalid_argument)?;
+        let follows = current.is_some_and(|current| is_secondary(current, cluster));
+        match &state.task {
+            Some(task) if *task.config() == wanted => {}
+            Some(_) if !follows => return Err(StreamingError::resource_acquired("another change is under way")),
+            _ if follows => {}
+            _ => {
+                let id = ids.take(1).await.map_err(|error| StreamingError::inner(error.to_string()))?;
+                let task = Task::new(id, wanted.clone(), pchannels, &self.edges.control_channel)?;
+                state.store_task(&self.edges.catalog, Some(task)).await.map_err(|error| unstored(&error))?;
+                tracing::info!(broadcast = id, "changing the replication topology");
+                let control = self.clone();
+                self.edges.tasks.spawn_until_stopped(async move { control.go_on().await });
+            }
+        }
+        drop(state);
+        self.until_in_force(&wanted).await
+    }
+
+    async fn until_in_force(&self, wanted: &ReplicateConfiguration) -> Result<(), StreamingError> {
+        let Edges { clock, tasks, .. } = &self.edges;
+        let mut in_force = self.in_force.subscribe();
+        let reached = in_force.wait_for(|topology| topology.as_deref() == Some(wanted));
+        match tasks.token().run_until_cancelled(clock.timeout(PATIENCE, reached)).await {
+            None => return Err(StreamingError::on_shutdown("not in force yet, the next coordinator goes on")),
+            Some(Ok(Ok(_))) => return Ok(()),
+            Some(Ok(Err(_)) | Err(_)) => {}
+        }
+        let missing = self.state.lock().await.task.as_ref().map(Task::missing).unwrap_or_default();
+        let whom = if missing.is_empty() { "the source".to_owned() } else { missing.join(", ") };
+        Err(StreamingError::inner(format!("not in force after {PATIENCE:?}, waiting for {whom}")))
+    }
+
+    /// A node says that a copy of a change stands in its log. Saying it again changes nothing.
+    ///
+    /// # Errors
+    /// Retryable ones.
+    pub(crate) async fn ack(&self, message: &common::ImmutableMessage) -> Result<(), StreamingError> {
+        let Some(arrival) = ImmutableMessage::try_from(message.clone()).ok().as_ref().and_then(Arrival::of) else {
+            return Ok(());
+        };
+        let mut state = self.state.lock().await;
+        match &state.task {
+            Some(task) if task.is_of(&arrival) => {}
+            _ if state.has_seen(&arrival) || !arrival.replicated => return Ok(()),
+            Some(_) => return Err(StreamingError::inner("the change before this one is not complete")),
+            None => {
+                tracing::info!(broadcast = arrival.broadcast_id, "the source changes the replication topology");
+                let task = Task::arriving(&arrival);
+                state.store_task(&self.edges.catalog, Some(task)).await.map_err(|error| unstored(&error))?;
+            }
+        }
+        self.note(&mut state, &arrival.vchannel, arrival.checkpoint).await.map_err(|error| unstored(&error))
+    }
+
+    async fn note(&self, state: &mut State, vchannel: &str, at: AckedCheckpoint) -> Result<(), CatalogError> {
+        let Some(mut task) = state.task.clone().filter(|task| task.lacks(vchannel)) else { return Ok(()) };
+        task.note(vchannel, &at);
+        state.store_task(&self.edges.catalog, Some(task)).await?;
+        self.conclude(state).await
+    }
+
+    /// Puts a change in force that all pchannels have.
+    async fn conclude(&self, state: &mut State) -> Result<(), CatalogError> {
+        let Some(task) = state.task.as_ref().filter(|task| task.missing().is_empty()) else { return Ok(()) };
+        let (channels, acked_checkpoints) = task.places();
+        let meta = ReplicateConfigurationMeta {
+            replicate_configuration: Some(task.config().clone()),
+            acked_result: Some(AckedResult { channels, acked_checkpoints }),
+        };
+        self.edges.catalog.store_message(&mut state.record, &meta).await?;
+        state.meta = meta;
+        state.store_task(&self.edges.catalog, None).await?;
+        self.in_force.send_replace(state.meta.replicate_configuration.clone().map(Arc::new));
+        tracing::info!("the replication topology has changed");
+        Ok(())
+    }
+
+    /// Appends the copies of our own change that are not known to stand in their logs.
+    async fn go_on(&self) {
+        let task = self.state.lock().await.task.clone().filter(|task| !task.arrives());
+        let Some(task) = task else { return };
+        let (control, task) = (self, &task);
+        join_all(task.missing().into_iter().map(|vchannel| async move { control.bring(task, &vchannel).await })).await;
+    }
+
+    async fn bring(&self, task: &Task, vchannel: &str) {
+        let Edges { assignment, connector, cluster, clock, random, .. } = &self.edges;
+        let mut backoff = Backoff::new(clock.clone(), random, FIRST_PAUSE, LONGEST_PAUSE);
+        let appending = Appending { cluster, connector, clock };
+        loop {
+            let state = self.state.lock().await;
+            if !state.task.as_ref().is_some_and(|now| now.is_same(task) && now.lacks(vchannel)) {
+                return;
+            }
+            drop(state);
+            let published = assignment.borrow().clone();
+            let outcome = appending.append(published.as_deref(), to_physical(vchannel), task.copy(vchannel)).await;
+            let noted = match outcome {
+                Ok(at) => {
+                    let mut state = self.state.lock().await;
+                    self.note(&mut state, vchannel, at).await.map_err(|error| error.to_string())
+                }
+                // A log that has it, and became secondary by it, refuses it; its node tells us then.
+                Err(error) => Err(error.to_string()),
+            };
+            match noted {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(vchannel, error, "the topology did not get there, trying again"),
+            }
+            backoff.wait().await;
+        }
+    }
+}
+
+impl State {
+    async fn store_task(&mut self, catalog: &Catalog, task: Option<Task>) -> Result<(), CatalogError> {
+        let stored = task.as_ref().map(Task::to_stored).unwrap_or_default();
+        catalog.store_message(&mut self.task_record, &stored).await?;
+        self.task = task;
+        Ok(())
+    }
+
+    /// Whether what is in force came after the arrival, or with it.
+    fn has_seen(&self, arrival: &Arrival) -> bool {
+        let Some(acked) = &self.meta.acked_result else { return false };
+        let mut places = acked.channels.iter().zip(&acked.acked_checkpoints);
+        places.any(|(channel, at)| *channel == arrival.vchannel && at.time_tick >= arrival.checkpoint.time_tick)
+    }
+}
+
+fn unstored(error: &CatalogError) -> StreamingError {
+    StreamingError::inner(format!("the change of the topology cannot be stored: {error}"))
+}
+
+/// Whether a message is one that the control wants to hear of.
+pub(crate) fn concerns(message: &common::ImmutableMessage) -> bool {
+    let kind = message.properties.get(streaming_types::properties::key::TYPE);
+    kind.is_some_and(|kind| *kind == MessageType::AlterReplicateConfig.number().to_string())
+}

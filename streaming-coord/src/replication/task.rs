@@ -1,0 +1,170 @@
+//! One change of the topology, on its way to all pchannels.
+
+use streaming_proto::{
+    common::ReplicateConfiguration,
+    messages::{
+        self, AlterReplicateConfigMessageBody, AlterReplicateConfigMessageHeader, BroadcastHeader, ResourceDomain,
+        ResourceKey,
+    },
+    streaming::{AckedCheckpoint, BroadcastTask, BroadcastTaskState},
+};
+use streaming_types::{
+    ImmutableMessage, Message, MessageBuilder, StreamingError, channel::control_channel, properties::key,
+};
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Task {
+    message: Message,
+    config: ReplicateConfiguration,
+    broadcast: BroadcastHeader,
+    /// Where the copies stand, in the order of the header; without a tick, where that is not known.
+    places: Vec<AckedCheckpoint>,
+    /// Whether the copies come from the source.
+    arrives: bool,
+}
+
+/// A copy that stands in a log.
+#[derive(Debug, Clone)]
+pub(super) struct Arrival {
+    pub(super) broadcast_id: u64,
+    pub(super) vchannel: String,
+    pub(super) checkpoint: AckedCheckpoint,
+    pub(super) replicated: bool,
+    message: Message,
+    config: ReplicateConfiguration,
+    broadcast: BroadcastHeader,
+}
+
+impl Arrival {
+    /// `None` if it is no copy of a change.
+    pub(super) fn of(message: &ImmutableMessage) -> Option<Self> {
+        let config = message.header::<AlterReplicateConfigMessageHeader>().ok()?.replicate_configuration?;
+        let properties = &message.properties;
+        let broadcast = properties.broadcast().ok()??;
+        let vchannel = properties.vchannel()?.to_owned();
+        let checkpoint = AckedCheckpoint {
+            message_id: Some(message.id.to_proto()),
+            last_confirmed_message_id: message.last_confirmed().ok().map(Into::into),
+            time_tick: message.time_tick().ok()?.into(),
+        };
+        let replicated = properties.contains(key::REPLICATE);
+        let message = Message { payload: message.payload.clone(), properties: properties.clone() };
+        Some(Self {
+            broadcast_id: broadcast.broadcast_id,
+            vchannel,
+            checkpoint,
+            replicated,
+            message,
+            config,
+            broadcast,
+        })
+    }
+}
+
+impl Task {
+    /// A change of our own. The pchannel with the control channel gets it there, the others under their own names.
+    pub(super) fn new(
+        broadcast_id: u64,
+        config: ReplicateConfiguration,
+        pchannels: &[String],
+        with_control: &str,
+    ) -> Result<Self, StreamingError> {
+        let name = |pchannel: &String| {
+            if pchannel == with_control { control_channel(pchannel) } else { pchannel.clone() }
+        };
+        let vchannels: Vec<String> = pchannels.iter().map(name).collect();
+        let cluster = ResourceKey { domain: ResourceDomain::Cluster.into(), ..ResourceKey::default() };
+        let header =
+            AlterReplicateConfigMessageHeader { replicate_configuration: Some(config.clone()), ..Default::default() };
+        let message = MessageBuilder::new(&header)
+            .body(&AlterReplicateConfigMessageBody {})
+            // By it a copy that was appended before is known, whatever the WAL has become since.
+            .idempotency_key(format!("replicate-configuration-{broadcast_id}"))
+            .broadcast(vchannels.iter().cloned(), vec![cluster.clone()]);
+        let mut message = message.build().map_err(|error| StreamingError::inner(error.to_string()))?;
+        let broadcast =
+            BroadcastHeader { broadcast_id, vchannels, resource_keys: vec![cluster], ..BroadcastHeader::default() };
+        message.properties.set_broadcast(&broadcast);
+        let places = vec![AckedCheckpoint::default(); broadcast.vchannels.len()];
+        Ok(Self { message, config, broadcast, places, arrives: false })
+    }
+
+    /// A change of the source's, of which one copy has arrived.
+    pub(super) fn arriving(arrival: &Arrival) -> Self {
+        Self {
+            message: arrival.message.clone(),
+            config: arrival.config.clone(),
+            broadcast: arrival.broadcast.clone(),
+            places: vec![AckedCheckpoint::default(); arrival.broadcast.vchannels.len()],
+            arrives: true,
+        }
+    }
+
+    /// `None` if no change was under way.
+    pub(super) fn from_stored(stored: BroadcastTask) -> Option<Self> {
+        let arrives = stored.state() == BroadcastTaskState::Replicated;
+        let message: Message = stored.message?.into();
+        let header: AlterReplicateConfigMessageHeader = message.header().ok()?;
+        let broadcast = message.properties.broadcast().ok()??;
+        let mut places = stored.acked_checkpoints;
+        places.resize_with(broadcast.vchannels.len(), AckedCheckpoint::default);
+        Some(Self { config: header.replicate_configuration?, message, broadcast, places, arrives })
+    }
+
+    pub(super) fn to_stored(&self) -> BroadcastTask {
+        let state = if self.arrives { BroadcastTaskState::Replicated } else { BroadcastTaskState::Pending };
+        BroadcastTask {
+            message: Some(self.message.clone().into()),
+            state: state.into(),
+            acked_checkpoints: self.places.clone(),
+            ..BroadcastTask::default()
+        }
+    }
+
+    pub(super) fn config(&self) -> &ReplicateConfiguration {
+        &self.config
+    }
+
+    pub(super) fn arrives(&self) -> bool {
+        self.arrives
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        (self.broadcast.broadcast_id, &self.config) == (other.broadcast.broadcast_id, &other.config)
+    }
+
+    pub(super) fn is_of(&self, arrival: &Arrival) -> bool {
+        (self.broadcast.broadcast_id, &self.config) == (arrival.broadcast_id, &arrival.config)
+    }
+
+    /// Where its copies are not known to stand.
+    pub(super) fn missing(&self) -> Vec<String> {
+        let places = self.broadcast.vchannels.iter().zip(&self.places);
+        places.filter(|(_, at)| at.time_tick == 0).map(|(vchannel, _)| vchannel.clone()).collect()
+    }
+
+    pub(super) fn lacks(&self, vchannel: &str) -> bool {
+        self.missing().iter().any(|missing| missing == vchannel)
+    }
+
+    pub(super) fn note(&mut self, vchannel: &str, at: &AckedCheckpoint) {
+        for (name, place) in self.broadcast.vchannels.iter().zip(&mut self.places) {
+            if name == vchannel {
+                *place = at.clone();
+            }
+        }
+    }
+
+    /// Where its copies stand.
+    pub(super) fn places(&self) -> (Vec<String>, Vec<AckedCheckpoint>) {
+        (self.broadcast.vchannels.clone(), self.places.clone())
+    }
+
+    /// The copy for one pchannel.
+    pub(super) fn copy(&self, vchannel: &str) -> messages::Message {
+        let mut copy = self.message.clone();
+        copy.properties.set_vchannel(vchannel);
+        copy.into()
+    }
+}

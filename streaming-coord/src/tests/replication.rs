@@ -1,0 +1,150 @@
+//! A change of the replication topology, with nodes that only acknowledge.
+
+use std::{sync::Arc, time::Duration};
+
+use prost::Message as _;
+use streaming_proto::{
+    common::{ConnectionParam, CrossClusterTopology, ImmutableMessage, MilvusCluster, ReplicateConfiguration},
+    messages::ReplicateHeader,
+    streaming::{
+        BroadcastAckRequest, BroadcastTask, ReplicateConfigurationMeta, StreamingCode,
+        UpdateReplicateConfigurationRequest,
+        streaming_coord_assignment_service_client::StreamingCoordAssignmentServiceClient,
+        streaming_coord_broadcast_service_client::StreamingCoordBroadcastServiceClient,
+    },
+};
+use streaming_types::{Message, MessageId, TimeTick};
+use tokio::task::JoinHandle;
+use tonic::Status;
+use woodpecker_base::{clock::Clock, metadata::MetadataStore, tasks::Tasks};
+
+use super::cluster::{Cluster, ROOT, code, settings};
+
+const CHANNELS: [&str; 2] = ["by-dev-rootcoord-dml_0", "by-dev-rootcoord-dml_1"];
+/// The pchannel with the control channel gets its copy there.
+const COPIES: [&str; 2] = ["by-dev-rootcoord-dml_0_vcchan", "by-dev-rootcoord-dml_1"];
+
+fn topology(source: &str, target: &str) -> ReplicateConfiguration {
+    let cluster = |id: &str, pchannels: [&str; 2]| MilvusCluster {
+        cluster_id: id.to_owned(),
+        connection_param: Some(ConnectionParam { uri: format!("http://{id}:53100"), token: String::new() }),
+        pchannels: pchannels.map(str::to_owned).into(),
+    };
+    let edge = CrossClusterTopology { source_cluster_id: source.into(), target_cluster_id: target.into() };
+    ReplicateConfiguration {
+        clusters: vec![cluster("by-dev", CHANNELS), cluster("far", ["far_0", "far_1"])],
+        cross_cluster_topology: vec![edge],
+    }
+}
+
+/// Asks for a topology; the answer comes when it is in force.
+fn update(address: &str, wanted: ReplicateConfiguration, tasks: &Tasks) -> JoinHandle<Result<(), Status>> {
+    let address = format!("http://{address}");
+    tasks.spawn(async move {
+        let mut client = StreamingCoordAssignmentServiceClient::connect(address).await.unwrap();
+        let request = UpdateReplicateConfigurationRequest { configuration: Some(wanted) };
+        client.update_replicate_configuration(request).await.map(drop)
+    })
+}
+
+async fn stored<M: prost::Message + Default>(store: &Arc<dyn MetadataStore>, name: &str) -> Option<M> {
+    let found = store.get(&format!("{ROOT}/streamingcoord-meta/{name}")).await.unwrap()?;
+    Some(M::decode(found.value).unwrap())
+}
+
+/// The change that is under way, as soon as there is one.
+async fn change(store: &Arc<dyn MetadataStore>) -> Message {
+    for _ in 0..500 {
+        let task: Option<BroadcastTask> = stored(store, "replicate-configuration-task").await;
+        if let Some(message) = task.and_then(|task| task.message) {
+            return message.into();
+        }
+        Clock::system().sleep(Duration::from_millis(10)).await;
+    }
+    panic!("no change is under way");
+}
+
+/// Says that a copy stands in a log at `tick`.
+async fn ack(address: &str, change: &Message, vchannel: &str, tick: u64) -> Result<(), Status> {
+    let mut copy = change.clone();
+    copy.properties.set_vchannel(vchannel);
+    copy.properties.set_time_tick(TimeTick(tick));
+    copy.properties.set_last_confirmed_is_self();
+    let message: ImmutableMessage = copy.into_immutable(MessageId::new(1, 7)).into();
+    let mut client = StreamingCoordBroadcastServiceClient::connect(format!("http://{address}")).await.unwrap();
+    client.ack(BroadcastAckRequest { message: Some(message), ..Default::default() }).await.map(drop)
+}
+
+#[tokio::test]
+async fn change_is_in_force_when_every_channel_has_it_whoever_leads_by_then() {
+    let cluster = Cluster::new();
+    let tasks = Tasks::new();
+    let coordinator = cluster.coordinator(settings(2)).await;
+    let wanted = topology("far", "by-dev");
+    let mut wrong = wanted.clone();
+    wrong.clusters[0].pchannels.pop();
+    let refused = update(&coordinator.address, wrong, &tasks).await.unwrap().unwrap_err();
+    assert_eq!(code(&refused), StreamingCode::InvaildArgument);
+
+    let asked = update(&coordinator.address, wanted.clone(), &tasks);
+    let message = change(&cluster.store).await;
+    let other = update(&coordinator.address, topology("by-dev", "far"), &tasks).await.unwrap().unwrap_err();
+    assert_eq!(code(&other), StreamingCode::ResourceAcquired);
+    ack(&coordinator.address, &message, COPIES[0], 10).await.unwrap();
+    assert!(!asked.is_finished(), "one channel does not have it");
+    coordinator.stop().await.unwrap();
+    assert_eq!(code(&asked.await.unwrap().unwrap_err()), StreamingCode::OnShutdown);
+
+    let next = cluster.coordinator(settings(2)).await;
+    let again = update(&next.address, wanted.clone(), &tasks);
+    ack(&next.address, &message, COPIES[1], 20).await.unwrap();
+    again.await.unwrap().unwrap();
+    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
+    assert_eq!(meta.replicate_configuration, Some(wanted.clone()));
+    let places = meta.acked_result.unwrap();
+    assert_eq!(places.channels, COPIES);
+    assert_eq!(places.acked_checkpoints.iter().map(|at| at.time_tick).collect::<Vec<_>>(), [10, 20]);
+    update(&next.address, wanted, &tasks).await.unwrap().unwrap();
+    next.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
+    let cluster = Cluster::new();
+    let tasks = Tasks::new();
+    let coordinator = cluster.coordinator(settings(2)).await;
+    let first = update(&coordinator.address, topology("far", "by-dev"), &tasks);
+    let message = change(&cluster.store).await;
+    for copy in COPIES {
+        ack(&coordinator.address, &message, copy, 10).await.unwrap();
+    }
+    first.await.unwrap().unwrap();
+
+    let wanted = topology("by-dev", "far");
+    let asked = update(&coordinator.address, wanted.clone(), &tasks);
+    // As the source sends it.
+    let mut replicated = message.clone();
+    let mut broadcast = message.properties.broadcast().unwrap().unwrap();
+    broadcast.broadcast_id += 1000;
+    replicated.properties.set_broadcast(&broadcast);
+    replicated.properties.set_replicate(&ReplicateHeader { cluster_id: "far".into(), ..Default::default() });
+    let header = streaming_proto::messages::AlterReplicateConfigMessageHeader {
+        replicate_configuration: Some(wanted.clone()),
+        ..Default::default()
+    };
+    replicated.properties.set_header_bytes(&header.encode_to_vec());
+    ack(&coordinator.address, &replicated, COPIES[1], 30).await.unwrap();
+    assert!(!asked.is_finished());
+    ack(&coordinator.address, &replicated, COPIES[0], 31).await.unwrap();
+    asked.await.unwrap().unwrap();
+
+    // Nodes may say anything again after a crash.
+    for (word, tick) in [(&message, 10), (&replicated, 30)] {
+        ack(&coordinator.address, word, COPIES[1], tick).await.unwrap();
+    }
+    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
+    assert_eq!(meta.replicate_configuration, Some(wanted));
+    let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
+    assert_eq!(task.message, None, "nothing is under way");
+    coordinator.stop().await.unwrap();
+}

@@ -1,0 +1,186 @@
+//! Each rule of a primary and a secondary.
+
+use streaming_types::StreamingCode;
+
+use super::{
+    samples::{header, topology},
+    *,
+};
+
+fn fact<'a>(kind: MessageType, header: Option<&'a ReplicateHeader>, txn_id: Option<i64>) -> Fact<'a> {
+    Fact { kind, header, txn_id, config: None }
+}
+
+fn insert(header: Option<&ReplicateHeader>) -> Fact<'_> {
+    fact(MessageType::Insert, header, None)
+}
+
+fn alter(config: ReplicateConfiguration) -> Fact<'static> {
+    Fact { config: Some(config), ..fact(MessageType::AlterReplicateConfig, None, None) }
+}
+
+/// WAL `b-p_1`, which follows `a-p_1`.
+fn secondary() -> Replication {
+    let mut replication = Replication::new("b", "b-p_1");
+    replication.apply(&alter(topology(&[("a", "b")])), false);
+    replication
+}
+
+fn code(result: Result<(), StreamingError>) -> Option<StreamingCode> {
+    result.err().map(|error| error.code())
+}
+
+/// Takes what may be taken.
+fn take(replication: &mut Replication, fact: &Fact<'_>) -> Option<StreamingCode> {
+    let outcome = code(replication.judge(fact));
+    if outcome.is_none() {
+        replication.apply(fact, false);
+    }
+    outcome
+}
+
+const VIOLATION: Option<StreamingCode> = Some(StreamingCode::ReplicateViolation);
+const IGNORED: Option<StreamingCode> = Some(StreamingCode::IgnoredOperation);
+
+#[test]
+fn primary_takes_its_clients_messages_and_no_replicated_ones() {
+    for config in [None, Some(topology(&[])), Some(topology(&[("b", "a")]))] {
+        let mut replication = Replication::new("b", "b-p_1");
+        if let Some(config) = config {
+            replication.apply(&alter(config), false);
+        }
+        assert_eq!(code(replication.judge(&insert(None))), None);
+        assert_eq!(code(replication.judge(&insert(Some(&header(1, 1))))), VIOLATION);
+        assert_eq!(replication.checkpoint(), None);
+    }
+}
+
+#[test]
+fn secondary_takes_only_what_its_source_sent() {
+    let replication = secondary();
+    assert_eq!(code(replication.judge(&insert(None))), VIOLATION);
+    assert_eq!(code(replication.judge(&insert(Some(&header(1, 1))))), None);
+    let foreign = ReplicateHeader { cluster_id: "c".to_owned(), ..header(1, 1) };
+    assert_eq!(code(replication.judge(&insert(Some(&foreign)))), VIOLATION);
+    let unreadable = ReplicateHeader { message_id: None, ..header(1, 1) };
+    assert_eq!(code(replication.judge(&insert(Some(&unreadable)))), Some(StreamingCode::Unrecoverable));
+}
+
+#[test]
+fn what_each_cluster_writes_for_itself_is_its_own_and_ignored_from_elsewhere() {
+    let replication = secondary();
+    for kind in [MessageType::TimeTick, MessageType::CreateSegment, MessageType::Flush] {
+        assert_eq!(code(replication.judge(&fact(kind, None, None))), None);
+        assert_eq!(code(replication.judge(&fact(kind, Some(&header(1, 1)), None))), IGNORED);
+    }
+}
+
+#[test]
+fn repeats_are_ignored_and_the_checkpoint_follows() {
+    let mut replication = secondary();
+    let before = replication.checkpoint().unwrap();
+    assert_eq!((before.cluster_id.as_str(), before.pchannel.as_str()), ("a", "a-p_1"));
+    assert_eq!((before.message_id, before.time_tick), (None, 0));
+    assert_eq!(take(&mut replication, &insert(Some(&header(1, 10)))), None);
+    assert_eq!(take(&mut replication, &insert(Some(&header(2, 20)))), None);
+    assert_eq!(take(&mut replication, &insert(Some(&header(1, 10)))), IGNORED);
+    assert_eq!(take(&mut replication, &insert(Some(&header(2, 20)))), IGNORED);
+    let after = replication.checkpoint().unwrap();
+    assert_eq!((after.message_id, after.time_tick), (Some(MessageId::new(1, 2).to_proto()), 20));
+}
+
+#[test]
+fn transaction_is_taken_once_and_as_a_whole() {
+    let mut replication = secondary();
+    let part = |kind, entry| {
+        let header = header(entry, 50);
+        (kind, header)
+    };
+    let parts = [
+        part(MessageType::BeginTxn, 3),
+        part(MessageType::Insert, 4),
+        part(MessageType::Delete, 6),
+        part(MessageType::CommitTxn, 7),
+    ];
+    // Every part may come again at any later moment.
+    for sent in 0..parts.len() {
+        for (again, (kind, header)) in parts.iter().enumerate().take(sent + 1) {
+            let outcome = take(&mut replication, &fact(*kind, Some(header), Some(9)));
+            assert_eq!(outcome, if again == sent { None } else { IGNORED }, "{again} of {sent}");
+        }
+        let tick = replication.checkpoint().unwrap().time_tick;
+        assert_eq!(tick, if sent == 3 { 50 } else { 0 }, "it counts when it is committed");
+    }
+    for (kind, header) in &parts {
+        assert_eq!(take(&mut replication, &fact(*kind, Some(header), Some(9))), IGNORED);
+    }
+}
+
+#[test]
+fn what_breaks_the_order_of_a_transaction_is_a_violation() {
+    let mut replication = secondary();
+    assert_eq!(take(&mut replication, &fact(MessageType::Insert, Some(&header(3, 50)), Some(9))), VIOLATION);
+    assert_eq!(take(&mut replication, &fact(MessageType::CommitTxn, Some(&header(3, 50)), Some(9))), VIOLATION);
+    assert_eq!(take(&mut replication, &fact(MessageType::BeginTxn, Some(&header(3, 50)), Some(9))), None);
+    assert_eq!(take(&mut replication, &insert(Some(&header(4, 40)))), VIOLATION);
+    assert_eq!(take(&mut replication, &fact(MessageType::BeginTxn, Some(&header(5, 60)), Some(10))), VIOLATION);
+    assert_eq!(take(&mut replication, &fact(MessageType::Insert, Some(&header(6, 60)), Some(10))), VIOLATION);
+}
+
+#[test]
+fn role_changes_where_the_message_is() {
+    let mut replication = secondary();
+    take(&mut replication, &insert(Some(&header(1, 10))));
+    let same = topology(&[("a", "b"), ("a", "c")]);
+    let arrived = header(2, 20);
+    let replicated = Fact { header: Some(&arrived), ..alter(same.clone()) };
+    assert_eq!(take(&mut replication, &replicated), None);
+    assert_eq!(replication.checkpoint().unwrap().time_tick, 20, "the source is the same");
+    assert_eq!(take(&mut replication, &alter(same)), IGNORED, "in force already");
+    assert_eq!(take(&mut replication, &alter(topology(&[]))), VIOLATION, "not by itself");
+
+    let switch = header(3, 30);
+    let switch = Fact { header: Some(&switch), ..alter(topology(&[("b", "a")])) };
+    assert_eq!(take(&mut replication, &switch), None);
+    assert_eq!(replication.checkpoint(), None);
+    assert_eq!(replication.targets().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(take(&mut replication, &switch), VIOLATION, "a primary by now");
+    assert_eq!(take(&mut replication, &insert(None)), None);
+
+    take(&mut replication, &alter(topology(&[("a", "b")])));
+    assert_eq!(replication.checkpoint().unwrap().time_tick, 0, "followed anew");
+}
+
+#[test]
+fn cluster_that_left_the_topology_is_a_primary() {
+    let mut replication = secondary();
+    let mut without = topology(&[]);
+    without.clusters.retain(|cluster| cluster.cluster_id != "b");
+    let arrived = header(3, 30);
+    assert_eq!(take(&mut replication, &Fact { header: Some(&arrived), ..alter(without) }), None);
+    assert!(replication.is_primary());
+}
+
+#[test]
+fn recovery_gives_the_same_state_wherever_the_checkpoint_was() {
+    let headers: Vec<ReplicateHeader> =
+        (1..8).map(|entry| header(entry, if entry < 3 { 10 * entry as u64 } else { 70 })).collect();
+    let config = alter(topology(&[("a", "b")]));
+    let mut log = vec![config];
+    log.push(insert(Some(&headers[0])));
+    log.push(insert(Some(&headers[1])));
+    log.push(fact(MessageType::BeginTxn, Some(&headers[2]), Some(9)));
+    log.push(fact(MessageType::Insert, Some(&headers[3]), Some(9)));
+    for kept in 0..=log.len() {
+        let mut first = Replication::new("b", "b-p_1");
+        log[..kept].iter().for_each(|fact| first.apply(fact, false));
+        let checkpoint = first.checkpoint();
+        let mut again = Replication::recovered("b", "b-p_1", first.config().cloned(), checkpoint.as_ref());
+        assert_eq!(again.checkpoint(), checkpoint);
+        // The log is read from before the open transaction on.
+        log.iter().enumerate().for_each(|(at, fact)| again.apply(fact, at < kept));
+        assert_eq!(again.checkpoint().unwrap().time_tick, 20, "{kept}");
+        let outcome = |entry: usize| code(again.judge(&fact(MessageType::Insert, Some(&headers[entry]), Some(9))));
+        assert_eq!((outcome(3), outcome(4)), (IGNORED, None), "{kept}");
+    }
+}

@@ -1,0 +1,44 @@
+//! What the shipping side counts, for each pair of channels.
+
+use metrics::{Counter, Gauge, counter, gauge};
+use streaming_types::TimeTick;
+
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    messages: Counter,
+    bytes: Counter,
+    sessions: Counter,
+    /// Milliseconds by which the target is behind the source's newest tick.
+    lag: Gauge,
+    in_flight: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new(source: &str, target: &str) -> Self {
+        let labels = [("source_channel_name", source.to_owned()), ("target_channel_name", target.to_owned())];
+        Self {
+            messages: counter!("milvus_cdc_replicated_messages_total", &labels),
+            bytes: counter!("milvus_cdc_replicated_bytes_total", &labels),
+            sessions: counter!("milvus_cdc_stream_rpc_connections_total", &labels),
+            lag: gauge!("milvus_cdc_replicate_lag", &labels),
+            in_flight: gauge!("milvus_cdc_in_flight_messages", &labels),
+        }
+    }
+
+    pub(crate) fn connected(&self) {
+        self.sessions.increment(1);
+    }
+
+    pub(crate) fn replicated(&self, bytes: usize) {
+        self.messages.increment(1);
+        self.bytes.increment(bytes as u64);
+    }
+
+    /// The target has everything up to `reached`, and so many messages are on their way to it.
+    pub(crate) fn reached(&self, reached: TimeTick, now_ms: u64, in_flight: usize) {
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a lag")]
+        self.lag.set(now_ms.saturating_sub(reached.physical_ms()) as f64);
+        #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
+        self.in_flight.set(in_flight as f64);
+    }
+}

@@ -1,0 +1,310 @@
+//! Two clusters of real processes, one following the other: killed in the middle, and changing roles.
+
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use streaming_client::{AppendError, Client, ConsumeOptions, Delivery, Discovery, Edges, Settings, TxnError};
+use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
+use streaming_types::{
+    DeliverPolicy, ImmutableMessage, Message, MessageBuilder, MessageType, StreamingCode, channel::vchannel_name,
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
+
+use crate::process::{Role, printed};
+
+const CHANNELS: usize = 2;
+const LIMIT: Duration = Duration::from_secs(60);
+/// Larger than an entry of the log.
+const LARGE: usize = 5 << 20;
+
+/// A cluster of one process, and its replicator.
+struct Site {
+    name: &'static str,
+    directory: PathBuf,
+    port: u16,
+    process: Role,
+    replicator: Option<Role>,
+    client: Client,
+}
+
+fn set(values: &[String]) -> Vec<String> {
+    values.iter().flat_map(|value| ["--set".to_owned(), value.clone()]).collect()
+}
+
+impl Site {
+    async fn start(name: &'static str, directory: &Path) -> anyhow::Result<Self> {
+        let directory = directory.join(name);
+        std::fs::create_dir(&directory)?;
+        // The topology names it, so it stays over a restart.
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let process = Self::process(name, &directory, port)?;
+        let discovery = Discovery::Address(format!("127.0.0.1:{port}"));
+        let settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };
+        let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
+        let client = Client::connect(settings, edges)?;
+        client.wait_ready(LIMIT).await?;
+        Ok(Self { name, directory, port, process, replicator: None, client })
+    }
+
+    fn process(name: &str, directory: &Path, port: u16) -> anyhow::Result<Role> {
+        let arguments = set(&[
+            format!("msgChannel.chanNamePrefix.cluster={name}"),
+            format!("rootCoord.dmlChannelNum={CHANNELS}"),
+            format!("rootCoord.port={port}"),
+            format!("woodpecker.storage.rootPath={}", directory.join("data").display()),
+        ]);
+        Role::start("standalone", directory, &arguments)
+    }
+
+    fn channel(&self, index: usize) -> String {
+        format!("{}-rootcoord-dml_{index}", self.name)
+    }
+
+    fn start_replicator(&mut self) -> anyhow::Result<()> {
+        let arguments = set(&[
+            format!("msgChannel.chanNamePrefix.cluster={}", self.name),
+            format!("replicate.source=127.0.0.1:{}", self.port),
+        ]);
+        self.replicator = Some(Role::start("replicate", &self.directory, &arguments)?);
+        Ok(())
+    }
+
+    /// `kill -9` of the cluster, and the same one started anew.
+    fn restart(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process = Self::process(self.name, &self.directory, self.port)?;
+        Ok(())
+    }
+
+    fn topology(&self, verb: &str, file: Option<&Path>) -> anyhow::Result<String> {
+        let mut arguments = vec!["topology".to_owned(), verb.to_owned()];
+        arguments.extend(file.map(|file| file.display().to_string()));
+        arguments.extend(["--cluster".into(), self.name.into()]);
+        arguments.extend(["--coordinator".into(), format!("127.0.0.1:{}", self.port)]);
+        Ok(String::from_utf8(printed(arguments)?)?)
+    }
+}
+
+/// Writes the topology in which the first site is the source of the second, and makes it that of both, in either order.
+async fn follow(source: &Site, target: &Site, directory: &Path) -> anyhow::Result<()> {
+    let mut sites = [source, target];
+    sites.sort_by_key(|site| site.name);
+    let mut text = "clusters:\n".to_owned();
+    for site in sites {
+        text += &format!("- id: {}\n  uri: http://127.0.0.1:{}\n  channels:\n", site.name, site.port);
+        (0..CHANNELS).for_each(|index| text += &format!("  - {}\n", site.channel(index)));
+    }
+    text += &format!("edges:\n- from: {}\n  to: {}\n", source.name, target.name);
+    let file = directory.join(format!("from-{}.yaml", source.name));
+    std::fs::write(&file, text)?;
+    std::thread::scope(|scope| {
+        let applied = sites.map(|site| scope.spawn(|| site.topology("apply", Some(&file))));
+        for applied in applied {
+            let said = applied.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+            ensure!(said.starts_with("in force"), "{said}");
+        }
+        anyhow::Ok(())
+    })
+}
+
+fn message(channel: &str, payload: impl Into<bytes::Bytes>) -> anyhow::Result<Message> {
+    let partition = PartitionSegmentAssignment { partition_id: 1, rows: 1, ..PartitionSegmentAssignment::default() };
+    let header = InsertMessageHeader { collection_id: 1, partitions: vec![partition] };
+    let message = MessageBuilder::new(&header).vchannel(vchannel_name(channel, 1, 0)).payload(payload);
+    Ok(message.property("user", channel).build()?)
+}
+
+fn ends_writing(error: &AppendError) -> bool {
+    matches!(error, AppendError::Refused(refusal) if refusal.code() == StreamingCode::ReplicateViolation)
+}
+
+/// Appends to one channel until it is told to stop, or the channel takes no more because its cluster follows another one.
+/// Returns what was acknowledged.
+struct Load {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<anyhow::Result<Vec<String>>>,
+}
+
+impl Load {
+    fn start(site: &Site, index: usize, label: &'static str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, client, channel) = (stop.clone(), site.client.clone(), site.channel(index));
+        let task = tokio::spawn(async move {
+            let producer = client.producer(&channel);
+            let mut acked = Vec::new();
+            for n in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let text = format!("{label} {n}");
+                let appended = match n % 10 {
+                    9 => {
+                        let run = async {
+                            let mut txn = producer.begin(&vchannel_name(&channel, 1, 0), None).await?;
+                            for part in 0..3 {
+                                let body = message(&channel, format!("{text}/{part}"));
+                                txn.append(body.map_err(|error| TxnError::InvalidBody(error.to_string()))?).await?;
+                            }
+                            txn.commit().await
+                        };
+                        run.await.map(drop).map_err(|error| match error {
+                            TxnError::Append(error) => Some(error),
+                            // The change of the role ended it.
+                            _ => None,
+                        })
+                    }
+                    5 if n % 100 == 5 => {
+                        let large = format!("{text} {}", "x".repeat(LARGE));
+                        producer.append(message(&channel, large)?).await?.await.map(drop).map_err(Some)
+                    }
+                    _ => producer.append(message(&channel, text.clone())?).await?.await.map(drop).map_err(Some),
+                };
+                match appended {
+                    Ok(()) => acked.push(text),
+                    Err(Some(error)) if ends_writing(&error) => break,
+                    Err(None) => {}
+                    Err(Some(error)) => return Err(error.into()),
+                }
+            }
+            Ok(acked)
+        });
+        Self { stop, task }
+    }
+
+    async fn finish(self) -> anyhow::Result<Vec<String>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.ended().await
+    }
+
+    async fn ended(self) -> anyhow::Result<Vec<String>> {
+        tokio::time::timeout(LIMIT, self.task).await.context("the load did not end")??
+    }
+}
+
+/// What readers see of a message whichever cluster they read.
+fn seen(message: &ImmutableMessage) -> One {
+    let user = message.properties.user().map(|(key, value)| format!("{key}={value}"));
+    (message.properties.message_type().ok(), message.payload.to_vec(), user.collect())
+}
+
+/// Type, payload, and the properties that the producer gave. The header names segments of its own cluster.
+type One = (Option<MessageType>, Vec<u8>, Vec<String>);
+type Seen = Vec<Vec<One>>;
+
+/// Everything in a channel up to the message `last`, transactions as one.
+async fn read(site: &Site, index: usize, last: &str) -> anyhow::Result<Seen> {
+    let mut consumer = site.client.consume(ConsumeOptions::new(site.channel(index), DeliverPolicy::All))?;
+    let mut found = Vec::new();
+    let reading = async {
+        loop {
+            let messages = match consumer.next().await? {
+                Delivery::Message(message) => vec![message],
+                Delivery::Txn(txn) => std::iter::once(txn.begin).chain(txn.bodies).chain([txn.commit]).collect(),
+                Delivery::TimeTick { .. } => continue,
+            };
+            let ends = messages.iter().any(|message| message.payload == last);
+            found.push(messages.iter().map(seen).collect::<Vec<_>>());
+            if ends {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, reading).await.with_context(|| format!("{last:?} is not in {}", site.name))??;
+    // The topology came to each in its own way.
+    found.retain(|messages: &Vec<One>| messages[0].0 != Some(MessageType::AlterReplicateConfig));
+    Ok(found)
+}
+
+/// Appends a last message, and finds that both clusters hold the same, with all that was acknowledged in it, once.
+async fn check(source: &Site, target: &Site, index: usize, acked: &[String], last: &str) -> anyhow::Result<()> {
+    let channel = source.channel(index);
+    source.client.producer(&channel).append(message(&channel, last.to_owned())?).await?.await?;
+    let (ours, theirs) = (read(source, index, last).await?, read(target, index, last).await?);
+    compare(&ours, &theirs)?;
+    holds(&theirs, acked)
+}
+
+fn compare(ours: &Seen, theirs: &Seen) -> anyhow::Result<()> {
+    let at = ours.iter().zip(theirs).position(|(a, b)| a != b).unwrap_or_else(|| ours.len().min(theirs.len()));
+    ensure!(ours == theirs, "{} and {} deliveries, different from {at} on", ours.len(), theirs.len());
+    Ok(())
+}
+
+fn holds(found: &Seen, acked: &[String]) -> anyhow::Result<()> {
+    for label in acked {
+        let (begins, parts) = (format!("{label} "), format!("{label}/0"));
+        let is = |payload: &[u8]| {
+            payload == label.as_bytes() || payload.starts_with(begins.as_bytes()) || payload == parts.as_bytes()
+        };
+        let count = found.iter().flatten().filter(|(_, payload, _)| is(payload)).count();
+        ensure!(count == 1, "{label:?} was acknowledged and is there {count} times");
+    }
+    Ok(())
+}
+
+async fn start() -> anyhow::Result<(TempDir, Site, Site)> {
+    let directory = tempfile::tempdir()?;
+    let west = Site::start("west", directory.path()).await?;
+    let east = Site::start("east", directory.path()).await?;
+    Ok((directory, west, east))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_has_the_same_whoever_is_killed_in_the_middle() -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start().await?;
+    follow(&west, &east, directory.path()).await?;
+    let loads = [Load::start(&west, 0, "a"), Load::start(&west, 1, "b")];
+    // What is there before anybody ships it.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    west.start_replicator()?;
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        west.replicator.as_mut().context("started")?.kill()?;
+        west.start_replicator()?;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        east.restart()?;
+    }
+    for (index, load) in loads.into_iter().enumerate() {
+        let acked = load.finish().await?;
+        ensure!(acked.len() > 20, "only {} messages", acked.len());
+        check(&west, &east, index, &acked, "the end").await?;
+    }
+    let shown = east.topology("show", None)?;
+    ensure!(shown.contains("secondary of west-rootcoord-dml_0 in west"), "{shown}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_change_there_and_back_without_loss() -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start().await?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator()?;
+    east.start_replicator()?;
+    let mut acked = [Vec::new(), Vec::new()];
+    for (label, there) in [("first", true), ("second", false), ("third", true)] {
+        let (source, target) = if there { (&west, &east) } else { (&east, &west) };
+        let loads = [Load::start(source, 0, label), Load::start(source, 1, label)];
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        // Everybody writes on while the roles change.
+        follow(target, source, directory.path()).await?;
+        for (index, load) in loads.into_iter().enumerate() {
+            let more = load.ended().await?;
+            ensure!(!more.is_empty(), "nothing was written");
+            acked[index].extend(more);
+        }
+    }
+    for (index, acked) in acked.iter().enumerate() {
+        check(&east, &west, index, acked, "the end").await?;
+    }
+    Ok(())
+}
