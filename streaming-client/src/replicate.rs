@@ -14,7 +14,9 @@ use streaming_proto::{
         streaming_node_handler_service_client::StreamingNodeHandlerServiceClient,
     },
 };
-use streaming_types::{Message, MessageId, StreamingCode, StreamingError, TimeTick, channel::to_physical, local::Stream};
+use streaming_types::{
+    Message, MessageId, StreamingCode, StreamingError, TimeTick, channel::to_physical, local::Stream,
+};
 use tokio::sync::mpsc;
 use tonic::Request;
 

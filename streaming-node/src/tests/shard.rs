@@ -11,11 +11,14 @@ use streaming_proto::{
         SchemaChangeMessageHeader,
     },
     msg::CreateCollectionRequest,
-    streaming::StreamingCode,
+    streaming::{ProduceMessageResponseResult, StreamingCode},
 };
 use streaming_types::{DeliverPolicy, ImmutableMessage, MessageBuilder, MessageType, message::Header};
 
-use super::harness::{Consume, PCHANNEL, Produce, TestNode, VCHANNEL, World, code_of, insert, rw};
+use super::{
+    harness::{Consume, PCHANNEL, Produce, TestNode, VCHANNEL, World, code_of, insert, rw},
+    parts::keyed,
+};
 use crate::{Segments, Settings};
 
 const OTHER: &str = "by-dev-rootcoord-dml_0_2v0";
@@ -49,6 +52,13 @@ async fn inserted(consume: &mut Consume) -> (i64, u64) {
     let header: InsertMessageHeader = next(consume, &[MessageType::Insert]).await.header().unwrap();
     let partition = &header.partitions[0];
     (partition.segment_assignment.unwrap().segment_id, partition.binary_size)
+}
+
+/// The segments that a manual flush says it ended.
+fn ids(result: &ProduceMessageResponseResult) -> Vec<i64> {
+    let extra = result.extra.as_ref().unwrap();
+    assert_eq!(extra.type_url, "type.googleapis.com/milvus.proto.messages.ManualFlushExtraResponse");
+    ManualFlushExtraResponse::decode(extra.value.as_slice()).unwrap().segment_ids
 }
 
 /// A node with small segments on which collection 1 lives.
@@ -164,11 +174,6 @@ async fn manual_flush_names_the_segments_it_ends() {
     let flush =
         |flush_ts| message(VCHANNEL, &ManualFlushMessageHeader { collection_id: 1, flush_ts, segment_ids: vec![] });
     let early = produce.append(flush(1)).await.unwrap();
-    let ids = |result: &streaming_proto::streaming::ProduceMessageResponseResult| {
-        let extra = result.extra.as_ref().unwrap();
-        assert_eq!(extra.type_url, "type.googleapis.com/milvus.proto.messages.ManualFlushExtraResponse");
-        ManualFlushExtraResponse::decode(extra.value.as_slice()).unwrap().segment_ids
-    };
     assert_eq!(ids(&early), [] as [i64; 0], "no segment is older than that");
     let flushed = produce.append(flush(first.timetick)).await.unwrap();
     let mut consume = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
@@ -179,6 +184,30 @@ async fn manual_flush_names_the_segments_it_ends() {
     assert_eq!(header.segment_ids, [segment]);
     produce.append(message(VCHANNEL, &rows(1, 10, 10))).await.unwrap();
     assert_ne!(inserted(&mut consume).await.0, segment);
+}
+
+#[tokio::test]
+async fn repeated_manual_flush_names_the_segments_that_the_first_one_ended() {
+    let world = World::new();
+    let (node, mut produce) = collected(&world, small()).await;
+    let first = produce.append(message(VCHANNEL, &rows(1, 10, 10))).await.unwrap();
+    let header = ManualFlushMessageHeader { collection_id: 1, flush_ts: first.timetick, segment_ids: vec![] };
+    let flush = || -> messages::Message {
+        let message = MessageBuilder::new(&header).vchannel(VCHANNEL).payload("body").build().unwrap();
+        keyed(message, "flush").into()
+    };
+    for _ in 0..2 {
+        produce.send(flush()).await;
+    }
+    let flushed = produce.answer().await.1.unwrap();
+    assert_eq!(produce.answer().await.1.unwrap(), flushed, "while the first is on its way");
+    assert_eq!(produce.append(flush()).await.unwrap(), flushed, "from memory");
+    node.assign(&rw(2)).await.unwrap();
+    let again = node.producer(&rw(2)).await.append(flush()).await.unwrap();
+    assert_eq!(again, flushed, "from the next owner");
+    let mut consume = node.consumer(&rw(2), DeliverPolicy::All, &[]).await;
+    let (segment, _) = inserted(&mut consume).await;
+    assert_eq!(ids(&again), [segment]);
 }
 
 #[tokio::test]

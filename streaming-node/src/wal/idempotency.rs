@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 
 use super::{
     group::{Append, Group, Placed},
-    window::{Claim, Windows, key_of},
+    window::{Claim, Done, Windows, key_of},
 };
 use crate::metrics;
 
@@ -119,12 +119,13 @@ fn is_repeat(append: &mut Append, windows: &mut Windows) -> bool {
     match windows.claim(vchannel, key) {
         Claim::New => false,
         Claim::Pending => true,
-        Claim::Done(placed) if ends_another(append, &placed) => {
+        Claim::Done(Done { placed, .. }) if ends_another(append, &placed) => {
             roll_back(append, placed);
             false
         }
-        Claim::Done(placed) => {
+        Claim::Done(Done { placed, flushed }) => {
             append.outcome = Some(Ok(placed));
+            append.flushed = flushed;
             true
         }
     }
@@ -150,11 +151,12 @@ fn roll_back(commit: &mut Append, placed: Placed) {
 fn conclude(append: &Append, windows: &mut Windows) -> Vec<Append> {
     let Some((vchannel, key)) = scope(append) else { return Vec::new() };
     let mut repeats = match &append.outcome {
-        Some(Ok(placed)) => windows.done(vchannel, key, *placed),
+        Some(Ok(placed)) => windows.done(vchannel, key, Done { placed: *placed, flushed: append.flushed.clone() }),
         Some(Err(_)) | None => windows.forget(vchannel, key),
     };
     for repeat in &mut repeats {
         repeat.outcome.clone_from(&append.outcome);
+        repeat.flushed.clone_from(&append.flushed);
     }
     repeats
 }

@@ -9,6 +9,9 @@ use std::{
     sync::Arc,
 };
 
+use streaming_proto::messages::ManualFlushMessageHeader;
+use streaming_types::MessageType;
+
 use super::{
     group::{Append, Placed},
     record::message_id,
@@ -44,7 +47,22 @@ struct Window {
 enum Known {
     /// On its way to the log, with its repeats.
     Pending(Vec<Append>),
-    Done(Placed),
+    Done(Done),
+}
+
+/// What became of a message, as its repeats are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    pub placed: Placed,
+    /// See [`Append::flushed`].
+    pub flushed: Option<Vec<i64>>,
+}
+
+impl Done {
+    fn cost(&self, key: &str) -> usize {
+        let flushed = self.flushed.as_ref().map_or(0, |segments| size_of::<i64>() * segments.len());
+        key.len() + flushed + ENTRY_COST
+    }
 }
 
 /// What is known of a key.
@@ -53,7 +71,7 @@ pub enum Claim {
     /// Nothing: whoever asked appends it.
     New,
     Pending,
-    Done(Placed),
+    Done(Done),
 }
 
 impl Windows {
@@ -67,7 +85,7 @@ impl Windows {
         let window = self.window(vchannel);
         match window.known.get(key) {
             Some(Known::Pending(_)) => Claim::Pending,
-            Some(Known::Done(placed)) => Claim::Done(*placed),
+            Some(Known::Done(done)) => Claim::Done(done.clone()),
             None => {
                 window.known.insert(key.into(), Known::Pending(Vec::new()));
                 Claim::New
@@ -87,22 +105,22 @@ impl Windows {
     }
 
     /// The message with a key was appended; gives back its repeats.
-    pub fn done(&mut self, vchannel: &str, key: &str, placed: Placed) -> Vec<Append> {
+    pub fn done(&mut self, vchannel: &str, key: &str, done: Done) -> Vec<Append> {
         let share = self.share();
         let window = self.window(vchannel);
         let (key, repeats) = match window.known.remove_entry(key) {
             Some((key, Known::Pending(repeats))) => (key, repeats),
             // The log holds it twice; the first one counts.
-            Some((key, done)) => {
-                window.known.insert(key, done);
+            Some((key, first)) => {
+                window.known.insert(key, first);
                 return Vec::new();
             }
             None => (key.into(), Vec::new()),
         };
-        window.bytes += key.len() + ENTRY_COST;
-        window.newest = placed.tick;
+        window.bytes += done.cost(&key);
+        window.newest = done.placed.tick;
         window.order.push_back(Arc::clone(&key));
-        window.known.insert(key, Known::Done(placed));
+        window.known.insert(key, Known::Done(done));
         window.evict(share);
         repeats
     }
@@ -125,7 +143,9 @@ impl Windows {
         let Some(key) = seen.key() else { return };
         let (Some(id), Some(last_confirmed)) = (message_id(seen.id), message_id(seen.last_confirmed())) else { return };
         let placed = Placed { id, tick: seen.tick, last_confirmed, txn: seen.txn() };
-        self.done(seen.vchannel().unwrap_or_default(), key, placed);
+        let flushed = (seen.kind == MessageType::ManualFlush)
+            .then(|| seen.header().map(|header: ManualFlushMessageHeader| header.segment_ids).unwrap_or_default());
+        self.done(seen.vchannel().unwrap_or_default(), key, Done { placed, flushed });
     }
 
     fn share(&self) -> usize {
@@ -156,8 +176,9 @@ impl Window {
         while self.bytes > limit
             && let Some(oldest) = self.order.pop_front()
         {
-            self.bytes -= oldest.len() + ENTRY_COST;
-            self.known.remove(&oldest);
+            if let Some(Known::Done(done)) = self.known.remove(&oldest) {
+                self.bytes -= done.cost(&oldest);
+            }
         }
     }
 }
@@ -176,9 +197,9 @@ mod tests {
 
     const V: &str = "p_1v0";
 
-    fn placed(tick: u64) -> Placed {
+    fn placed(tick: u64) -> Done {
         let id = MessageId::new(1, tick.cast_signed());
-        Placed { id, tick, last_confirmed: id, txn: None }
+        Done { placed: Placed { id, tick, last_confirmed: id, txn: None }, flushed: None }
     }
 
     #[test]
@@ -217,6 +238,9 @@ mod tests {
         assert_eq!(windows.claim(V, "0989"), Claim::New);
         let window = &windows.by_vchannel[V];
         assert_eq!((window.order.len(), window.bytes), (10, 10 * (ENTRY_COST + 4)));
+        windows.done(V, "flush", Done { flushed: Some(vec![7; 100]), ..placed(1000) });
+        let window = &windows.by_vchannel[V];
+        assert_eq!((window.order.len(), window.bytes), (5, 5 * ENTRY_COST + 4 * 4 + 5 + 800), "segments count too");
     }
 
     #[test]
