@@ -21,6 +21,7 @@ use streaming_node::NodeCell;
 use crate::{
     cli::BenchArgs,
     config::{Config, StorageType},
+    print::say,
     roles::{Machine, Reporters, Standalone},
     telemetry,
 };
@@ -99,9 +100,9 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let report = report?;
     cleared.and(stopped)?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        println!("{}", report.table()?);
+        say!("{}", report.table()?);
     }
     Ok(())
 }

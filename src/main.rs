@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod config;
 mod failure;
+mod print;
 mod roles;
 mod shutdown;
 mod telemetry;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<print::Unread>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", failure::told(&error));
             ExitCode::FAILURE

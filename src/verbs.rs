@@ -25,6 +25,7 @@ pub(crate) use self::{
     topology::topology,
     volume::volume,
 };
+use crate::print::say;
 
 /// The numbers of an id as it is printed, `SEGMENT:ENTRY`, or as Milvus prints it, `SEGMENT/ENTRY`.
 fn id_parts(text: &str) -> Option<(u64, u64)> {
@@ -34,6 +35,6 @@ fn id_parts(text: &str) -> Option<(u64, u64)> {
 
 /// Prints `value` for a program.
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

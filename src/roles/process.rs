@@ -19,6 +19,7 @@ use crate::{
     admin::{self, Admin, Roles},
     cli::ServerArgs,
     config::{Config, MetastoreType, changes},
+    print::say,
     shutdown,
     telemetry::{self, LogLevel, Spans},
 };
@@ -84,7 +85,7 @@ impl Process {
     ) -> anyhow::Result<Option<Self>> {
         let config = arguments.load()?;
         if arguments.dump_config {
-            print!("{}", config.dump()?);
+            say!("{}", config.dump()?.trim_end());
             return Ok(None);
         }
         let alone = role == "standalone" || (role == "replicate" && !config.replicate.source.is_empty());

@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use anyhow::Context;
 use streaming_node::NodeCell;
 use woodpecker::Client;
-use woodpecker_base::{metadata::MetadataStore, tasks::Tasks};
+use woodpecker_base::{
+    health::{Health, State},
+    metadata::MetadataStore,
+    tasks::Tasks,
+};
 
 use super::{
     banner,
@@ -125,8 +129,10 @@ impl Standalone {
     /// It takes longer than the limit.
     pub(crate) async fn until_served(&self) -> anyhow::Result<()> {
         let (clock, Reporters { coord, node, .. }) = (&self.machine.clock, &self.health);
+        // On its way to lead, a coordinator is a standby for a moment, and ready as such.
+        let leads = || coord.now() == Health { state: State::Healthy, missing: Vec::new() };
         let served = async {
-            while !(coord.now().is_ready() && node.now().is_ready()) {
+            while !(leads() && node.now().is_ready()) {
                 clock.sleep(POLL).await;
             }
         };

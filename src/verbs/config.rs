@@ -4,6 +4,7 @@ use super::print_json;
 use crate::{
     cli::ConfigVerb,
     config::{reference, schema},
+    print::say,
 };
 
 /// Prints what was asked for.
@@ -14,11 +15,11 @@ pub(crate) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     match verb {
         ConfigVerb::Schema => print_json(&schema()?),
         ConfigVerb::Reference => {
-            print!("{}", reference()?);
+            say!("{}", reference()?.trim_end());
             Ok(())
         }
         ConfigVerb::Dump(arguments) => {
-            print!("{}", arguments.load()?.dump()?);
+            say!("{}", arguments.load()?.dump()?.trim_end());
             Ok(())
         }
     }

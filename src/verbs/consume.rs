@@ -12,7 +12,7 @@ use streaming_client::{ConsumeError, ConsumeOptions, Consumer, Delivery};
 use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, MessageType};
 
 use super::{Cluster, connect, id_parts, pick_channel};
-use crate::cli::ConsumeArgs;
+use crate::{cli::ConsumeArgs, print::printed};
 
 /// Reads until the count is reached, nothing comes any more, or for ever.
 ///
@@ -35,7 +35,7 @@ pub(crate) async fn consume(arguments: ConsumeArgs) -> anyhow::Result<()> {
     };
     let mut sink = Sink { output: BufWriter::with_capacity(256 << 10, output), json: arguments.json, messages: 0 };
     let outcome = copy(&cluster, consumer, &mut sink, &arguments).await;
-    sink.output.flush().context("cannot write the output")?;
+    printed(sink.output.flush())?;
     cluster.client.close().await;
     outcome
 }
@@ -52,7 +52,7 @@ async fn copy(
         let delivery = match cluster.clock.timeout(Duration::from_millis(1), consumer.next()).await {
             Ok(delivery) => delivery,
             Err(_) => {
-                sink.output.flush().context("cannot write the output")?;
+                printed(sink.output.flush())?;
                 match cluster.clock.timeout(idle, consumer.next()).await {
                     Ok(delivery) => delivery,
                     Err(_) => return Ok(()),
@@ -97,7 +97,7 @@ impl Sink {
     fn write(&mut self, message: &ImmutableMessage) -> anyhow::Result<()> {
         self.messages += 1;
         if !self.json {
-            return self.output.write_all(&message.payload).context("cannot write the output");
+            return printed(self.output.write_all(&message.payload));
         }
         let text = std::str::from_utf8(&message.payload).ok();
         let line = Line {
@@ -107,8 +107,8 @@ impl Sink {
             text,
             base64: text.is_none().then(|| BASE64_STANDARD.encode(&message.payload)),
         };
-        serde_json::to_writer(&mut self.output, &line)?;
-        self.output.write_all(b"\n").context("cannot write the output")
+        printed(serde_json::to_writer(&mut self.output, &line).map_err(Into::into))?;
+        printed(self.output.write_all(b"\n"))
     }
 }
 

@@ -16,6 +16,7 @@ use super::{list::table, print_json};
 use crate::{
     cli::DoctorArgs,
     config::Config,
+    print::say,
     roles::{Machine, object_store, open_metadata},
 };
 
@@ -61,7 +62,7 @@ pub(crate) async fn doctor(arguments: DoctorArgs) -> anyhow::Result<()> {
             let result = if *ok { "ok" } else { "FAILED" };
             table.add_row([*check, result, detail.as_str()]);
         }
-        println!("{table}");
+        say!("{table}");
     }
     if wrong > 0 {
         bail!("{wrong} of {} checks failed", findings.len());

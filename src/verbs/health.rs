@@ -10,7 +10,7 @@ use super::{
     list::table,
     print_json,
 };
-use crate::cli::HealthArgs;
+use crate::{cli::HealthArgs, print::say};
 
 /// More than any answer of the two pages.
 const MOST_ANSWER: u64 = 4 << 20;
@@ -60,14 +60,14 @@ pub(crate) async fn health(arguments: HealthArgs) -> anyhow::Result<()> {
     if arguments.json {
         print_json(&found)?;
     } else {
-        print_table(&found);
+        print_table(&found)?;
     }
     let bad = found.iter().filter(|process| !(process.healthy && process.ready)).count();
     ensure!(bad == 0, "{bad} of {} are not healthy and ready", found.len());
     Ok(())
 }
 
-fn print_table(found: &[Process]) {
+fn print_table(found: &[Process]) -> anyhow::Result<()> {
     let mut table = table(["ADMIN", "ROLE", "STATE", "READY", "MISSING"]);
     for Process { address, roles, error, .. } in found {
         if let Some(error) = error {
@@ -78,7 +78,8 @@ fn print_table(found: &[Process]) {
             table.add_row([address, &role.name, &role.state, ready, &role.missing.join("\n")]);
         }
     }
-    println!("{table}");
+    say!("{table}");
+    Ok(())
 }
 
 async fn ask(connector: &Connector, encrypted: bool, address: &str) -> anyhow::Result<Process> {

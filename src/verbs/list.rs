@@ -5,7 +5,10 @@ use serde::Serialize;
 use streaming_client::Channel;
 
 use super::{connect, pick_channel, print_json};
-use crate::cli::{DescribeArgs, ListArgs};
+use crate::{
+    cli::{DescribeArgs, ListArgs},
+    print::say,
+};
 
 #[derive(Debug, Serialize)]
 struct ChannelLine {
@@ -50,7 +53,7 @@ pub(crate) async fn channels(arguments: ListArgs) -> anyhow::Result<()> {
     for line in lines {
         table.add_row([line.name, line.term.to_string(), line.access.into(), line.node.to_string(), line.address]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 
@@ -74,7 +77,7 @@ pub(crate) async fn nodes(arguments: ListArgs) -> anyhow::Result<()> {
     for line in lines {
         table.add_row([line.id.to_string(), line.address, line.channels.to_string()]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 
@@ -96,7 +99,7 @@ pub(crate) async fn describe(arguments: DescribeArgs) -> anyhow::Result<()> {
     table.add_row(["access", line.access]);
     table.add_row(["node", &line.node.to_string()]);
     table.add_row(["address", &line.address]);
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 

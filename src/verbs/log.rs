@@ -15,6 +15,7 @@ use woodpecker_base::tasks::Tasks;
 use super::{id_parts, list::table, print_json};
 use crate::{
     cli::{LogArgs, LogVerb, ServerArgs, WantedArgs},
+    print::say,
     roles::{Machine, open_logs},
 };
 
@@ -148,7 +149,7 @@ async fn list(client: &Client, prefix: &str, json: bool) -> anyhow::Result<()> {
             backend,
         ]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 
@@ -169,7 +170,7 @@ async fn show(log: &Log, json: bool) -> anyhow::Result<()> {
     let age = settings.retention_ms.map(|ms| humantime::format_duration(Duration::from_millis(ms)).to_string());
     about.add_row(["retention", &limit(age)]);
     about.add_row(["retention bytes", &limit(settings.retention_bytes.map(|bytes| ByteSize(bytes).to_string()))]);
-    println!("{about}\n");
+    say!("{about}\n");
     let mut segments = table(["SEGMENT", "STATE", "BACKEND", "ENTRIES", "BYTES", "SEALED"]);
     let known = |number: Option<u64>| number.map_or_else(|| "-".into(), |number| number.to_string());
     for segment in &described.segments {
@@ -188,7 +189,7 @@ async fn show(log: &Log, json: bool) -> anyhow::Result<()> {
             known(segment.sealed_bytes),
         ]);
     }
-    println!("{segments}");
+    say!("{segments}");
     Ok(())
 }
 
@@ -226,8 +227,8 @@ async fn verify(log: &Log, json: bool) -> anyhow::Result<()> {
             let problem = problem.clone().unwrap_or_else(|| "none".into());
             table.add_row([segment.to_string(), from.clone(), entries.to_string(), bytes.to_string(), problem]);
         }
-        println!("{table}\n");
-        println!("{} entries, {} in {} segments", verdict.entries, ByteSize(verdict.bytes), verdict.segments.len());
+        say!("{table}\n");
+        say!("{} entries, {} in {} segments", verdict.entries, ByteSize(verdict.bytes), verdict.segments.len());
     }
     if verdict.problems > 0 {
         bail!("log {} is damaged: {} of its segments cannot be read whole", verdict.log, verdict.problems);

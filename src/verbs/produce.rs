@@ -12,7 +12,7 @@ use streaming_types::{Message, MessageBuilder, channel::vchannel_name};
 use tokio::io::{AsyncBufRead, BufReader};
 
 use super::{connect, pick_channel, print_json, records::Records};
-use crate::cli::ProduceArgs;
+use crate::{cli::ProduceArgs, print::say};
 
 /// The collection whose messages carry lines: messages need one, lines do not.
 const LINES_COLLECTION: i64 = 1;
@@ -140,6 +140,6 @@ fn print_report(report: &Report) -> anyhow::Result<()> {
         (Some(first), Some(last)) => format!(", ids {first} to {last}"),
         _ => String::new(),
     };
-    println!("{messages} messages, {} in {seconds:.2} s to {channel}{range}", bytesize::ByteSize(*bytes));
+    say!("{messages} messages, {} in {seconds:.2} s to {channel}{range}", bytesize::ByteSize(*bytes));
     Ok(())
 }

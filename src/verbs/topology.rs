@@ -8,7 +8,10 @@ use streaming_proto::common::{ConnectionParam, CrossClusterTopology, MilvusClust
 use streaming_types::{MessageId, TimeTick};
 
 use super::connect::{Cluster, connect};
-use crate::cli::{TopologyArgs, TopologyVerb};
+use crate::{
+    cli::{TopologyArgs, TopologyVerb},
+    print::say,
+};
 
 /// A topology as people write it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,7 +84,7 @@ pub(crate) async fn topology(arguments: TopologyArgs) -> anyhow::Result<()> {
             let wanted = Topology::read(&file)?.into_wire();
             let cluster = connect(&arguments).await?;
             cluster.client.update_replicate_configuration(wanted, arguments.timeout).await?;
-            println!("in force in cluster {}", arguments.cluster);
+            say!("in force in cluster {}", arguments.cluster);
             Ok(())
         }
     }
@@ -89,24 +92,25 @@ pub(crate) async fn topology(arguments: TopologyArgs) -> anyhow::Result<()> {
 
 async fn show(cluster: &Cluster) -> anyhow::Result<()> {
     match cluster.client.replicate_configuration() {
-        Some(topology) => print!("{}", serde_saphyr::to_string(&Topology::from_wire(&topology))?),
-        None => println!("# no topology: the cluster is by itself"),
+        Some(topology) => say!("{}", serde_saphyr::to_string(&Topology::from_wire(&topology))?.trim_end()),
+        None => say!("# no topology: the cluster is by itself"),
     }
     for channel in cluster.client.channels() {
         let name = channel.pchannel.name();
         match cluster.client.replicate_checkpoint(name).await {
-            Ok(None) => println!("# {name}: primary"),
+            Ok(None) => say!("# {name}: primary"),
             Ok(Some(checkpoint)) => {
                 let at = match MessageId::from_proto(checkpoint.message_id.as_ref()) {
                     Ok(id) => format!("{id} at {}", TimeTick(checkpoint.time_tick)),
                     Err(_) => "the beginning".to_owned(),
                 };
-                println!(
+                say!(
                     "# {name}: secondary of {} in {}, which it has up to {at}",
-                    checkpoint.pchannel, checkpoint.cluster_id
+                    checkpoint.pchannel,
+                    checkpoint.cluster_id
                 );
             }
-            Err(error) => println!("# {name}: {error}"),
+            Err(error) => say!("# {name}: {error}"),
         }
     }
     Ok(())

@@ -4,7 +4,10 @@ use anyhow::{Context, bail};
 use woodpecker_store::inspect::{Part, inspect};
 
 use super::{list::table, print_json};
-use crate::cli::{VolumeArgs, VolumeVerb};
+use crate::{
+    cli::{VolumeArgs, VolumeVerb},
+    print::say,
+};
 
 /// Runs one verb.
 ///
@@ -19,16 +22,16 @@ pub(crate) fn volume(arguments: VolumeArgs) -> anyhow::Result<()> {
     if json {
         print_json(&found)?;
     } else {
-        println!("{}: {}", file.display(), found.kind);
+        say!("{}: {}", file.display(), found.kind);
         for (key, value) in &found.about {
-            println!("  {key}: {value}");
+            say!("  {key}: {value}");
         }
-        println!();
+        say!("");
         let mut table = table(["AT", "WHAT", "DETAIL", "PROBLEM"]);
         for Part { at, what, detail, problem } in found.parts {
             table.add_row([at.to_string(), what.into(), detail, problem.unwrap_or_else(|| "none".into())]);
         }
-        println!("{table}");
+        say!("{table}");
     }
     if damaged > 0 {
         bail!("{}: {damaged} parts cannot be read", file.display());

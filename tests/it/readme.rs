@@ -1,6 +1,6 @@
 //! What the README tells people to type works.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context, ensure};
 use test_peers::Etcd;
@@ -119,5 +119,20 @@ async fn the_small_cluster_comes_up_and_serves() -> anyhow::Result<()> {
         }
     }
     assert_eq!(roles.len(), 3);
+    Ok(())
+}
+
+#[test]
+fn who_stops_reading_ends_a_verb_quietly() -> anyhow::Result<()> {
+    let mut verb = streaming()
+        .args(["config", "schema"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    // As `head -c 0` does.
+    drop(verb.stdout.take());
+    let output = verb.wait_with_output()?;
+    ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     Ok(())
 }
