@@ -117,17 +117,26 @@ class Cluster:
     def s3(self, port, spare):
         """The bundled server, with its own arguments and probe."""
         rendered = render.main_container(render.template(), "StatefulSet", "s-streaming-s3")
-        moved = {"-s3.port=8333": f"-s3.port={port}", "-dir=/data": f"-dir={self.scratch}/s3", "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1"}
-        arguments = [moved.get(word, word) for word in rendered["args"]]
-        (self.scratch / "s3").mkdir()
         others = ("master.port", "volume.port", "filer.port", "admin.port", "s3.port.iceberg", "s3.port.lance")
-        arguments += [f"-{name}={port}" for name, port in zip(others, spare)]
         keys = {"AWS_ACCESS_KEY_ID": KEYS["accessKey"], "AWS_SECRET_ACCESS_KEY": KEYS["secretKey"], "HOME": str(self.scratch)}
-        self.start("s3", [shutil.which("weed"), *arguments], keys)
         path = rendered["readinessProbe"]["httpGet"]["path"]
         # 403: it has the bucket, and asks for keys.
         answers = lambda: (status(f"http://127.0.0.1:{port}{path}"), status(f"http://127.0.0.1:{port}/streaming"))  # noqa: E731
-        until(lambda: answers() == (200, 403), 60, "the S3 server's probe")
+        # It takes more ports than it can be told, and one of them may be in use.
+        for attempt in range(3):
+            directory = self.scratch / f"s3-{attempt}"
+            directory.mkdir()
+            moved = {"-s3.port=8333": f"-s3.port={port}", "-dir=/data": f"-dir={directory}", "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1"}
+            arguments = [moved.get(word, word) for word in rendered["args"]]
+            arguments += [f"-{name}={other}" for name, other in zip(others, spare if attempt == 0 else free_ports(len(others)))]
+            process = self.start("s3", [shutil.which("weed"), *arguments], keys)
+            try:
+                return until(lambda: answers() == (200, 403), 30, f"the S3 server's probe: exit {process.poll()}")
+            except AssertionError:
+                if attempt == 2:
+                    raise
+                process.kill()
+                process.wait()
 
     def log(self, name):
         return (self.scratch / f"{name}.log").read_text()[-3000:]
