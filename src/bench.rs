@@ -14,6 +14,8 @@ mod report;
 mod restart;
 mod stream;
 
+use std::collections::VecDeque;
+
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use streaming_node::NodeCell;
@@ -317,4 +319,29 @@ impl Drop for Scratch {
             let _ = std::fs::remove_dir_all(directory);
         }
     }
+}
+
+/// Begins `count` operations, of which at most so many are under way, and waits until all are done.
+async fn keep_in_flight<O, T, E>(
+    count: usize,
+    most: usize,
+    mut begin: impl AsyncFnMut() -> anyhow::Result<O>,
+) -> anyhow::Result<()>
+where
+    O: Future<Output = Result<T, E>>,
+    anyhow::Error: From<E>,
+{
+    let mut in_flight = VecDeque::new();
+    for _ in 0..count {
+        if in_flight.len() == most
+            && let Some(oldest) = in_flight.pop_front()
+        {
+            oldest.await?;
+        }
+        in_flight.push_back(begin().await?);
+    }
+    for operation in in_flight {
+        operation.await?;
+    }
+    Ok(())
 }

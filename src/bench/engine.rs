@@ -1,14 +1,14 @@
 //! The log engine by itself: one process, no network.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use woodpecker::{Append, Client, Position, Writer};
+use woodpecker::{Client, Position, Writer};
 use woodpecker_base::{clock::Clock, metadata::MetadataStore, tasks::Tasks};
 
 use super::{
-    Plan, SMALL,
+    Plan, SMALL, keep_in_flight,
     latency::{Latencies, Rates},
     stream::{PRODUCERS, SMALL_FACTOR, SMALL_IN_FLIGHT},
 };
@@ -76,19 +76,7 @@ impl Engine {
 
 async fn append_all(writer: &Writer, bytes: usize, count: usize, most: usize) -> anyhow::Result<()> {
     let payload = Bytes::from(vec![b'x'; bytes]);
-    let mut in_flight: VecDeque<Append> = VecDeque::new();
-    for _ in 0..count {
-        if in_flight.len() == most
-            && let Some(oldest) = in_flight.pop_front()
-        {
-            oldest.await?;
-        }
-        in_flight.push_back(writer.append(vec![payload.clone()]));
-    }
-    for append in in_flight {
-        append.await?;
-    }
-    Ok(())
+    keep_in_flight(count, most, async || Ok(writer.append(vec![payload.clone()]))).await
 }
 
 /// Reads all large entries through a client that has nothing in memory, as another process would.

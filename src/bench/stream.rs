@@ -1,16 +1,16 @@
 //! The stream service over loopback: client, gRPC, node, engine.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures::future::try_join_all;
-use streaming_client::{Append, Client, ConsumeOptions, Consumer, Delivery, Discovery, Edges, Producer, Settings};
+use streaming_client::{Client, ConsumeOptions, Consumer, Delivery, Discovery, Edges, Producer, Settings};
 use streaming_types::{DeliverPolicy, LocalNode, MessageId, channel::vchannel_name};
 use woodpecker_base::clock::{Clock, Instant};
 
 use super::{
-    Plan, SMALL,
+    Plan, SMALL, keep_in_flight,
     latency::{Latencies, Rates},
 };
 use crate::{roles::Machine, verbs::line_message};
@@ -152,17 +152,6 @@ async fn append_all(client: &Client, channel: &str, bytes: usize, count: usize, 
     let producer = client.producer(channel);
     let vchannel = vchannel_name(channel, 1, 0);
     let payload = Bytes::from(vec![b'x'; bytes]);
-    let mut in_flight: VecDeque<Append> = VecDeque::new();
-    for _ in 0..count {
-        if in_flight.len() == most
-            && let Some(oldest) = in_flight.pop_front()
-        {
-            oldest.await?;
-        }
-        in_flight.push_back(producer.append(line_message(&vchannel, payload.clone())?).await?);
-    }
-    for append in in_flight {
-        append.await?;
-    }
-    Ok(())
+    let begin = async || Ok(producer.append(line_message(&vchannel, payload.clone())?).await?);
+    keep_in_flight(count, most, begin).await
 }

@@ -1,7 +1,8 @@
 //! A cluster of processes: etcd, a coordinator, nodes, and the medium they share.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use serde_json::Value;
 use streaming_client::{Client, Discovery, Edges, Settings};
 use tempfile::TempDir;
@@ -14,6 +15,7 @@ use woodpecker_base::{
 };
 
 use crate::{
+    load::LIMIT,
     process::{Role, printed, run},
     stores::LogStore,
 };
@@ -144,6 +146,19 @@ impl Cluster {
     fn log_arguments<'a>(&'a self, verb: &'a [&str]) -> impl Iterator<Item = &'a str> {
         let settings = self.arguments.iter().map(String::as_str);
         ["log"].into_iter().chain(settings).chain(verb.iter().copied()).chain(["--json"])
+    }
+
+    /// Kills the node that serves a channel, and waits until another one does. Says when it was killed.
+    pub(crate) async fn kill_owner(&mut self, client: &Client, channel: &str) -> anyhow::Result<Instant> {
+        let owner = self.owner_of(channel)?;
+        let dead = self.nodes[owner].address("node").to_owned();
+        self.nodes[owner].kill()?;
+        let killed = Instant::now();
+        while client.describe(channel).is_none_or(|channel| channel.owner.address == dead) {
+            ensure!(killed.elapsed() < LIMIT, "{channel} is not taken over");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(killed)
     }
 
     /// Which of the nodes serves a channel.

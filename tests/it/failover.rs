@@ -18,14 +18,7 @@ async fn killing_the_owner_loses_nothing(backend: Backend) -> anyhow::Result<()>
     client.wait_channel(CHANNEL, LIMIT).await?;
     let load = Load::start(&client);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let owner = cluster.owner_of(CHANNEL)?;
-    cluster.nodes[owner].kill()?;
-    let dead = cluster.nodes[owner].address("node").to_owned();
-    let deadline = Instant::now() + LIMIT;
-    while client.describe(CHANNEL).is_none_or(|channel| channel.owner.address == dead) {
-        assert!(Instant::now() < deadline, "not taken over");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    cluster.kill_owner(&client, CHANNEL).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let acked = load.finish().await?;
     let last = acked.last().context("nothing was acknowledged")?;
@@ -72,9 +65,7 @@ async fn a_minute_without_a_coordinator() -> anyhow::Result<()> {
     cluster.restart_coord()?;
     let owner = cluster.owner_of(CHANNEL)?;
     cluster.nodes[owner].kill()?;
-    let load = Load::start(&client);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let again = load.finish().await?;
+    let again = Load::run(&client, 1).await?;
     let last = again.last().context("the other node did not take over")?.id;
     let found = read_until(&client, last).await?;
     let first_run = found.len() - found.iter().rev().take_while(|(id, _)| *id > acked[acked.len() - 1].id).count();
@@ -97,16 +88,12 @@ async fn a_minute_without_etcd() -> anyhow::Result<()> {
     assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
 
     // The leases may have run out: whoever lost one registers anew, then everything is served again.
-    let load = Load::start(&client);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let again = load.finish().await?;
+    let again = Load::run(&client, 1).await?;
     let served = cluster.json(&["channels"])?;
     assert_eq!(served.as_array().map(Vec::len), Some(16));
     let owner = cluster.owner_of(CHANNEL)?;
     cluster.nodes[owner].kill()?;
-    let load = Load::start(&client);
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let last = load.finish().await?;
+    let last = Load::run(&client, 1).await?;
     let found = read_until(&client, last[last.len() - 1].id).await?;
     for run in [acked, again, last] {
         let (from, to) = (run[0].id, run[run.len() - 1].id);

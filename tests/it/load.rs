@@ -59,6 +59,13 @@ impl Load {
         Self { stop, task }
     }
 
+    /// Appends for so many seconds. What it returns was acknowledged, in order.
+    pub(crate) async fn run(client: &Client, seconds: u64) -> anyhow::Result<Vec<Acked>> {
+        let load = Self::start(client);
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        load.finish().await
+    }
+
     pub(crate) async fn finish(self) -> anyhow::Result<Vec<Acked>> {
         self.stop.store(true, Ordering::Relaxed);
         tokio::time::timeout(LIMIT, self.task).await??

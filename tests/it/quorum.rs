@@ -123,9 +123,7 @@ async fn when_all_stores_die_at_once_and_come_back_the_log_goes_on() -> anyhow::
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_with_an_empty_disk_under_its_old_address_is_never_counted() -> anyhow::Result<()> {
     let (mut cluster, client) = start(1, &[]).await?;
-    let load = Load::start(&client);
-    pause(2).await;
-    let acked = load.finish().await?;
+    let acked = Load::run(&client, 2).await?;
     client.close().await;
     // The log's owner is dead, one of its stores as well, and another lost its disk: one whole replica is left.
     cluster.nodes.remove(0).kill()?;
@@ -144,9 +142,7 @@ async fn a_store_with_an_empty_disk_under_its_old_address_is_never_counted() -> 
     }
     cluster.stores[1].restart()?;
     eventually("the log is taken over", || Ok(is_served())).await?;
-    let load = Load::start(&client);
-    pause(1).await;
-    let more = load.finish().await?;
+    let more = Load::run(&client, 1).await?;
     verify_two_runs(&cluster, &client, &acked, &more).await?;
     client.close().await;
     Ok(())
@@ -178,9 +174,7 @@ fn held(cluster: &Cluster) -> anyhow::Result<u64> {
 async fn closed_segments_are_sealed_and_read_without_any_store() -> anyhow::Result<()> {
     let settings = ["woodpecker.maintenance.sealAfter=0s", "woodpecker.maintenance.interval=200ms"];
     let (mut cluster, client) = start(2, &settings).await?;
-    let load = Load::start(&client);
-    pause(3).await;
-    let acked = load.finish().await?;
+    let acked = Load::run(&client, 3).await?;
     let before = held(&cluster)?;
     // The next owner closes the segment.
     let owner = cluster.owner_of(CHANNEL)?;
@@ -252,9 +246,7 @@ async fn one_of_two_stores_that_were_left_can_be_lost_for_good() -> anyhow::Resu
     cluster.start_node()?;
     let client = cluster.client().await?;
     client.wait_channel(CHANNEL, LIMIT).await?;
-    let load = Load::start(&client);
-    pause(1).await;
-    let more = load.finish().await?;
+    let more = Load::run(&client, 1).await?;
     verify_two_runs(&cluster, &client, &acked, &more).await?;
     client.close().await;
     Ok(())

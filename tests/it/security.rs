@@ -6,9 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::Value;
-use test_peers::Etcd;
+use test_peers::{Authority, Etcd};
 
 use crate::process::{Role, run};
 
@@ -47,14 +46,11 @@ impl Secrets {
 
     /// A new authority, and a certificate of this machine that it has signed.
     fn certify(&self, prefix: &str) -> anyhow::Result<()> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(["127.0.0.1".to_owned()])?.signed_by(&key, &authority)?;
+        let authority = Authority::new()?;
+        let (certificate, key) = authority.sign(&["127.0.0.1"], |_| {})?;
         self.write(&format!("{prefix}ca"), &authority.pem())?;
-        self.write(&format!("{prefix}key"), &key.serialize_pem())?;
-        self.write(&format!("{prefix}cert"), &certificate.pem())
+        self.write(&format!("{prefix}key"), &key)?;
+        self.write(&format!("{prefix}cert"), &certificate)
     }
 
     fn shown(&self, name: &str) -> String {

@@ -136,14 +136,7 @@ async fn killing_the_owner_amid_manual_flushes_ends_each_segment_once() -> anyho
         writers.spawn(write(client.producer(CHANNEL), number == INSERTERS, writing.clone()));
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let owner = cluster.owner_of(CHANNEL)?;
-    let dead = cluster.nodes[owner].address("node").to_owned();
-    cluster.nodes[owner].kill()?;
-    let killed = Instant::now();
-    while client.describe(CHANNEL).is_none_or(|channel| channel.owner.address == dead) {
-        ensure!(killed.elapsed() < LIMIT, "not taken over");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let killed = cluster.kill_owner(&client, CHANNEL).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     writing.stop.store(true, Ordering::Relaxed);
     let mut told = Told::new();

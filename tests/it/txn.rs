@@ -133,14 +133,7 @@ async fn killing_the_owner_tears_and_doubles_nothing(backend: Backend) -> anyhow
         writers.spawn(write(client.producer(CHANNEL), writer, stop.clone()));
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let owner = cluster.owner_of(CHANNEL)?;
-    let dead = cluster.nodes[owner].address("node").to_owned();
-    cluster.nodes[owner].kill()?;
-    let killed = Instant::now();
-    while client.describe(CHANNEL).is_none_or(|channel| channel.owner.address == dead) {
-        ensure!(killed.elapsed() < LIMIT, "not taken over");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let killed = cluster.kill_owner(&client, CHANNEL).await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     stop.store(true, Ordering::Relaxed);
     let mut known = BTreeMap::new();

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
+use woodpecker_base::level::Level;
 use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
 use woodpecker_store::backend::{Backend, SegmentEnd, SegmentOwner, SegmentWriter, StoreError};
 
@@ -94,14 +95,9 @@ impl Writer {
 
     /// Resolves when this writer will never ack again, with the reason.
     pub async fn ended(&self) -> AppendError {
-        loop {
-            let mut told = std::pin::pin!(self.shared.told.notified());
-            told.as_mut().enable();
-            if let Some(reason) = self.shared.ended.get() {
-                return reason.clone();
-            }
-            told.await;
-        }
+        self.shared.told.above(0).await;
+        // Set before it is told.
+        self.shared.ended.get().cloned().unwrap_or(AppendError::Closed)
     }
 
     /// Waits for what is in flight, closes the open segment and gives the log up without a fence, so that the next owner
@@ -137,8 +133,8 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     room: Notify,
     ended: OnceLock<AppendError>,
-    /// That it ended.
-    told: Notify,
+    /// Rises when it ended.
+    told: Level,
 }
 
 impl fmt::Debug for Shared {
@@ -152,7 +148,7 @@ impl Shared {
     pub fn new(client: Arc<Inner>, view: Arc<View>, epoch: Epoch) -> Arc<Self> {
         let limits = Limits::new(&client.settings, client.max_append_bytes());
         let state = Mutex::new(State::new(limits, view.log(), client.clock.clone()));
-        let (room, told) = (Notify::new(), Notify::new());
+        let (room, told) = (Notify::new(), Level::default());
         Arc::new(Self { epoch, client, view, state, room, ended: OnceLock::new(), told })
     }
 
@@ -207,7 +203,7 @@ impl Shared {
             self.client.remove_writer(self.view.id, self.epoch);
             // A writer ends once.
             let _ = self.ended.set(reason);
-            self.told.notify_waiters();
+            self.told.step();
         }
         if after.settle {
             self.client.tasks.spawn(settle::settle(self.clone()));

@@ -2,38 +2,25 @@
 
 use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::ExtendedKeyUsagePurpose;
 use streaming_client::{Discovery, Settings, Tls};
+use test_peers::Authority;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 
 use crate::fake::{Coordinator, SOON, channel, connect};
 
-/// An authority, and certificates that it has signed.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+fn authority() -> Authority {
+    Authority::new().unwrap()
+}
 
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// A certificate for `name`, and its key.
-    fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
-        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
-        params.extended_key_usages = vec![usage];
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
-    }
+/// A certificate for `name`, and its key.
+fn sign(authority: &Authority, name: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
+    authority.sign(&[name], |params| params.extended_key_usages = vec![usage]).unwrap()
 }
 
 /// A coordinator that is called `coordinator.internal` and asks its clients for a certificate.
 async fn coordinator(authority: &Authority) -> Coordinator {
-    let (certificate, key) = authority.sign("coordinator.internal", ExtendedKeyUsagePurpose::ServerAuth);
+    let (certificate, key) = sign(authority, "coordinator.internal", ExtendedKeyUsagePurpose::ServerAuth);
     let tls = ServerTlsConfig::new()
         .identity(Identity::from_pem(certificate, key))
         .client_ca_root(Certificate::from_pem(authority.pem()));
@@ -44,9 +31,9 @@ async fn coordinator(authority: &Authority) -> Coordinator {
 
 #[tokio::test]
 async fn only_who_trusts_and_is_trusted_gets_through() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (authority, stranger) = (authority(), authority());
     let coordinator = &coordinator(&authority).await;
-    let client_certificate = |by: &Authority| Some(by.sign("client", ExtendedKeyUsagePurpose::ClientAuth));
+    let client_certificate = |by: &Authority| Some(sign(by, "client", ExtendedKeyUsagePurpose::ClientAuth));
     let good = Tls {
         ca: authority.pem(),
         client: client_certificate(&authority),
@@ -73,7 +60,7 @@ async fn only_who_trusts_and_is_trusted_gets_through() {
 
 #[tokio::test]
 async fn what_is_no_certificate_is_named_at_once() {
-    let authority = Authority::new();
+    let authority = authority();
     let discovery = || Discovery::Address("127.0.0.1:1".to_owned());
     let tls = Tls { ca: authority.pem(), client: Some(("no".into(), "certificate".into())), domain: None };
     let settings = Settings { tls: Some(tls), ..Settings::new(discovery()) };

@@ -14,8 +14,11 @@ use std::{
 };
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, Permission, TlsOptions};
+use rcgen::{DnType, ExtendedKeyUsagePurpose};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use crate::Authority;
 
 /// How long a server may take to answer after its start; generous, as the machine may be busy.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -295,21 +298,16 @@ fn free_ports() -> io::Result<(u16, u16)> {
 }
 
 fn write_certificates(etcd: &Etcd) -> Result<(), Box<dyn std::error::Error>> {
-    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(DnType::CommonName, "test authority");
-    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let authority = Authority::new()?;
     fs::write(etcd.ca_file(), authority.pem())?;
     for name in ["server", "client"] {
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()])?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        // The server also dials itself, showing the same certificate.
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &authority)?;
-        fs::write(etcd.dir.path().join(format!("{name}.pem")), certificate.pem())?;
-        fs::write(etcd.dir.path().join(format!("{name}.key")), key.serialize_pem())?;
+        let (certificate, key) = authority.sign(&["127.0.0.1", "localhost"], |params| {
+            params.distinguished_name.push(DnType::CommonName, name);
+            // The server also dials itself, showing the same certificate.
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        })?;
+        fs::write(etcd.dir.path().join(format!("{name}.pem")), certificate)?;
+        fs::write(etcd.dir.path().join(format!("{name}.key")), key)?;
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Real peers for tests: processes and servers that speak the real protocols over real sockets.
 
+pub mod authority;
 pub mod etcd;
 pub mod s3;
 
+pub use authority::Authority;
 pub use etcd::{Etcd, EtcdOptions};
 pub use s3::S3;

@@ -3,7 +3,8 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use futures::StreamExt;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{CertificateParams, date_time_ymd};
+use test_peers::Authority;
 use tonic::{
     Code, Status,
     transport::{Endpoint, Server},
@@ -21,32 +22,23 @@ const WRITE: &str = "writes-0123456789";
 /// For what must come.
 const SOON: Duration = Duration::from_secs(10);
 
-/// An authority, and what it signs.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+fn authority() -> Authority {
+    Authority::new().unwrap()
+}
 
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
+fn identity(authority: &Authority, change: impl FnOnce(&mut CertificateParams)) -> (Vec<u8>, Vec<u8>) {
+    let (certificate, key) = authority.sign(&["127.0.0.1"], change).unwrap();
+    (certificate.into(), key.into())
+}
 
-    fn identity(&self, change: impl FnOnce(&mut CertificateParams)) -> (Vec<u8>, Vec<u8>) {
-        let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
-        change(&mut params);
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.0).unwrap().pem().into(), key.serialize_pem().into())
-    }
+/// Who has a certificate of the authority and trusts it.
+fn signed(authority: &Authority) -> Pem {
+    Pem { identity: Some(identity(authority, |_| {})), ..trusting(authority) }
+}
 
-    /// Who has a certificate of this authority and trusts it.
-    fn pem(&self) -> Pem {
-        Pem { identity: Some(self.identity(|_| {})), ..self.trust() }
-    }
-
-    /// Who only trusts it.
-    fn trust(&self) -> Pem {
-        Pem { identity: None, authorities: Some(self.0.pem().into()) }
-    }
+/// Who only trusts it.
+fn trusting(authority: &Authority) -> Pem {
+    Pem { identity: None, authorities: Some(authority.pem().into()) }
 }
 
 fn needs(path: &str) -> Need {
@@ -92,30 +84,30 @@ fn with_tls(pem: &Pem) -> Connector {
 
 #[tokio::test]
 async fn only_who_trusts_the_server_and_speaks_tls_gets_through() {
-    let (ours, stranger, tasks) = (Authority::new(), Authority::new(), Tasks::new());
-    let address = serve(&encrypted(&ours.pem(), ClientAuth::None), &tasks).await;
-    check(&with_tls(&ours.trust()), &address).await.unwrap();
-    let cases = [("plaintext", tcp_connector()), ("another authority", with_tls(&stranger.trust()))];
+    let (ours, stranger, tasks) = (authority(), authority(), Tasks::new());
+    let address = serve(&encrypted(&signed(&ours), ClientAuth::None), &tasks).await;
+    check(&with_tls(&trusting(&ours)), &address).await.unwrap();
+    let cases = [("plaintext", tcp_connector()), ("another authority", with_tls(&trusting(&stranger)))];
     for (what, connector) in cases {
         let refused = check(&connector, &address).await.unwrap_err();
         assert!(never_answered(&refused), "{what}: {refused:?}");
     }
     // The server lives, and a client that speaks TLS to one that does not is no better off.
-    check(&with_tls(&ours.trust()), &address).await.unwrap();
+    check(&with_tls(&trusting(&ours)), &address).await.unwrap();
     let plain = serve(&gate(), &tasks).await;
-    check(&with_tls(&ours.trust()), &plain).await.unwrap_err();
+    check(&with_tls(&trusting(&ours)), &plain).await.unwrap_err();
     tasks.drain(&Clock::system(), SOON).await;
 }
 
 #[tokio::test]
 async fn mutual_tls_lets_in_only_whom_our_authority_has_signed() {
-    let (ours, stranger, tasks) = (Authority::new(), Authority::new(), Tasks::new());
-    let signed_by_stranger = Pem { identity: stranger.pem().identity, ..ours.trust() };
-    let required = serve(&encrypted(&ours.pem(), ClientAuth::Required), &tasks).await;
-    let optional = serve(&encrypted(&ours.pem(), ClientAuth::Optional), &tasks).await;
+    let (ours, stranger, tasks) = (authority(), authority(), Tasks::new());
+    let signed_by_stranger = Pem { identity: signed(&stranger).identity, ..trusting(&ours) };
+    let required = serve(&encrypted(&signed(&ours), ClientAuth::Required), &tasks).await;
+    let optional = serve(&encrypted(&signed(&ours), ClientAuth::Optional), &tasks).await;
     for (what, pem, by_required, by_optional) in [
-        ("signed by ours", ours.pem(), true, true),
-        ("no certificate", ours.trust(), false, true),
+        ("signed by ours", signed(&ours), true, true),
+        ("no certificate", trusting(&ours), false, true),
         ("signed by another", signed_by_stranger, false, false),
     ] {
         assert_eq!(check(&with_tls(&pem), &required).await.is_ok(), by_required, "{what}");
@@ -126,38 +118,39 @@ async fn mutual_tls_lets_in_only_whom_our_authority_has_signed() {
 
 #[tokio::test]
 async fn a_certificate_that_has_expired_is_refused_until_it_is_renewed() {
-    let (ours, tasks) = (Authority::new(), Tasks::new());
-    let expired = ours.identity(|params| {
+    let (ours, tasks) = (authority(), Tasks::new());
+    let expired = identity(&ours, |params| {
         (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
     });
-    let old = Pem { identity: Some(expired), ..ours.trust() };
+    let old = Pem { identity: Some(expired), ..trusting(&ours) };
     let tls = ServerTls::grpc(&old, ClientAuth::None).unwrap();
     let address = serve(&Gate { tls: Some(tls.clone()), ..gate() }, &tasks).await;
-    let refused = check(&with_tls(&ours.trust()), &address).await.unwrap_err();
+    let refused = check(&with_tls(&trusting(&ours)), &address).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
-    tls.replace(&ours.pem(), ClientAuth::None).unwrap();
-    check(&with_tls(&ours.trust()), &address).await.unwrap();
+    tls.replace(&signed(&ours), ClientAuth::None).unwrap();
+    check(&with_tls(&trusting(&ours)), &address).await.unwrap();
     tasks.drain(&Clock::system(), SOON).await;
 }
 
 #[tokio::test]
 async fn new_handshakes_use_the_new_certificate_and_old_connections_go_on() {
-    let (old, new, tasks) = (Authority::new(), Authority::new(), Tasks::new());
-    let tls = ServerTls::grpc(&old.pem(), ClientAuth::None).unwrap();
+    let (old, new, tasks) = (authority(), authority(), Tasks::new());
+    let tls = ServerTls::grpc(&signed(&old), ClientAuth::None).unwrap();
     let address = serve(&Gate { tls: Some(tls.clone()), ..gate() }, &tasks).await;
-    let trusted = ClientTls::grpc(&old.trust(), None).unwrap();
+    let trusted = ClientTls::grpc(&trusting(&old), None).unwrap();
     let connector = tcp_connector().with_tls(trusted.clone());
     let mut before = client(&connector, &address);
     before.check(HealthCheckRequest::default()).await.unwrap();
 
-    tls.replace(&new.pem(), ClientAuth::None).unwrap();
+    tls.replace(&signed(&new), ClientAuth::None).unwrap();
     before.check(HealthCheckRequest::default()).await.unwrap();
     check(&connector, &address).await.unwrap_err();
-    trusted.replace(&new.trust()).unwrap();
+    trusted.replace(&trusting(&new)).unwrap();
     check(&connector, &address).await.unwrap();
     // What cannot be used changes nothing.
-    assert_eq!(tls.replace(&new.trust(), ClientAuth::None), Err(TlsError::NoIdentity));
-    let mixed = Pem { identity: Some((new.pem().identity.unwrap().0, old.pem().identity.unwrap().1)), ..new.trust() };
+    assert_eq!(tls.replace(&trusting(&new), ClientAuth::None), Err(TlsError::NoIdentity));
+    let mixed =
+        Pem { identity: Some((signed(&new).identity.unwrap().0, signed(&old).identity.unwrap().1)), ..trusting(&new) };
     assert!(matches!(tls.replace(&mixed, ClientAuth::None), Err(TlsError::Key(_))));
     check(&connector, &address).await.unwrap();
     tasks.drain(&Clock::system(), SOON).await;
