@@ -34,13 +34,14 @@
     "metaSubPath" $values.etcd.metaSubPath
     "auth" (dict "enabled" $values.etcd.auth.enabled)
     "ssl" $ssl)
-  "minio" $minio
   "admin" (dict "ip" $values.listenAddress "port" (int $role.ports.admin))
   "tls" (dict "enabled" $values.tls.enabled)
   "auth" (dict "enabled" $values.auth.enabled)
   "log" $values.log
   "woodpecker" (dict "storage" (dict "type" $values.storage.type))
 -}}
+{{- /* The shipping side has nothing to do with object storage. */}}
+{{- if ne .role "replicate" -}}{{- $_ := set $owned "minio" $minio -}}{{- end -}}
 {{- if $values.tls.enabled -}}
 {{- $_ := set $owned "tls" (dict
   "enabled" true
@@ -57,7 +58,7 @@
   "tokensFile" "/etc/streaming/auth/tokens"
   "tokenFile" "/etc/streaming/auth/token") -}}
 {{- end -}}
-{{- $port := dict "ip" $values.listenAddress "port" (int $role.ports.grpc) -}}
+{{- $port := dict "ip" $values.listenAddress "port" (int (default 0 $role.ports.grpc)) -}}
 {{- if eq .role "coord" -}}
 {{- $_ := set $owned "rootCoord" $port -}}
 {{- else if eq .role "node" -}}

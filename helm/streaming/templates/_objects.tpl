@@ -22,7 +22,9 @@ spec:
   selector:
     {{- include "streaming.selector" . | nindent 4 }}
   ports:
-    - {name: grpc, port: {{ int $role.ports.grpc }}, targetPort: grpc, protocol: TCP}
+    {{- with $role.ports.grpc }}
+    - {name: grpc, port: {{ int . }}, targetPort: grpc, protocol: TCP}
+    {{- end }}
     - {name: admin, port: {{ int $role.ports.admin }}, targetPort: admin, protocol: TCP}
 {{- if $role.pdb.enabled }}
 ---

@@ -72,7 +72,9 @@ envFrom:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 ports:
-  - {name: grpc, containerPort: {{ int $role.ports.grpc }}, protocol: TCP}
+  {{- with $role.ports.grpc }}
+  - {name: grpc, containerPort: {{ int . }}, protocol: TCP}
+  {{- end }}
   - {name: admin, containerPort: {{ int $role.ports.admin }}, protocol: TCP}
 startupProbe:
   httpGet: {path: /livez, port: admin, scheme: {{ include "streaming.adminScheme" .root }}}
@@ -103,7 +105,7 @@ volumeMounts:
   {{- with include "streaming.secretMounts" .root }}
   {{- . | nindent 2 }}
   {{- end }}
-  {{- if eq $values.objectStorage.provider "filesystem" }}
+  {{- if eq (include "streaming.objectClaim" .) "true" }}
   - {name: objects, mountPath: /objects}
   {{- end }}
   {{- if eq .role "logstore" }}
@@ -123,18 +125,20 @@ volumeMounts:
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_IP
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
-- name: {{ include "streaming.advertiseVariable" . }}
-  {{- if eq .role "logstore" }}
-  value: "$(POD_NAME).{{ include "streaming.name" . }}.{{ .root.Release.Namespace }}.svc.{{ $values.clusterDomain }}:{{ int $role.ports.grpc }}"
+{{- with include "streaming.advertiseVariable" . }}
+- name: {{ . }}
+  {{- if eq $.role "logstore" }}
+  value: "$(POD_NAME).{{ include "streaming.name" $ }}.{{ $.root.Release.Namespace }}.svc.{{ $values.clusterDomain }}:{{ int $role.ports.grpc }}"
   {{- else if contains ":" $values.listenAddress }}
   value: "[$(POD_IP)]:{{ int $role.ports.grpc }}"
   {{- else }}
   value: "$(POD_IP):{{ int $role.ports.grpc }}"
   {{- end }}
+{{- end }}
 {{- /* A log store says in which zone it is, the others which replicas are near them. */}}
 {{- $zone := $values.logstore.zone }}
 {{- $variable := ternary "STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE" "STREAMING_CONF_WOODPECKER_CLIENT_QUORUM_AZ" (eq .role "logstore") }}
-{{- if or (eq .role "logstore") (eq $values.storage.type "quorum") }}
+{{- if or (eq .role "logstore") (and (eq $values.storage.type "quorum") (ne .role "replicate")) }}
 {{- if and (eq .role "logstore") (eq $zone.source "static") }}
 - name: {{ $variable }}
   value: {{ $zone.value | quote }}
@@ -143,7 +147,7 @@ volumeMounts:
   valueFrom: {fieldRef: {fieldPath: "metadata.labels['topology.kubernetes.io/zone']"}}
 {{- end }}
 {{- end }}
-{{- if eq (include "streaming.objectStorageKeys" .root) "true" }}
+{{- if eq (include "streaming.objectStorageKeys" .) "true" }}
 - name: STREAMING_CONF_MINIO_ACCESSKEYID
   valueFrom: {secretKeyRef: {name: {{ include "streaming.objectStorageSecret" .root }}, key: {{ $values.objectStorage.accessKeyKey }}}}
 - name: STREAMING_CONF_MINIO_SECRETACCESSKEY
@@ -159,9 +163,15 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* Whether keys to object storage come from a Secret. */}}
+{{/* Whether the role's keys to object storage come from a Secret. */}}
 {{- define "streaming.objectStorageKeys" -}}
-{{- and (ne .Values.objectStorage.provider "filesystem") (eq .Values.objectStorage.auth "static") -}}
+{{- $s3 := .root.Values.objectStorage -}}
+{{- and (ne $s3.provider "filesystem") (eq $s3.auth "static") (ne .role "replicate") -}}
+{{- end -}}
+
+{{/* Whether the role's object storage is a claim. */}}
+{{- define "streaming.objectClaim" -}}
+{{- and (eq .root.Values.objectStorage.provider "filesystem") (ne .role "replicate") -}}
 {{- end -}}
 
 {{- define "streaming.volumes" -}}
@@ -171,7 +181,7 @@ volumeMounts:
 - name: tmp
   emptyDir: {}
 {{- include "streaming.secretVolumes" . }}
-{{- if eq $values.objectStorage.provider "filesystem" }}
+{{- if eq (include "streaming.objectClaim" .) "true" }}
 - name: objects
   persistentVolumeClaim: {claimName: {{ $values.objectStorage.existingClaim }}}
 {{- end }}

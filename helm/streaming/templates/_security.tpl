@@ -6,7 +6,7 @@
 {{/* Every name that a certificate of ours must carry, as a list: the common one, the Services', the pods', loopback. */}}
 {{- define "streaming.certificateNames" -}}
 {{- $names := list (include "streaming.serverName" .) "localhost" -}}
-{{- range $role := list "coord" "node" "logstore" -}}
+{{- range $role := list "coord" "node" "logstore" "replicate" -}}
 {{- $service := printf "%s.%s.svc" (include "streaming.name" (dict "root" $ "role" $role)) $.Release.Namespace -}}
 {{- $full := printf "%s.%s" $service $.Values.clusterDomain -}}
 {{- $names = concat $names (list $service $full (printf "*.%s" $full)) -}}

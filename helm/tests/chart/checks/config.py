@@ -5,13 +5,13 @@ import subprocess
 import tempfile
 
 from chart import render, tools
-from chart.registry import Skip, check, equal
+from chart.registry import check, equal
 
-ROLES = (("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet"))
+ROLES = (("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet"), ("replicate", "Deployment"))
 
 
 def checksums(values):
-    objects = render.template(render.merged(render.QUORUM, values))
+    objects = render.template(render.merged(render.QUORUM, {"replicate": {"enabled": True}}, values))
     return {
         role: render.named(objects, kind, f"s-streaming-{role}")["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
         for role, kind in ROLES
@@ -28,9 +28,11 @@ def checksum():
 
     equal(changed({"logstore": {"replicas": 5}, "node": {"replicas": 7}}), set(), "scaling")
     equal(changed({"node": {"config": {"streaming": {"maxMessageSize": "8MiB"}}}}), {"node"}, "node.config")
-    equal(changed({"config": {"common": {"session": {"ttl": "20s"}}}}), {"coord", "node", "logstore"}, "config")
+    equal(changed({"config": {"common": {"session": {"ttl": "20s"}}}}), {"coord", "node", "logstore", "replicate"}, "config")
     equal(changed({"coord": {"ports": {"grpc": 53101}}}), {"coord"}, "coord.ports")
-    equal(changed({"etcd": {"rootPath": "other"}}), {"coord", "node", "logstore"}, "etcd.rootPath")
+    equal(changed({"etcd": {"rootPath": "other"}}), {"coord", "node", "logstore", "replicate"}, "etcd.rootPath")
+    equal(changed({"objectStorage": {"bucket": "other"}}), {"coord", "node", "logstore"}, "objectStorage.bucket")
+    equal(changed({"replicate": {"config": {"replicate": {"inFlightMessages": 64}}, "replicas": 2}}), {"replicate"}, "replicate.config")
 
 
 @check("R13", "values reach the file under the binary's key names; a role's own `config` wins over the common one")
@@ -53,11 +55,6 @@ def keys():
     equal((local["minio"]["cloudProvider"], local["minio"]["rootPath"]), ("local", "/objects"))
 
 
-def verbs():
-    said = subprocess.run([tools.streaming(), "--help"], capture_output=True, text=True).stdout
-    return {line.split()[0] for line in said.splitlines() if line.startswith("  ") and line.split()}
-
-
 def dump(role, text, variables):
     with tempfile.TemporaryDirectory() as scratch:
         file = pathlib.Path(scratch, "streaming.yaml")
@@ -66,27 +63,15 @@ def dump(role, text, variables):
         return subprocess.run(command, env={"STREAMING_CONFIG": str(file), **variables}, capture_output=True, text=True)
 
 
-def knows_quorum():
-    return dump("node", "woodpecker: {storage: {type: quorum}}", {}).returncode == 0
-
-
 @check("P13", "the binary takes every rendered file together with the rendered variables")
 def binary_takes_it():
-    roles, missing = verbs(), set()
-    if not knows_quorum():
-        missing.add("woodpecker.storage.type quorum")
     for name, objects in render.every_render(kubernetes="1.35"):
         for role, kind in ROLES:
             found = [item for item in render.of_kind(objects, kind) if item["metadata"]["name"].endswith(f"-{role}")]
             if not found:
                 continue
             text = render.named(objects, "ConfigMap", found[0]["metadata"]["name"])["data"]["streaming.yaml"]
-            if role not in roles:
-                missing.add(f"the role {role}")
-            elif "type: quorum" not in text or "woodpecker.storage.type quorum" not in missing:
-                entries = render.environment(found[0]["spec"]["template"]["spec"]["containers"][0])
-                variables = {key: entry.get("value", "text") for key, entry in entries.items() if key.startswith("STREAMING_CONF_")}
-                done = dump(role, text, variables)
-                assert done.returncode == 0, f"{name} {role}: {done.stderr}"
-    if missing:
-        raise Skip(f"this binary knows neither {' nor '.join(sorted(missing))}; everything else was taken")
+            entries = render.environment(found[0]["spec"]["template"]["spec"]["containers"][0])
+            variables = {key: entry.get("value", "text") for key, entry in entries.items() if key.startswith("STREAMING_CONF_")}
+            done = dump(role, text, variables)
+            assert done.returncode == 0, f"{name} {role}: {done.stderr}"

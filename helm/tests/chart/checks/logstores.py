@@ -11,6 +11,7 @@ import urllib.request
 
 from chart import render
 from chart.checks import observe
+from chart.checks.replicate import SHIPPING
 from chart.checks.process import free_ports, run_test_pod, scratch_cluster, until, until_ready
 from chart.registry import check, equal
 
@@ -147,6 +148,8 @@ ON_OCCASION = {
     "milvus_wal_scan_bad_record_total", "milvus_wal_scan_time_tick_violation_message_total", "woodpecker_volume_failures_total",
     "woodpecker_logstore_corrupt_total", "woodpecker_logstore_refused_total", "woodpecker_maintenance_failures_total",
     "streaming_reload_failures_total", "woodpecker_quorum_replicas_lost_total", "woodpecker_quorum_store_exclusions_total",
+    # Of the role `replicate`, which P44 runs.
+    *SHIPPING,
     # Of the backend `object`.
     "woodpecker_object_batches_total", "woodpecker_object_batch_bytes_total",
 }  # fmt: skip

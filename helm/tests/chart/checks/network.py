@@ -23,8 +23,8 @@ def stateful():
 
 @check("R18", "a coordinator or node is replaced before its predecessor goes")
 def rolling():
-    objects = render.template()
-    for role in ("coord", "node"):
+    objects = render.template({"replicate": {"enabled": True}})
+    for role in ("coord", "node", "replicate"):
         strategy = render.named(objects, "Deployment", f"s-streaming-{role}")["spec"]["strategy"]
         equal(strategy, {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}, role)
 
@@ -98,6 +98,14 @@ def policy():
     equal(egress[3], {"ports": [{"port": 443, "protocol": "TCP"}]})
     bundled = render.of_kind(render.template({"networkPolicy": {"enabled": True}}), "NetworkPolicy")[0]["spec"]
     equal(len(bundled["egress"]), 2, "bundled stores are pods of the release")
+    ships = render.template(files=[render.CHART / "ci/replicate-values.yaml"])
+    common = render.named(ships, "NetworkPolicy", "s-streaming")["spec"]
+    own = render.named(ships, "NetworkPolicy", "s-streaming-replicate")["spec"]
+    equal((own["podSelector"]["matchLabels"], own["policyTypes"]), (release | {"app.kubernetes.io/component": "replicate"}, ["Egress"]))
+    east = yaml.safe_dump([{"ipBlock": {"cidr": "10.8.0.0/16"}}])
+    equal(allowed(own["egress"], "to"), {east: [(22222, "TCP"), (53100, "TCP")]})
+    assert east not in yaml.safe_dump(common), "only what ships goes to other clusters"
+    equal(render.of_kind(render.template({"replicate": {"enabled": True}}), "NetworkPolicy"), [])
     pods = [metadata["labels"] for _, metadata, _ in render.pods(render.template(render.QUORUM))]
     assert pods and all(release.items() <= labels.items() for labels in pods), "a pod outside the policy"
 
@@ -107,7 +115,7 @@ def probes():
     for name, objects in render.every_render():
         for item in render.of_kind(objects, "Deployment", "StatefulSet"):
             container = item["spec"]["template"]["spec"]["containers"][0]
-            if container["name"] in ("coord", "node", "logstore"):
+            if container["name"] in ("coord", "node", "logstore", "replicate"):
                 paths = {key: container[key]["httpGet"]["path"] for key in ("startupProbe", "livenessProbe", "readinessProbe")}
                 equal(paths, {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}, name)
                 equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration(objects, container["name"], item["metadata"]["name"].removesuffix("-" + container["name"]))["tls"]["enabled"] else "HTTP"}, name)

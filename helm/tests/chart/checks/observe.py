@@ -98,7 +98,7 @@ def custom_resources():
 
 @check("R30", "the ServiceMonitor selects exactly one Service a role, so each pod is scraped once")
 def service_monitor():
-    objects = render.template(render.merged(render.QUORUM, {"metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}}))
+    objects = render.template(render.merged(render.QUORUM, {"replicate": {"enabled": True}, "metrics": {"serviceMonitor": {"enabled": True, "labels": {"release": "p"}}}}))
     monitor = render.of_kind(objects, "ServiceMonitor")[0]
     equal(monitor["metadata"]["labels"]["release"], "p")
     selector = monitor["spec"]["selector"]
@@ -108,7 +108,7 @@ def service_monitor():
         return selector["matchLabels"].items() <= labels.items() and labels.get(expression["key"]) in expression["values"]
 
     services = [item for item in render.of_kind(objects, "Service") if selected(item["metadata"]["labels"])]
-    equal(sorted(item["metadata"]["name"] for item in services), ["s-streaming-coord", "s-streaming-logstore", "s-streaming-node"])
+    equal(sorted(item["metadata"]["name"] for item in services), ["s-streaming-coord", "s-streaming-logstore", "s-streaming-node", "s-streaming-replicate"])
     port = monitor["spec"]["endpoints"][0]["port"]
     for service in services:
         assert port in [entry["name"] for entry in service["spec"]["ports"]], service["metadata"]["name"]
@@ -158,6 +158,7 @@ def alerts():
 # Series, minutes until it fires, and the alerts that fire then.
 S = 'namespace="wal",service="s-streaming-node",pod="p"'
 C = 'namespace="wal",service="s-streaming-coord",pod="c"'
+R = 'namespace="wal",service="s-streaming-replicate",pod="r"'
 L = 'namespace="wal",service="s-streaming-logstore",pod="l"'
 SITUATIONS = [
     ({f"up{{{S}}}": "0x60", f"up{{{C}}}": "1x60"}, 5, {"StreamingProcessDown"}),
@@ -185,6 +186,8 @@ SITUATIONS = [
     ({f"up{{{C}}}": "1x60", f'streaming_reload_failures_total{{{S},what="certificates"}}': "0x9 1x50"}, 25, set()),
     ({f"up{{{C}}}": "1x60", f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+60x60"}, 20, {"StreamingCallersRefused"}),
     ({f"up{{{C}}}": "1x60", f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+1x60"}, 20, set()),
+    ({f"up{{{C}}}": "1x60", f"milvus_cdc_replicate_lag{{{R}}}": "61000x60"}, 20, {"StreamingReplicationBehind"}),
+    ({f"up{{{C}}}": "1x60", f"milvus_cdc_replicate_lag{{{R}}}": "59000x60"}, 20, set()),
     ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "30x60", f"woodpecker_logstore_writable{{{L}}}": "1x60"}, 20, set()),
 ]
 

@@ -129,7 +129,7 @@ IN_POD = {"extraVolumes": "volumes", "sidecars": "containers"}
 def extensions():
     file = render.CHART / "ci/every-extension-values.yaml"
     values, objects = yaml.safe_load(file.read_text()), render.template(files=[file])
-    for role, kind in [("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet")]:
+    for role, kind in [("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet"), ("replicate", "Deployment")]:
         template = render.named(objects, kind, f"s-streaming-{role}")["spec"]["template"]
         spec, container = template["spec"], template["spec"]["containers"][0]
         for key, wanted in values[role].items():
@@ -146,5 +146,5 @@ def extensions():
                 equal(spec[key], wanted, f"{role}.{key}")
     alone = [{key: value} for key, value in values["node"].items()]
     for part in alone:
-        render.template({"coord": part, "node": part, "logstore": part | {"enabled": True}})
+        render.template({"coord": part, "node": part, "logstore": part | {"enabled": True}, "replicate": part | {"enabled": True}})
     render.named(objects, "ConfigMap", "s-more")

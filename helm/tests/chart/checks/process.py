@@ -19,7 +19,7 @@ import urllib.request
 from chart import render, tools
 from chart.registry import Skip, check, equal
 
-KINDS = {"coord": "Deployment", "node": "Deployment", "logstore": "StatefulSet"}
+KINDS = {"coord": "Deployment", "node": "Deployment", "logstore": "StatefulSet", "replicate": "Deployment"}
 # Seconds for what takes a few: the machine may build next door.
 BUSY = 90
 KEYS = {"accessKey": "chart-test", "secretKey": "chart-test-secret"}

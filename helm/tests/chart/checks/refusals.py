@@ -56,6 +56,8 @@ SCHEMA = [
     ({"node": {"config": {"minio": {"secretAccessKey": "x"}}}}, "minio"),
     ({"fullnameOverride": "Upper"}, "fullnameOverride"),
     ({"serviceAccount": {"annotation": {}}}, "annotation"),
+    ({"replicate": {"ports": {"grpc": 1}}}, "grpc"),
+    ({"networkPolicy": {"followerPorts": [0]}}, "followerPorts"),
 ]
 
 
@@ -75,7 +77,8 @@ NO_ETCD = {"etcd": {"bundled": {"enabled": False}}}
 
 # (values, the beginning of the message)
 COMBINATIONS = [
-    ({"replicate": {"enabled": True}}, "replicate.enabled:"),
+    ({"replicate": {"enabled": True, "drain": {"timeoutSeconds": 15}}}, "replicate.terminationGracePeriodSeconds: 30"),
+    ({"replicate": {"enabled": True, "extraEnv": [{"name": "POD_IP", "value": "x"}]}}, "replicate.extraEnv: POD_IP is there already"),
     ({"tls": {"existingSecret": "tls"}}, "tls.enabled: must be true"),
     ({"tls": {"clientAuth": "required"}}, "tls.enabled: must be true"),
     ({"tls": {"certManager": {"enabled": True, "issuerRef": {"name": "i"}}}}, "tls.enabled: must be true"),
