@@ -32,6 +32,7 @@ use latency::{Latencies, Rates};
 use medium::Medium;
 use paced::{Paced, SUBSCRIBERS};
 use report::Report;
+use restart::Restart;
 use stream::Stream;
 
 /// Bytes of one entry in the latency measurements.
@@ -265,9 +266,10 @@ impl Run {
         let cold = self.medium.forget()?;
         let mut medium = Rates::default();
         self.medium.read(self.plan.bytes() * self.plan.rounds, &mut medium).await?;
-        let took = restart::restart(&self.config.data_path(""), bytes, cold, &self.machine).await?;
+        let Restart { took, replayed } =
+            restart::restart(&self.config.data_path(""), bytes, cold, &self.machine).await?;
         let mut ours = Rates::default();
-        ours.record(bytes, took);
+        ours.record(replayed, took);
         let what = format!("restart with {} of 1 KiB messages after the checkpoint", bytesize::ByteSize(bytes));
         report.figure(&what, "s", took.as_secs_f64());
         report.throughput(&what, &ours, &medium);

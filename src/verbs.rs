@@ -18,7 +18,7 @@ pub(crate) use self::{
     connect::{Cluster, connect, pick_channel},
     consume::consume,
     doctor::doctor,
-    health::health,
+    health::{health, page},
     list::{channels, describe, nodes},
     log::log,
     produce::{line_message, produce},

@@ -88,6 +88,8 @@ fn produce_stream() {
     );
     wire(produced(produce_message_response::Response::Error(error())), "12 09 08 07 1a 05 {error}");
     wire(response(Response::Close(CloseProducerResponse {})), "1a 00");
+    let slowdown = ProduceRateLimitResponse { state: WalRateLimitState::Slowdown.into(), rate: 1 << 20 };
+    wire(response(Response::RateLimit(slowdown)), "22 06 08 02 10 80 80 40");
 }
 
 #[test]

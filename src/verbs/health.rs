@@ -89,14 +89,17 @@ async fn ask(connector: &Connector, encrypted: bool, address: &str) -> anyhow::R
         Some("http") => ensure!(!encrypted, "--ca is for https"),
         _ => bail!("expected http://HOST:PORT or https://HOST:PORT"),
     }
-    let (healthy, _) = get(connector, &uri, "/healthz").await?;
-    let (ready, body) = get(connector, &uri, "/readyz").await?;
+    let (healthy, _) = page(connector, &uri, "/healthz").await?;
+    let (ready, body) = page(connector, &uri, "/readyz").await?;
     let roles = serde_json::from_str(&body).with_context(|| format!("/readyz answered {ready}: {body}"))?;
     Ok(Process { address: address.to_owned(), healthy: healthy == 200, ready: ready == 200, roles, error: None })
 }
 
 /// The status and body of a page. HTTP/1.0: the answer is what comes until the end.
-async fn get(connector: &Connector, uri: &http::Uri, path: &str) -> anyhow::Result<(u16, String)> {
+///
+/// # Errors
+/// There is no answer, or it is none.
+pub(crate) async fn page(connector: &Connector, uri: &http::Uri, path: &str) -> anyhow::Result<(u16, String)> {
     let host = uri.authority().context("no host")?.as_str();
     let mut connection = connector.connect(uri.clone()).await?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");

@@ -78,6 +78,12 @@ pub fn checkpointed(pchannel: &str, tick: u64) {
     gauge!("milvus_wal_recovery_persisted_time_tick", "channel_name" => pchannel.to_owned()).set(tick as f64);
 }
 
+/// Bytes of a log that a new owner had to read behind its checkpoint, and how long that took.
+pub fn replayed(bytes: u64, took: Duration) {
+    counter!("milvus_wal_recovery_replayed_bytes_total").increment(bytes);
+    histogram!("milvus_wal_recovery_replay_duration_seconds").record(took.as_secs_f64());
+}
+
 /// The last segment of a pchannel's log that was given up.
 pub fn truncated(pchannel: &str, segment: u64) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]

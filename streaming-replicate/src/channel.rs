@@ -5,6 +5,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Fuse, FusedFuture},
+};
 use streaming_client::{
     Client, ConsumeError, ConsumeOptions, Consumer, Delivery, ReplicateAnswers, ReplicateError, ReplicateSender,
 };
@@ -120,6 +124,15 @@ impl Channel {
         };
         shipping.run().await
     }
+
+    /// Tells the source from where on its log is needed. Nothing depends on it but the space that it takes.
+    async fn report(&self, reached: Place) {
+        let Self { source, source_channel, target_cluster, .. } = self;
+        let consumer = replica_consumer(source_channel, target_cluster);
+        if let Err(error) = source.report_position(&consumer, reached.id, reached.tick).await {
+            tracing::debug!(source_channel, %error, "the source was not told what is needed of it");
+        }
+    }
 }
 
 /// What a session holds.
@@ -154,12 +167,15 @@ struct Sent {
 
 impl Shipping<'_> {
     async fn run(mut self) -> Result<Ended, Broken> {
-        let Channel { settings, clock, .. } = self.channel;
+        let channel = self.channel;
+        let Channel { settings, clock, .. } = channel;
         let mut due = clock.ticker(settings.interval);
+        // It goes on beside the shipping, which a slow metadata store of the source must not hold up.
+        let mut reporting: Fuse<BoxFuture<'_, ()>> = Fuse::terminated();
         loop {
             let idle = self.queue.is_empty() && self.sent.is_empty();
             if self.released && idle {
-                self.report().await;
+                channel.report(self.reached).await;
                 return Ok(Ended::Released);
             }
             let room = !self.released
@@ -176,7 +192,10 @@ impl Shipping<'_> {
                     }
                 }
                 delivery = self.consumer.next(), if room => self.take(delivery?)?,
-                _ = due.tick() => self.report().await,
+                () = &mut reporting => {}
+                _ = due.tick(), if reporting.is_terminated() => {
+                    reporting = channel.report(self.reached).boxed().fuse();
+                }
             }
         }
     }
@@ -234,15 +253,6 @@ impl Shipping<'_> {
             self.queue.push_back(Item { message, sent: Sent { bytes, place } });
         }
         Ok(())
-    }
-
-    /// Tells the source from where on its log is needed. Nothing depends on it but the space that it takes.
-    async fn report(&mut self) {
-        let Channel { source, source_channel, target_cluster, .. } = self.channel;
-        let consumer = replica_consumer(source_channel, target_cluster);
-        if let Err(error) = source.report_position(&consumer, self.reached.id, self.reached.tick).await {
-            tracing::debug!(source_channel, %error, "the source was not told what is needed of it");
-        }
     }
 
     fn gauge(&self) {

@@ -120,9 +120,8 @@ async fn read_until(client: &Client, last: MessageId) -> anyhow::Result<Found> {
     Ok(found)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn killing_the_owner_amid_manual_flushes_ends_each_segment_once() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(Backend::Local, 2).await?;
+async fn killing_the_owner_ends_each_segment_once(backend: Backend) -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(backend, 2).await?;
     let client = cluster.client().await?;
     client.wait_channel(CHANNEL, LIMIT).await?;
     let producer = client.producer(CHANNEL);
@@ -155,4 +154,19 @@ async fn killing_the_owner_amid_manual_flushes_ends_each_segment_once() -> anyho
     ensure!(found.known.len() > 10, "nothing was tested: {} segments", found.known.len());
     client.close().await;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_owner_amid_manual_flushes_ends_each_segment_once_on_a_local_disk() -> anyhow::Result<()> {
+    killing_the_owner_ends_each_segment_once(Backend::Local).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_owner_amid_manual_flushes_ends_each_segment_once_on_object_storage() -> anyhow::Result<()> {
+    killing_the_owner_ends_each_segment_once(Backend::Object).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_owner_amid_manual_flushes_ends_each_segment_once_on_log_stores() -> anyhow::Result<()> {
+    killing_the_owner_ends_each_segment_once(Backend::Quorum).await
 }

@@ -166,3 +166,8 @@ async fn killing_the_owner_amid_transactions_tears_and_doubles_nothing_on_a_loca
 async fn killing_the_owner_amid_transactions_tears_and_doubles_nothing_on_object_storage() -> anyhow::Result<()> {
     killing_the_owner_tears_and_doubles_nothing(Backend::Object).await
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_owner_amid_transactions_tears_and_doubles_nothing_on_log_stores() -> anyhow::Result<()> {
+    killing_the_owner_tears_and_doubles_nothing(Backend::Quorum).await
+}

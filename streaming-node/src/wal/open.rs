@@ -28,6 +28,7 @@ use super::{
 use crate::{
     flow::{Gauges, Governor, Limiter, Memory},
     ids::IdSource,
+    metrics,
     recovery::{
         acks::BroadcastAcks,
         catalog::{Catalog, CatalogError},
@@ -150,6 +151,7 @@ impl Opener {
         let began = self.clock.now();
         let replayed = replay::replay(log, &mut state, *idempotency_bytes).await?;
         let took = self.clock.now() - began;
+        metrics::replayed(replayed.bytes, took);
         tracing::info!(log = log.name(), bytes = replayed.bytes, ?took, "replayed");
         Ok((Kept { log: log.clone(), catalog, state }, replayed))
     }
