@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::{
     load::{Sources, changes, load},
     logstore::LogStore,
-    replicate::Replicate,
+    replicate::{Replicate, ReplicateTarget},
     schema::{reference, schema},
     secret::Secret,
     security::{Auth, Limits, Tls},

@@ -23,6 +23,10 @@ pub(crate) enum TopologyVerb {
     Apply {
         #[command(flatten)]
         connect: ConnectArgs,
+        /// Promotes a cluster whose source is lost: it follows nobody from then on, and what the source had not shipped is
+        /// lost. In the file it follows nobody.
+        #[arg(long)]
+        force_promote: bool,
         /// YAML or JSON file with `clusters` and `edges`.
         #[arg(value_name = "FILE")]
         file: PathBuf,

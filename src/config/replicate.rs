@@ -1,5 +1,7 @@
 //! The shipping side of replication.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use anyhow::ensure;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
@@ -19,11 +21,33 @@ pub(crate) struct Replicate {
     /// Their bytes; a transaction goes as one, whatever its size.
     #[schemars(with = "units::SizeText")]
     pub(crate) in_flight_bytes: ByteSize,
+    /// How to get into the clusters that follow, by their id in the topology. One that is not named is reached as the roles
+    /// of the own cluster are.
+    pub(crate) targets: BTreeMap<String, ReplicateTarget>,
+}
+
+/// What another cluster trusts, and what it is known by. The files are read again when they change.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ReplicateTarget {
+    /// File with the authorities that sign the certificates of its roles, PEM; without one it is reached as the own cluster
+    /// is. The certificate that is shown to it is that of `tls`, if there is one.
+    pub(crate) ca: PathBuf,
+    /// The name in their certificates, if it is not the host that is dialled.
+    pub(crate) server_name: String,
+    /// File with the token to show, which needs the role `write` there. Without one none is shown to a cluster that has a
+    /// `ca` of its own, and the process' own to another.
+    pub(crate) token_file: PathBuf,
 }
 
 impl Default for Replicate {
     fn default() -> Self {
-        Self { source: String::new(), in_flight_messages: 1024, in_flight_bytes: ByteSize::mib(32) }
+        Self {
+            source: String::new(),
+            in_flight_messages: 1024,
+            in_flight_bytes: ByteSize::mib(32),
+            targets: BTreeMap::new(),
+        }
     }
 }
 
@@ -39,7 +63,7 @@ impl Config {
     }
 
     pub(super) fn validate_replicate(&self) -> anyhow::Result<()> {
-        let Replicate { source, in_flight_messages, in_flight_bytes } = &self.replicate;
+        let Replicate { source, in_flight_messages, in_flight_bytes, .. } = &self.replicate;
         let dialable =
             source.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
         ensure!(source.is_empty() || dialable, "replicate.source: {source:?} is not host:port");

@@ -7,8 +7,13 @@ use streaming_client::{Client, Discovery, Edges, Settings};
 use streaming_replicate::Replicator;
 use woodpecker_base::{health::State, tasks::Tasks};
 
-use super::{banner, process::Process};
+use self::targets::Targets;
+use super::{banner, process::Process, reload};
 use crate::cli::ServerArgs;
+
+mod targets;
+#[cfg(test)]
+mod tests;
 
 /// How long what is on its way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
@@ -33,7 +38,10 @@ pub(crate) async fn replicate(arguments: ServerArgs) -> anyhow::Result<()> {
     let settings = Settings { cluster: cluster.clone(), ..Settings::new(discovery) };
     let source = Client::connect(settings, edges.clone()).context("the source")?;
     let shipping = Tasks::new();
-    let replicator = Replicator::new(source.clone(), cluster.clone(), config.replicator(), edges)?;
+    let targets = Targets::open(config)?;
+    let connectors = targets.connectors(&edges.connector);
+    let replicator = Replicator::new(source.clone(), cluster.clone(), config.replicator(), edges, connectors)?;
+    reload::watch(vec![targets.watched()], config.common.reload_interval, machine.clock.clone(), tasks)?;
     let role = async {
         health.replicate.report(State::Healthy, Vec::new());
         let token = shipping.token().clone();

@@ -129,14 +129,24 @@ impl KnownTokens {
 }
 
 fn pem(wanted: &Tls) -> anyhow::Result<Pem> {
-    let identity = (bytes("tls.cert", &wanted.cert)?, bytes("tls.key", &wanted.key)?);
-    Ok(Pem { identity: Some(identity), authorities: Some(bytes("tls.ca", &wanted.ca)?) })
+    Ok(Pem { identity: own_identity(wanted)?, authorities: Some(bytes("tls.ca", &wanted.ca)?) })
 }
 
-fn text(key: &str, path: &Path) -> anyhow::Result<String> {
+/// The certificate and key of this process, if it has them.
+///
+/// # Errors
+/// One cannot be read; with its key.
+pub(super) fn own_identity(wanted: &Tls) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
+    if !wanted.enabled {
+        return Ok(None);
+    }
+    Ok(Some((bytes("tls.cert", &wanted.cert)?, bytes("tls.key", &wanted.key)?)))
+}
+
+pub(super) fn text(key: &str, path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("{key}: cannot read {}", path.display()))
 }
 
-fn bytes(key: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+pub(super) fn bytes(key: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("{key}: cannot read {}", path.display()))
 }

@@ -80,6 +80,20 @@ impl Standalone {
         cell: &NodeCell,
     ) -> anyhow::Result<Self> {
         let metadata = storage::metadata_in_time(config, machine).await?;
+        Self::start_on(metadata, config, machine, health, cell).await
+    }
+
+    /// As [`Standalone::start`], on this metadata store.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn start_on(
+        metadata: Arc<dyn MetadataStore>,
+        config: &Config,
+        machine: &Machine,
+        health: &Reporters,
+        cell: &NodeCell,
+    ) -> anyhow::Result<Self> {
         let engine = Tasks::new();
         let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
         let upkeep = Tasks::new();

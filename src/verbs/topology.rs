@@ -80,10 +80,14 @@ impl Topology {
 pub(crate) async fn topology(arguments: TopologyArgs) -> anyhow::Result<()> {
     match arguments.verb {
         TopologyVerb::Show { connect: arguments } => show(&connect(&arguments).await?).await,
-        TopologyVerb::Apply { connect: arguments, file } => {
+        TopologyVerb::Apply { connect: arguments, force_promote, file } => {
             let wanted = Topology::read(&file)?.into_wire();
-            let cluster = connect(&arguments).await?;
-            cluster.client.update_replicate_configuration(wanted, arguments.timeout).await?;
+            let Cluster { client, .. } = connect(&arguments).await?;
+            if force_promote {
+                client.force_promote(wanted, arguments.timeout).await?;
+            } else {
+                client.update_replicate_configuration(wanted, arguments.timeout).await?;
+            }
             say!("in force in cluster {}", arguments.cluster);
             Ok(())
         }

@@ -178,11 +178,33 @@ impl Client {
         configuration: ReplicateConfiguration,
         limit: Duration,
     ) -> Result<(), ReplicateError> {
+        self.alter_topology(configuration, false, limit).await
+    }
+
+    /// Makes a cluster that follows another one follow nobody, as `configuration` says, without its source, which is lost.
+    /// What the source has and this cluster does not is lost with it.
+    ///
+    /// # Errors
+    /// As [`Client::update_replicate_configuration`]'s; a cluster that follows nobody is not promoted.
+    pub async fn force_promote(
+        &self,
+        configuration: ReplicateConfiguration,
+        limit: Duration,
+    ) -> Result<(), ReplicateError> {
+        self.alter_topology(configuration, true, limit).await
+    }
+
+    async fn alter_topology(
+        &self,
+        configuration: ReplicateConfiguration,
+        force_promote: bool,
+        limit: Duration,
+    ) -> Result<(), ReplicateError> {
         let core = self.core();
         let unknown = || StreamingError::unknown("no coordinator is known");
         let coordinator = core.assignments.link().server.ok_or_else(unknown)?;
         let connection = core.connections.channel(&coordinator, Class::Control)?;
-        let request = UpdateReplicateConfigurationRequest { configuration: Some(configuration) };
+        let request = UpdateReplicateConfigurationRequest { configuration: Some(configuration), force_promote };
         let request = addressed(core, &coordinator, request, limit);
         let mut client = StreamingCoordAssignmentServiceClient::new(connection);
         within(core, limit, client.update_replicate_configuration(request)).await.map(drop)

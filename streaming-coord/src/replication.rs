@@ -2,7 +2,8 @@
 //!
 //! A change is a message to every pchannel, and in force once all of them have it: each WAL changes its role where its copy
 //! stands. On a primary the coordinator appends the copies itself, until each stands in its log, whatever happens in
-//! between; on a secondary they come from the source, and the nodes say when.
+//! between; on a secondary they come from the source, and the nodes say when. A secondary whose source is lost is promoted
+//! by force: then its coordinator appends the copies, as on a primary.
 
 mod append;
 mod task;
@@ -90,7 +91,8 @@ impl ReplicationControl {
         self.in_force.subscribe()
     }
 
-    /// Makes `wanted` the topology, and waits until it is. A secondary waits for its source to send it.
+    /// Makes `wanted` the topology, and waits until it is. A secondary waits for its source to send it, unless it is promoted
+    /// `by_force`.
     ///
     /// # Errors
     /// INVAILD_ARGUMENT with the first rule that it breaks; RESOURCE_ACQUIRED while another change is under way; INNER when
@@ -98,6 +100,7 @@ impl ReplicationControl {
     pub(crate) async fn update(
         self: &Arc<Self>,
         wanted: ReplicateConfiguration,
+        by_force: bool,
         ids: &Allocator<Ids>,
     ) -> Result<(), StreamingError> {
         let Edges { cluster, pchannels, .. } = &self.edges;
@@ -108,21 +111,38 @@ impl ReplicationControl {
         }
         topology::validate(&wanted, current, cluster, pchannels).map_err(StreamingError::invalid_argument)?;
         let follows = current.is_some_and(|current| is_secondary(current, cluster));
+        if by_force {
+            topology::validate_promotion(&wanted, follows, cluster).map_err(StreamingError::invalid_argument)?;
+        }
         match &state.task {
-            Some(task) if *task.config() == wanted => {}
-            Some(_) if !follows => return Err(StreamingError::resource_acquired("another change is under way")),
-            _ if follows => {}
-            _ => {
-                let id = ids.take(1).await.map_err(|error| StreamingError::inner(error.to_string()))?;
-                let task = Task::new(id, wanted.clone(), pchannels, &self.edges.control_channel)?;
-                state.store_task(&self.edges.catalog, Some(task)).await.map_err(|error| unstored(&error))?;
-                tracing::info!(broadcast = id, "changing the replication topology");
-                let control = self.clone();
-                self.edges.tasks.spawn_until_stopped(async move { control.go_on().await });
+            Some(task) if *task.config() == wanted && (task.is_by_force() || !by_force) => {}
+            // What the source has begun, a promotion ends.
+            Some(task) if !follows || (by_force && !task.arrives()) => {
+                return Err(StreamingError::resource_acquired("another change is under way"));
             }
+            _ if follows && !by_force => {}
+            _ => self.begin(&mut state, &wanted, by_force, ids).await?,
         }
         drop(state);
         self.until_in_force(&wanted).await
+    }
+
+    /// Begins a change of our own.
+    async fn begin(
+        self: &Arc<Self>,
+        state: &mut State,
+        wanted: &ReplicateConfiguration,
+        by_force: bool,
+        ids: &Allocator<Ids>,
+    ) -> Result<(), StreamingError> {
+        let Edges { pchannels, control_channel, catalog, tasks, .. } = &self.edges;
+        let id = ids.take(1).await.map_err(|error| StreamingError::inner(error.to_string()))?;
+        let task = Task::new(id, wanted.clone(), by_force, pchannels, control_channel)?;
+        state.store_task(catalog, Some(task)).await.map_err(|error| unstored(&error))?;
+        tracing::info!(broadcast = id, by_force, "changing the replication topology");
+        let control = self.clone();
+        tasks.spawn_until_stopped(async move { control.go_on().await });
+        Ok(())
     }
 
     async fn until_in_force(&self, wanted: &ReplicateConfiguration) -> Result<(), StreamingError> {

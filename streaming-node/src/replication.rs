@@ -59,6 +59,8 @@ pub struct Fact<'a> {
     pub txn_id: Option<i64>,
     /// The topology that a message brings.
     pub config: Option<ReplicateConfiguration>,
+    /// Whether it does so without the source, which is lost.
+    pub by_force: bool,
 }
 
 /// What a message does to its source's transaction.
@@ -135,8 +137,8 @@ impl Replication {
     /// Whether the message may be appended.
     ///
     /// # Errors
-    /// REPLICATE_VIOLATION if it is not for a WAL of this role, or breaks its source's order; IGNORED_OPERATION if it was
-    /// taken before, or is one that every cluster writes for itself; UNRECOVERABLE if its header cannot be read.
+    /// REPLICATE_VIOLATION if it is not for a WAL of this role, or breaks its source's order (a promotion by force is for a
+    /// secondary, and ends its being one); IGNORED_OPERATION if it was taken before, or is one that every cluster writes for itself; UNRECOVERABLE if its header cannot be read.
     pub fn judge(&self, fact: &Fact<'_>) -> Result<(), StreamingError> {
         let violation = |cause: String| Err(StreamingError::replicate_violation(format!("{}: {cause}", self.pchannel)));
         let Some(source) = &self.source else {
@@ -147,6 +149,10 @@ impl Replication {
         };
         let Some(header) = fact.header else {
             if fact.kind.is_self_controlled() {
+                return Ok(());
+            }
+            let follows = |config| self::source(config, &self.cluster, &self.pchannel).is_some();
+            if fact.by_force && fact.config.as_ref().is_some_and(|config| !follows(config)) {
                 return Ok(());
             }
             if fact.config.as_ref().is_some_and(|config| self.config() == Some(config)) {

@@ -3,8 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use streaming_client::{Client, Discovery, Edges};
-use streaming_proto::common::ReplicateConfiguration;
-use woodpecker_base::tasks::Tasks;
+use streaming_proto::common::{ConnectionParam, ReplicateConfiguration};
+use woodpecker_base::{
+    net::{Connector, Token},
+    tasks::Tasks,
+};
 
 use crate::{Settings, channel::Channel, metrics::Metrics, rewrite::Names, settings::InvalidSetting};
 
@@ -15,18 +18,20 @@ pub struct Replicator {
     cluster: String,
     settings: Settings,
     edges: Edges,
+    connectors: BTreeMap<String, Connector>,
 }
 
 /// What is done for one other cluster.
 #[derive(Debug)]
 struct Target {
-    address: String,
+    connection: ConnectionParam,
     client: Client,
     tasks: Tasks,
 }
 
 impl Replicator {
-    /// Ships what `source`, the cluster of this name, holds. Connections to other clusters are made with `edges`.
+    /// Ships what `source`, the cluster of this name, holds. Connections to other clusters are made with `connectors`, by
+    /// their id; to one that is not there with `edges`, as whoever the token in the topology says, if it has one.
     ///
     /// # Errors
     /// The first setting that is impossible.
@@ -35,9 +40,10 @@ impl Replicator {
         cluster: impl Into<String>,
         settings: Settings,
         edges: Edges,
+        connectors: BTreeMap<String, Connector>,
     ) -> Result<Self, InvalidSetting> {
         settings.validate()?;
-        Ok(Self { source, cluster: cluster.into(), settings, edges })
+        Ok(Self { source, cluster: cluster.into(), settings, edges, connectors })
     }
 
     /// Ships until `tasks` are stopped, whatever the topology becomes: without one, or while other clusters are the
@@ -64,9 +70,8 @@ impl Replicator {
     fn adopt(&self, topology: &ReplicateConfiguration, targets: &mut BTreeMap<String, Target>, tasks: &Tasks) {
         for cluster in topology.clusters.iter().filter(|cluster| cluster.cluster_id != self.cluster) {
             let id = &cluster.cluster_id;
-            let uri = cluster.connection_param.as_ref().map_or("", |connection| connection.uri.as_str());
-            let address = address_of(uri);
-            if targets.get(id).is_some_and(|target| target.address == address) {
+            let connection = cluster.connection_param.clone().unwrap_or_default();
+            if targets.get(id).is_some_and(|target| target.connection == connection) {
                 continue;
             }
             if let Some(former) = targets.remove(id) {
@@ -75,21 +80,31 @@ impl Replicator {
             let Some(names) = Names::new(topology, &self.cluster, id) else { continue };
             let settings = streaming_client::Settings {
                 cluster: id.clone(),
-                ..streaming_client::Settings::new(Discovery::Address(address.clone()))
+                ..streaming_client::Settings::new(Discovery::Address(address_of(&connection.uri)))
             };
-            let client = match Client::connect(settings, self.edges.clone()) {
+            let edges = Edges { connector: self.connector(id, &connection.token), ..self.edges.clone() };
+            let client = match Client::connect(settings, edges) {
                 Ok(client) => client,
                 Err(error) => {
-                    tracing::error!(cluster = id, uri, %error, "a cluster that cannot be reached");
+                    tracing::error!(cluster = id, connection.uri, %error, "a cluster that cannot be reached");
                     continue;
                 }
             };
-            let target = Target { address, client, tasks: tasks.branch() };
+            let target = Target { connection, client, tasks: tasks.branch() };
             for (source, counterpart) in names.pchannels() {
                 let channel = self.channel(&target, &names, id, (source, counterpart));
                 target.tasks.spawn_until_stopped(channel.run());
             }
             targets.insert(id.clone(), target);
+        }
+    }
+
+    fn connector(&self, id: &str, token: &str) -> Connector {
+        let ours = || self.edges.connector.clone();
+        match (self.connectors.get(id), Token::new(token)) {
+            (Some(named), _) => named.clone(),
+            (None, Ok(token)) => ours().with_token(token),
+            (None, Err(_)) => ours(),
         }
     }
 

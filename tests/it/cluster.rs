@@ -1,8 +1,11 @@
 //! A cluster of processes: etcd, a coordinator, nodes, and the medium they share.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use serde_json::Value;
 use streaming_client::{Client, Discovery, Edges, Settings};
 use tempfile::TempDir;
@@ -30,6 +33,64 @@ pub(crate) enum Backend {
     Object,
     /// Three log stores, with a bucket for what is sealed.
     Quorum,
+}
+
+/// What holds the logs of a cluster, and what its processes have to know of it.
+pub(crate) struct Medium {
+    _s3: Option<S3>,
+    pub(crate) stores: Vec<LogStore>,
+    settings: Vec<String>,
+}
+
+impl Medium {
+    /// Log stores are found through `etcd`.
+    pub(crate) async fn start(
+        backend: Backend,
+        directory: &Path,
+        etcd: Option<&Etcd>,
+        session_ttl: &str,
+    ) -> anyhow::Result<Self> {
+        let mut settings = vec![format!("woodpecker.storage.rootPath={}", directory.join("data").display())];
+        if let Some(etcd) = etcd {
+            settings.extend([
+                "metastore.type=etcd".to_owned(),
+                format!("etcd.endpoints=[\"{}\"]", etcd.endpoint()),
+                format!("common.session.ttl={session_ttl}"),
+            ]);
+        }
+        let mut stores = Vec::new();
+        if backend == Backend::Quorum {
+            let etcd = etcd.context("log stores need etcd")?;
+            for number in 0..3 {
+                stores.push(LogStore::start(number, directory, etcd, session_ttl)?);
+            }
+        }
+        let mut s3 = None;
+        if backend != Backend::Local {
+            let bucket = S3::start("logs").await?;
+            settings.extend([
+                format!("minio.address={}", bucket.endpoint()),
+                "minio.bucketName=logs".to_owned(),
+                format!("minio.accessKeyID={}", S3::ACCESS_KEY),
+                format!("minio.secretAccessKey={}", S3::SECRET_KEY),
+            ]);
+            s3 = Some(bucket);
+        }
+        match backend {
+            Backend::Local => {}
+            Backend::Object => settings.push("woodpecker.storage.type=object".to_owned()),
+            Backend::Quorum => settings.extend([
+                "woodpecker.storage.type=quorum".to_owned(),
+                "woodpecker.storage.also=[object,local]".to_owned(),
+            ]),
+        }
+        Ok(Self { _s3: s3, stores, settings })
+    }
+
+    /// What a process that uses it is started with.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        self.settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect()
+    }
 }
 
 pub(crate) struct Cluster {
@@ -60,43 +121,15 @@ impl Cluster {
     ) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let etcd = Etcd::start().await;
-        let mut settings = vec![
-            "metastore.type=etcd".to_owned(),
-            format!("etcd.endpoints=[\"{}\"]", etcd.endpoint()),
-            format!("common.session.ttl={session_ttl}"),
-            format!("streaming.walBalancer.expectedInitialStreamingNodeNum={nodes}"),
-            format!("woodpecker.storage.rootPath={}", directory.path().join("data").display()),
-        ];
-        let stores = match backend {
-            Backend::Local | Backend::Object => 0,
-            Backend::Quorum => 3,
-        };
-        let stores = (0..stores).map(|number| LogStore::start(number, directory.path(), &etcd, session_ttl));
-        let stores = stores.collect::<Result<Vec<_>, _>>()?;
-        let mut s3 = None;
-        if backend != Backend::Local {
-            let bucket = S3::start("logs").await?;
-            settings.extend([
-                format!("minio.address={}", bucket.endpoint()),
-                "minio.bucketName=logs".to_owned(),
-                format!("minio.accessKeyID={}", S3::ACCESS_KEY),
-                format!("minio.secretAccessKey={}", S3::SECRET_KEY),
-            ]);
-            s3 = Some(bucket);
-        }
-        match backend {
-            Backend::Local => {}
-            Backend::Object => settings.push("woodpecker.storage.type=object".to_owned()),
-            Backend::Quorum => settings.extend([
-                "woodpecker.storage.type=quorum".to_owned(),
-                "woodpecker.storage.also=[object,local]".to_owned(),
-            ]),
-        }
-        settings.extend(more.iter().map(|setting| (*setting).to_owned()));
-        let arguments: Vec<String> = settings.into_iter().flat_map(|value| ["--set".to_owned(), value]).collect();
+        let medium = Medium::start(backend, directory.path(), Some(&etcd), session_ttl).await?;
+        let own = format!("streaming.walBalancer.expectedInitialStreamingNodeNum={nodes}");
+        let more = [own.as_str()].into_iter().chain(more.iter().copied());
+        let mut arguments = medium.arguments();
+        arguments.extend(more.flat_map(|setting| ["--set".to_owned(), setting.to_owned()]));
+        let Medium { _s3, stores, .. } = medium;
         let coord = Role::start("coord", directory.path(), &arguments)?;
         let nodes = (0..nodes).map(|_| Role::start("node", directory.path(), &arguments)).collect::<Result<_, _>>()?;
-        Ok(Self { etcd, _s3: s3, stores, arguments, coord, nodes, directory })
+        Ok(Self { etcd, _s3, stores, arguments, coord, nodes, directory })
     }
 
     /// Starts another coordinator beside the one there is.

@@ -1,4 +1,4 @@
-//! Two clusters of real processes, one following the other: killed in the middle, and changing roles.
+//! Two clusters of real processes, one following the other: killed in the middle, changing roles, left alone.
 
 use std::{
     net::TcpListener,
@@ -11,58 +11,92 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use streaming_client::{AppendError, Client, ConsumeOptions, Delivery, Discovery, Edges, Settings, TxnError};
+use streaming_client::{AppendError, Client, ConsumeOptions, Delivery, Discovery, Edges, Settings, Tls, TxnError};
 use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
 use streaming_types::{
     DeliverPolicy, ImmutableMessage, Message, MessageBuilder, MessageType, StreamingCode, channel::vchannel_name,
 };
 use tempfile::TempDir;
+use test_peers::Etcd;
 use tokio::task::JoinHandle;
-use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
+use woodpecker_base::{
+    clock::Clock,
+    net::{Token, tcp_connector},
+    random::Random,
+};
 
-use crate::process::{Role, printed};
+use crate::{
+    cluster::{Backend, Medium},
+    process::{Role, printed},
+    security::Secrets,
+};
 
 const CHANNELS: usize = 2;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Larger than an entry of the log.
 const LARGE: usize = 5 << 20;
 
-/// A cluster of one process, and its replicator.
+/// A cluster of one process, and those that ship from it.
 struct Site {
     name: &'static str,
     directory: PathBuf,
     port: u16,
     process: Role,
-    replicator: Option<Role>,
+    replicators: Vec<Role>,
     client: Client,
+    medium: Medium,
+    secrets: Option<Secrets>,
+    _etcd: Option<Etcd>,
 }
+
+/// Short, so that the death of a process is noticed in a test's time.
+const SESSION_TTL: &str = "3s";
 
 fn set(values: &[String]) -> Vec<String> {
     values.iter().flat_map(|value| ["--set".to_owned(), value.clone()]).collect()
 }
 
 impl Site {
-    async fn start(name: &'static str, directory: &Path) -> anyhow::Result<Self> {
+    async fn start(
+        name: &'static str,
+        directory: &Path,
+        backend: Backend,
+        secrets: Option<Secrets>,
+    ) -> anyhow::Result<Self> {
         let directory = directory.join(name);
         std::fs::create_dir(&directory)?;
+        let etcd = if backend == Backend::Quorum { Some(Etcd::start().await) } else { None };
+        let medium = Medium::start(backend, &directory, etcd.as_ref(), SESSION_TTL).await?;
         // The topology names it, so it stays over a restart.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let process = Self::process(name, &directory, port)?;
+        let process = Self::process(name, &directory, port, &medium, secrets.as_ref())?;
         let discovery = Discovery::Address(format!("127.0.0.1:{port}"));
-        let settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };
+        let mut settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };
+        if let Some(secrets) = &secrets {
+            let ca = std::fs::read_to_string(secrets.path("ca"))?;
+            settings.tls = Some(Tls { ca, client: None, domain: None });
+            settings.token = Some(Token::new(&std::fs::read_to_string(secrets.path("write"))?)?);
+        }
         let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
         let client = Client::connect(settings, edges)?;
         client.wait_ready(LIMIT).await?;
-        Ok(Self { name, directory, port, process, replicator: None, client })
+        Ok(Self { name, directory, port, process, replicators: Vec::new(), client, medium, secrets, _etcd: etcd })
     }
 
-    fn process(name: &str, directory: &Path, port: u16) -> anyhow::Result<Role> {
-        let arguments = set(&[
+    fn process(
+        name: &str,
+        directory: &Path,
+        port: u16,
+        medium: &Medium,
+        secrets: Option<&Secrets>,
+    ) -> anyhow::Result<Role> {
+        let mut arguments = set(&[
             format!("msgChannel.chanNamePrefix.cluster={name}"),
             format!("rootCoord.dmlChannelNum={CHANNELS}"),
             format!("rootCoord.port={port}"),
-            format!("woodpecker.storage.rootPath={}", directory.join("data").display()),
         ]);
+        arguments.extend(medium.arguments());
+        arguments.extend(secrets.iter().flat_map(|secrets| secrets.settings()));
         Role::start("standalone", directory, &arguments)
     }
 
@@ -70,27 +104,38 @@ impl Site {
         format!("{}-rootcoord-dml_{index}", self.name)
     }
 
-    fn start_replicator(&mut self) -> anyhow::Result<()> {
-        let arguments = set(&[
+    /// Starts one more process that ships to `target`.
+    fn start_replicator(&mut self, target: &Self) -> anyhow::Result<()> {
+        let mut arguments = set(&[
             format!("msgChannel.chanNamePrefix.cluster={}", self.name),
             format!("replicate.source=127.0.0.1:{}", self.port),
         ]);
-        self.replicator = Some(Role::start("replicate", &self.directory, &arguments)?);
+        arguments.extend(self.secrets.iter().flat_map(Secrets::settings));
+        if let Some(theirs) = &target.secrets {
+            arguments.extend(set(&[
+                format!("replicate.targets.{}.ca={}", target.name, theirs.shown("ca")),
+                format!("replicate.targets.{}.tokenFile={}", target.name, theirs.shown("write")),
+            ]));
+        }
+        self.replicators.push(Role::start("replicate", &self.directory, &arguments)?);
         Ok(())
     }
 
     /// `kill -9` of the cluster, and the same one started anew.
     fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
-        self.process = Self::process(self.name, &self.directory, self.port)?;
+        let Self { name, directory, port, medium, secrets, .. } = self;
+        self.process = Self::process(name, directory, *port, medium, secrets.as_ref())?;
         Ok(())
     }
 
-    fn topology(&self, verb: &str, file: Option<&Path>) -> anyhow::Result<String> {
-        let mut arguments = vec!["topology".to_owned(), verb.to_owned()];
+    fn topology(&self, verb: &[&str], file: Option<&Path>) -> anyhow::Result<String> {
+        let mut arguments = vec!["topology".to_owned()];
+        arguments.extend(verb.iter().map(|word| (*word).to_owned()));
         arguments.extend(file.map(|file| file.display().to_string()));
         arguments.extend(["--cluster".into(), self.name.into()]);
         arguments.extend(["--coordinator".into(), format!("127.0.0.1:{}", self.port)]);
+        arguments.extend(self.secrets.iter().flat_map(|secrets| secrets.credentials("admin", "ca")));
         Ok(String::from_utf8(printed(arguments)?)?)
     }
 }
@@ -108,7 +153,7 @@ async fn follow(source: &Site, target: &Site, directory: &Path) -> anyhow::Resul
     let file = directory.join(format!("from-{}.yaml", source.name));
     std::fs::write(&file, text)?;
     std::thread::scope(|scope| {
-        let applied = sites.map(|site| scope.spawn(|| site.topology("apply", Some(&file))));
+        let applied = sites.map(|site| scope.spawn(|| site.topology(&["apply"], Some(&file))));
         for applied in applied {
             let said = applied.join().map_err(|_| anyhow::anyhow!("panicked"))??;
             ensure!(said.starts_with("in force"), "{said}");
@@ -252,25 +297,26 @@ fn holds(found: &Seen, acked: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start() -> anyhow::Result<(TempDir, Site, Site)> {
+/// Where the logs of two clusters are, and whether each is secured by an authority and tokens of its own.
+async fn start(backends: [Backend; 2], secured: bool) -> anyhow::Result<(TempDir, Site, Site)> {
     let directory = tempfile::tempdir()?;
-    let west = Site::start("west", directory.path()).await?;
-    let east = Site::start("east", directory.path()).await?;
+    let secrets = |name| if secured { Secrets::of(name).map(Some) } else { Ok(None) };
+    let west = Site::start("west", directory.path(), backends[0], secrets("west")?).await?;
+    let east = Site::start("east", directory.path(), backends[1], secrets("east")?).await?;
     Ok((directory, west, east))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn follower_has_the_same_whoever_is_killed_in_the_middle() -> anyhow::Result<()> {
-    let (directory, mut west, mut east) = start().await?;
+async fn follower_has_the_same_whoever_is_killed(backends: [Backend; 2]) -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start(backends, false).await?;
     follow(&west, &east, directory.path()).await?;
     let loads = [Load::start(&west, 0, "a"), Load::start(&west, 1, "b")];
     // What is there before anybody ships it.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    west.start_replicator()?;
+    west.start_replicator(&east)?;
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(500)).await;
-        west.replicator.as_mut().context("started")?.kill()?;
-        west.start_replicator()?;
+        west.replicators.pop().context("started")?.kill()?;
+        west.start_replicator(&east)?;
         tokio::time::sleep(Duration::from_millis(500)).await;
         east.restart()?;
     }
@@ -279,17 +325,27 @@ async fn follower_has_the_same_whoever_is_killed_in_the_middle() -> anyhow::Resu
         ensure!(acked.len() > 20, "only {} messages", acked.len());
         check(&west, &east, index, &acked, "the end").await?;
     }
-    let shown = east.topology("show", None)?;
+    let shown = east.topology(&["show"], None)?;
     ensure!(shown.contains("secondary of west-rootcoord-dml_0 in west"), "{shown}");
     Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn roles_change_there_and_back_without_loss() -> anyhow::Result<()> {
-    let (directory, mut west, mut east) = start().await?;
+async fn follower_has_the_same_whoever_is_killed_on_local_disks() -> anyhow::Result<()> {
+    follower_has_the_same_whoever_is_killed([Backend::Local, Backend::Local]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_on_log_stores_has_the_same_as_a_source_on_object_storage_whoever_is_killed() -> anyhow::Result<()> {
+    follower_has_the_same_whoever_is_killed([Backend::Object, Backend::Quorum]).await
+}
+
+/// There and back, so each of the two is source and follower.
+async fn roles_change_without_loss(backends: [Backend; 2], secured: bool) -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start(backends, secured).await?;
     follow(&west, &east, directory.path()).await?;
-    west.start_replicator()?;
-    east.start_replicator()?;
+    west.start_replicator(&east)?;
+    east.start_replicator(&west)?;
     let mut acked = [Vec::new(), Vec::new()];
     for (label, there) in [("first", true), ("second", false), ("third", true)] {
         let (source, target) = if there { (&west, &east) } else { (&east, &west) };
@@ -306,5 +362,72 @@ async fn roles_change_there_and_back_without_loss() -> anyhow::Result<()> {
     for (index, acked) in acked.iter().enumerate() {
         check(&east, &west, index, acked, "the end").await?;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_change_there_and_back_without_loss_between_clusters_that_trust_different_authorities()
+-> anyhow::Result<()> {
+    roles_change_without_loss([Backend::Local, Backend::Local], true).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_change_there_and_back_without_loss_between_log_stores_and_object_storage() -> anyhow::Result<()> {
+    roles_change_without_loss([Backend::Quorum, Backend::Object], false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_ship_at_once_double_nothing() -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start([Backend::Local, Backend::Local], false).await?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator(&east)?;
+    west.start_replicator(&east)?;
+    let loads = [Load::start(&west, 0, "a"), Load::start(&west, 1, "b")];
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // One of them sleeps, falls behind, and wakes up; then the follower is killed under both.
+    west.replicators[0].signal("STOP")?;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    west.replicators[0].signal("CONT")?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    east.restart()?;
+    for (index, load) in loads.into_iter().enumerate() {
+        let acked = load.finish().await?;
+        ensure!(acked.len() > 20, "only {} messages", acked.len());
+        check(&west, &east, index, &acked, "the end").await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_is_promoted_when_its_source_is_lost_and_has_a_whole_beginning_of_it() -> anyhow::Result<()> {
+    let (directory, mut west, east) = start([Backend::Local, Backend::Local], false).await?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator(&east)?;
+    let channel = west.channel(0);
+    let producer = west.client.producer(&channel);
+    let mut shipped = 0;
+    for n in 0..200 {
+        producer.append(message(&channel, n.to_string())?).await?.await?;
+        shipped = n;
+    }
+    // Much of it has arrived by now, and maybe not all.
+    read(&east, 0, "100").await?;
+    west.process.kill()?;
+    let file = directory.path().join("alone.yaml");
+    let channels = [east.channel(0), east.channel(1)];
+    let text = format!("clusters:\n- id: east\n  uri: http://127.0.0.1:{}\n  channels: {channels:?}\n", east.port);
+    std::fs::write(&file, text)?;
+    let said = east.topology(&["apply", "--force-promote"], Some(&file))?;
+    ensure!(said.starts_with("in force"), "{said}");
+    let channel = east.channel(0);
+    east.client.producer(&channel).append(message(&channel, "own")?).await?.await?;
+    let found = read(&east, 0, "own").await?;
+    let (own, before) = found.split_last().context("something")?;
+    ensure!(own[0].1 == b"own" && before.len() > 100 && before.len() <= shipped + 1, "{} messages", found.len());
+    for (n, one) in before.iter().enumerate() {
+        ensure!(one[0].1 == n.to_string().as_bytes(), "{:?} at {n}", one[0].1);
+    }
+    let shown = east.topology(&["show"], None)?;
+    ensure!(shown.contains("# east-rootcoord-dml_0: primary"), "{shown}");
     Ok(())
 }

@@ -16,24 +16,30 @@ const WRITE: &str = "writes-0123456789abcdef";
 const ADMIN: &str = "admins-0123456789abcdef";
 
 /// A directory with everything that secures a cluster.
-struct Secrets {
+pub(crate) struct Secrets {
     directory: tempfile::TempDir,
 }
 
 impl Secrets {
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        Self::of("")
+    }
+
+    /// With tokens that no other cluster knows.
+    pub(crate) fn of(cluster: &str) -> anyhow::Result<Self> {
         let secrets = Self { directory: tempfile::tempdir()? };
         secrets.certify("")?;
         secrets.certify("stranger-")?;
-        secrets.write("tokens", &format!("# who may\nread {READ}\nwrite {WRITE}\nadmin {ADMIN}\n"))?;
-        for (name, token) in [("read", READ), ("write", WRITE), ("admin", ADMIN), ("wrong", "nobody-0123456789abcdef")]
-        {
-            secrets.write(name, token)?;
+        let [read, write, admin] = [READ, WRITE, ADMIN].map(|token| format!("{cluster}{token}"));
+        secrets.write("tokens", &format!("# who may\nread {read}\nwrite {write}\nadmin {admin}\n"))?;
+        let wrong = "nobody-0123456789abcdef".to_owned();
+        for (name, token) in [("read", read), ("write", write), ("admin", admin), ("wrong", wrong)] {
+            secrets.write(name, &token)?;
         }
         Ok(secrets)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
@@ -53,12 +59,12 @@ impl Secrets {
         self.write(&format!("{prefix}cert"), &certificate)
     }
 
-    fn shown(&self, name: &str) -> String {
+    pub(crate) fn shown(&self, name: &str) -> String {
         self.path(name).display().to_string()
     }
 
     /// What makes a role use all of it.
-    fn settings(&self) -> Vec<String> {
+    pub(crate) fn settings(&self) -> Vec<String> {
         [
             "tls.enabled=true".to_owned(),
             format!("tls.cert={}", self.shown("cert")),
@@ -75,7 +81,7 @@ impl Secrets {
     }
 
     /// What makes a verb show this token, and trust this authority.
-    fn credentials(&self, token: &str, authority: &str) -> Vec<String> {
+    pub(crate) fn credentials(&self, token: &str, authority: &str) -> Vec<String> {
         ["--token-file", &self.shown(token), "--ca", &self.shown(authority)].map(str::to_owned).to_vec()
     }
 }

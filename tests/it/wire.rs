@@ -12,6 +12,7 @@ mod messages;
 mod ownership;
 mod produce;
 mod raw;
+mod segments;
 mod server;
 mod standard;
 mod txn;

@@ -22,6 +22,8 @@ pub(super) struct Task {
     places: Vec<AckedCheckpoint>,
     /// Whether the copies come from the source.
     arrives: bool,
+    /// Whether it promotes a cluster without its source.
+    by_force: bool,
 }
 
 /// A copy that stands in a log.
@@ -67,6 +69,7 @@ impl Task {
     pub(super) fn new(
         broadcast_id: u64,
         config: ReplicateConfiguration,
+        by_force: bool,
         pchannels: &[String],
         with_control: &str,
     ) -> Result<Self, StreamingError> {
@@ -75,8 +78,11 @@ impl Task {
         };
         let vchannels: Vec<String> = pchannels.iter().map(name).collect();
         let cluster = ResourceKey { domain: ResourceDomain::Cluster.into(), ..ResourceKey::default() };
-        let header =
-            AlterReplicateConfigMessageHeader { replicate_configuration: Some(config.clone()), ..Default::default() };
+        let header = AlterReplicateConfigMessageHeader {
+            replicate_configuration: Some(config.clone()),
+            force_promote: by_force,
+            ..Default::default()
+        };
         let message = MessageBuilder::new(&header)
             .body(&AlterReplicateConfigMessageBody {})
             // By it a copy that was appended before is known, whatever the WAL has become since.
@@ -87,7 +93,7 @@ impl Task {
             BroadcastHeader { broadcast_id, vchannels, resource_keys: vec![cluster], ..BroadcastHeader::default() };
         message.properties.set_broadcast(&broadcast);
         let places = vec![AckedCheckpoint::default(); broadcast.vchannels.len()];
-        Ok(Self { message, config, broadcast, places, arrives: false })
+        Ok(Self { message, config, broadcast, places, arrives: false, by_force })
     }
 
     /// A change of the source's, of which one copy has arrived.
@@ -98,6 +104,7 @@ impl Task {
             broadcast: arrival.broadcast.clone(),
             places: vec![AckedCheckpoint::default(); arrival.broadcast.vchannels.len()],
             arrives: true,
+            by_force: false,
         }
     }
 
@@ -109,7 +116,8 @@ impl Task {
         let broadcast = message.properties.broadcast().ok()??;
         let mut places = stored.acked_checkpoints;
         places.resize_with(broadcast.vchannels.len(), AckedCheckpoint::default);
-        Some(Self { config: header.replicate_configuration?, message, broadcast, places, arrives })
+        let by_force = header.force_promote && !arrives;
+        Some(Self { config: header.replicate_configuration?, message, broadcast, places, arrives, by_force })
     }
 
     pub(super) fn to_stored(&self) -> BroadcastTask {
@@ -128,6 +136,10 @@ impl Task {
 
     pub(super) fn arrives(&self) -> bool {
         self.arrives
+    }
+
+    pub(super) fn is_by_force(&self) -> bool {
+        self.by_force
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {

@@ -47,6 +47,12 @@ pub(super) fn validate(
     Ok(())
 }
 
+/// Says why a cluster that `follows` another one, or does not, cannot be promoted by force to its place in `wanted`.
+pub(super) fn validate_promotion(wanted: &ReplicateConfiguration, follows: bool, own: &str) -> Result<(), String> {
+    ensure(follows, || format!("cluster {own} follows nobody, it needs no promotion"))?;
+    ensure(!is_secondary(wanted, own), || format!("cluster {own} would follow another one, which is no promotion"))
+}
+
 fn validate_cluster(cluster: &MilvusCluster) -> Result<(), String> {
     let id = &cluster.cluster_id;
     let clean = !id.is_empty() && !id.contains(char::is_whitespace);

@@ -49,9 +49,9 @@ impl StreamingCoordAssignmentService for AssignmentService {
         request: Request<UpdateReplicateConfigurationRequest>,
     ) -> Result<Response<UpdateReplicateConfigurationResponse>, Status> {
         let active = self.shared.active().await?;
-        let wanted = request.into_inner().configuration;
-        let wanted = wanted.ok_or_else(|| StreamingError::invalid_argument("no replicate configuration"))?;
-        active.replication.update(wanted, &active.ids).await?;
+        let UpdateReplicateConfigurationRequest { configuration, force_promote } = request.into_inner();
+        let wanted = configuration.ok_or_else(|| StreamingError::invalid_argument("no replicate configuration"))?;
+        active.replication.update(wanted, force_promote, &active.ids).await?;
         Ok(Response::new(UpdateReplicateConfigurationResponse {}))
     }
 }

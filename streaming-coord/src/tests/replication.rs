@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prost::Message as _;
 use streaming_proto::{
     common::{ConnectionParam, CrossClusterTopology, ImmutableMessage, MilvusCluster, ReplicateConfiguration},
-    messages::ReplicateHeader,
+    messages::{AlterReplicateConfigMessageHeader, ReplicateHeader},
     streaming::{
         BroadcastAckRequest, BroadcastTask, ReplicateConfigurationMeta, StreamingCode,
         UpdateReplicateConfigurationRequest,
@@ -39,10 +39,19 @@ fn topology(source: &str, target: &str) -> ReplicateConfiguration {
 
 /// Asks for a topology; the answer comes when it is in force.
 fn update(address: &str, wanted: ReplicateConfiguration, tasks: &Tasks) -> JoinHandle<Result<(), Status>> {
+    ask(address, wanted, false, tasks)
+}
+
+fn ask(
+    address: &str,
+    wanted: ReplicateConfiguration,
+    force_promote: bool,
+    tasks: &Tasks,
+) -> JoinHandle<Result<(), Status>> {
     let address = format!("http://{address}");
     tasks.spawn(async move {
         let mut client = StreamingCoordAssignmentServiceClient::connect(address).await.unwrap();
-        let request = UpdateReplicateConfigurationRequest { configuration: Some(wanted) };
+        let request = UpdateReplicateConfigurationRequest { configuration: Some(wanted), force_promote };
         client.update_replicate_configuration(request).await.map(drop)
     })
 }
@@ -54,10 +63,16 @@ async fn stored<M: prost::Message + Default>(store: &Arc<dyn MetadataStore>, nam
 
 /// The change that is under way, as soon as there is one.
 async fn change(store: &Arc<dyn MetadataStore>) -> Message {
+    change_that(store, |_| true).await
+}
+
+async fn change_that(store: &Arc<dyn MetadataStore>, is: impl Fn(&Message) -> bool) -> Message {
     for _ in 0..500 {
         let task: Option<BroadcastTask> = stored(store, "replicate-configuration-task").await;
-        if let Some(message) = task.and_then(|task| task.message) {
-            return message.into();
+        if let Some(message) = task.and_then(|task| task.message).map(Message::from)
+            && is(&message)
+        {
+            return message;
         }
         Clock::system().sleep(Duration::from_millis(10)).await;
     }
@@ -73,6 +88,21 @@ async fn ack(address: &str, change: &Message, vchannel: &str, tick: u64) -> Resu
     let message: ImmutableMessage = copy.into_immutable(MessageId::new(1, 7)).into();
     let mut client = StreamingCoordBroadcastServiceClient::connect(format!("http://{address}")).await.unwrap();
     client.ack(BroadcastAckRequest { message: Some(message), ..Default::default() }).await.map(drop)
+}
+
+/// A copy of another change, like one of our own.
+fn as_the_source_sends_it(ours: &Message, wanted: &ReplicateConfiguration) -> Message {
+    let mut replicated = ours.clone();
+    let mut broadcast = ours.properties.broadcast().unwrap().unwrap();
+    broadcast.broadcast_id += 1000;
+    replicated.properties.set_broadcast(&broadcast);
+    replicated.properties.set_replicate(&ReplicateHeader { cluster_id: "far".into(), ..Default::default() });
+    let header = AlterReplicateConfigMessageHeader {
+        replicate_configuration: Some(wanted.clone()),
+        ..AlterReplicateConfigMessageHeader::default()
+    };
+    replicated.properties.set_header_bytes(&header.encode_to_vec());
+    replicated
 }
 
 #[tokio::test]
@@ -122,17 +152,7 @@ async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
 
     let wanted = topology("by-dev", "far");
     let asked = update(&coordinator.address, wanted.clone(), &tasks);
-    // As the source sends it.
-    let mut replicated = message.clone();
-    let mut broadcast = message.properties.broadcast().unwrap().unwrap();
-    broadcast.broadcast_id += 1000;
-    replicated.properties.set_broadcast(&broadcast);
-    replicated.properties.set_replicate(&ReplicateHeader { cluster_id: "far".into(), ..Default::default() });
-    let header = streaming_proto::messages::AlterReplicateConfigMessageHeader {
-        replicate_configuration: Some(wanted.clone()),
-        ..Default::default()
-    };
-    replicated.properties.set_header_bytes(&header.encode_to_vec());
+    let replicated = as_the_source_sends_it(&message, &wanted);
     ack(&coordinator.address, &replicated, COPIES[1], 30).await.unwrap();
     assert!(!asked.is_finished());
     ack(&coordinator.address, &replicated, COPIES[0], 31).await.unwrap();
@@ -144,6 +164,50 @@ async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
     }
     let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
     assert_eq!(meta.replicate_configuration, Some(wanted));
+    let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
+    assert_eq!(task.message, None, "nothing is under way");
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomplete() {
+    let cluster = Cluster::new();
+    let tasks = Tasks::new();
+    let coordinator = cluster.coordinator(settings(2)).await;
+    let alone = ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") };
+    let refused = ask(&coordinator.address, alone.clone(), true, &tasks).await.unwrap().unwrap_err();
+    assert_eq!(code(&refused), StreamingCode::InvaildArgument, "it follows nobody");
+    let first = update(&coordinator.address, topology("far", "by-dev"), &tasks);
+    let message = change(&cluster.store).await;
+    for copy in COPIES {
+        ack(&coordinator.address, &message, copy, 10).await.unwrap();
+    }
+    first.await.unwrap().unwrap();
+    let refused = ask(&coordinator.address, topology("far", "by-dev"), true, &tasks).await.unwrap();
+    assert_eq!(refused.map_err(|status| code(&status)), Ok(()), "in force already");
+
+    // The source is lost when one of two channels has its change.
+    let replicated = as_the_source_sends_it(&message, &topology("by-dev", "far"));
+    ack(&coordinator.address, &replicated, COPIES[1], 30).await.unwrap();
+    let promoted = ask(&coordinator.address, alone.clone(), true, &tasks);
+    let by_force = |message: &Message| {
+        message.header::<AlterReplicateConfigMessageHeader>().is_ok_and(|header| header.force_promote)
+    };
+    let message = change_that(&cluster.store, by_force).await;
+    let other = ask(&coordinator.address, topology("by-dev", "far"), true, &tasks).await.unwrap().unwrap_err();
+    assert_eq!(code(&other), StreamingCode::ResourceAcquired);
+    ack(&coordinator.address, &message, COPIES[0], 40).await.unwrap();
+    let early = ack(&coordinator.address, &replicated, COPIES[0], 31).await;
+    assert_eq!(early.map_err(|status| code(&status)), Err(StreamingCode::Inner), "its node is to say so again");
+    assert!(!promoted.is_finished());
+    ack(&coordinator.address, &message, COPIES[1], 41).await.unwrap();
+    promoted.await.unwrap().unwrap();
+
+    for (copy, tick) in [(COPIES[0], 31), (COPIES[1], 30)] {
+        ack(&coordinator.address, &replicated, copy, tick).await.expect("it stands before the promotion");
+    }
+    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
+    assert_eq!(meta.replicate_configuration, Some(alone));
     let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
     assert_eq!(task.message, None, "nothing is under way");
     coordinator.stop().await.unwrap();

@@ -8,7 +8,13 @@ use woodpecker::{EntryId, Log, LogError, Position, ReadError};
 use super::{seen::Seen, state::State};
 use crate::{
     metrics,
-    wal::{BadRecord, chunk::Joiner, record, sessions::Sessions, window::Windows},
+    wal::{
+        BadRecord,
+        chunk::Joiner,
+        record,
+        sessions::Sessions,
+        window::{Windows, newest::NewestKeys},
+    },
 };
 
 /// What replaying gave beside the state.
@@ -45,6 +51,7 @@ pub async fn replay(log: &Log, state: &mut State, window_bytes: usize) -> Result
     let (checkpoint, start) = (state.checkpoint().id, state.replay_from());
     let mut replay = Replay {
         log,
+        keys: NewestKeys::new(window_bytes),
         done: state.observed_tick(),
         replayed: Replayed {
             last_tick: state.observed_tick(),
@@ -56,38 +63,17 @@ pub async fn replay(log: &Log, state: &mut State, window_bytes: usize) -> Result
         state,
         joiner: Joiner::default(),
     };
-    let Some(last) = last else { return Ok(replay.replayed) };
-    let mut reader = log.reader(Position::At(start));
-    loop {
-        let entries = match reader.next().await {
-            Ok(entries) => entries,
-            // Nothing is left to replay.
-            Err(ReadError::PositionLost { earliest }) if earliest > last => return Ok(replay.replayed),
-            // Who truncated knew that it was not needed.
-            Err(ReadError::PositionLost { earliest }) => {
-                reader = log.reader(Position::At(earliest));
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        for entry in entries {
-            if entry.id > last {
-                return Ok(replay.replayed);
-            }
-            if entry.id >= checkpoint {
-                replay.replayed.bytes += entry.payload.len() as u64;
-            }
-            replay.take(entry.id, entry.payload);
-            if entry.id == last {
-                return Ok(replay.replayed);
-            }
-        }
+    if let Some(last) = last {
+        replay.run(start, checkpoint, last).await?;
     }
+    replay.replayed.windows = replay.keys.into_windows();
+    Ok(replay.replayed)
 }
 
 struct Replay<'a> {
     log: &'a Log,
     state: &'a mut State,
+    keys: NewestKeys,
     /// Whoever had to be told of a message up to this tick was.
     done: u64,
     joiner: Joiner,
@@ -95,6 +81,35 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
+    async fn run(&mut self, start: EntryId, checkpoint: EntryId, last: EntryId) -> Result<(), ReplayError> {
+        let mut reader = self.log.reader(Position::At(start));
+        loop {
+            let entries = match reader.next().await {
+                Ok(entries) => entries,
+                // Nothing is left to replay.
+                Err(ReadError::PositionLost { earliest }) if earliest > last => return Ok(()),
+                // Who truncated knew that it was not needed.
+                Err(ReadError::PositionLost { earliest }) => {
+                    reader = self.log.reader(Position::At(earliest));
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            for entry in entries {
+                if entry.id > last {
+                    return Ok(());
+                }
+                if entry.id >= checkpoint {
+                    self.replayed.bytes += entry.payload.len() as u64;
+                }
+                self.take(entry.id, entry.payload);
+                if entry.id == last {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     fn take(&mut self, id: EntryId, entry: Bytes) {
         let met = match self.meet(id, &entry) {
             Ok(()) => Ok(()),
@@ -112,10 +127,10 @@ impl Replay<'_> {
 
     fn meet(&mut self, id: EntryId, record: &Bytes) -> Result<(), BadRecord> {
         let seen = Seen::read(id, record)?;
-        let Replayed { last_tick, sessions, windows, broadcasts, .. } = &mut self.replayed;
+        let Replayed { last_tick, sessions, broadcasts, .. } = &mut self.replayed;
         *last_tick = seen.tick.max(*last_tick);
         self.state.apply(&seen);
-        windows.observe(&seen);
+        self.keys.observe(&seen);
         // Only what concerns transactions is worth being decoded as a whole.
         if seen.is_of_txn() || seen.kind.is_exclusive() {
             sessions.observe(&record::decode_message(id, record.clone())?, self.log.name())?;

@@ -157,7 +157,9 @@ impl<'a> Seen<'a> {
         let header = properties.replicate().ok().flatten();
         let txn_id = properties.txn().ok().flatten().map(|txn| txn.txn_id);
         let config = self.header().and_then(|header: AlterReplicateConfigMessageHeader| header.replicate_configuration);
-        replication.apply(&Fact { kind: self.kind, header: header.as_ref(), txn_id, config }, known);
+        // It was judged when it was appended.
+        let fact = Fact { kind: self.kind, header: header.as_ref(), txn_id, config, by_force: false };
+        replication.apply(&fact, known);
     }
 
     /// The header; `None` if it is another's or cannot be read.
@@ -183,14 +185,26 @@ fn error(key: &'static str, fault: PropertyFault) -> PropertyError {
 
 /// The next field, which must be a length-delimited one: records hold no others.
 fn length_delimited<'a>(rest: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
-    let tag = decode_varint(rest).ok()?;
-    let length = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    let tag = varint(rest)?;
+    let length = usize::try_from(varint(rest)?).ok()?;
     if tag & 7 != 2 || length > rest.len() {
         return None;
     }
     let (field, after) = rest.split_at(length);
     *rest = after;
     Some((u32::try_from(tag >> 3).ok()?, field))
+}
+
+/// Almost all tags and lengths of a record are one byte.
+#[inline]
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    match rest {
+        [byte, after @ ..] if *byte < 0x80 => {
+            *rest = after;
+            Some(u64::from(*byte))
+        }
+        _ => decode_varint(rest).ok(),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Each rule of a primary and a secondary.
 
+use proptest::prelude::*;
 use streaming_types::StreamingCode;
 
 use super::{
@@ -8,7 +9,7 @@ use super::{
 };
 
 fn fact<'a>(kind: MessageType, header: Option<&'a ReplicateHeader>, txn_id: Option<i64>) -> Fact<'a> {
-    Fact { kind, header, txn_id, config: None }
+    Fact { kind, header, txn_id, config: None, by_force: false }
 }
 
 fn insert(header: Option<&ReplicateHeader>) -> Fact<'_> {
@@ -149,6 +150,61 @@ fn role_changes_where_the_message_is() {
 
     take(&mut replication, &alter(topology(&[("a", "b")])));
     assert_eq!(replication.checkpoint().unwrap().time_tick, 0, "followed anew");
+}
+
+#[test]
+fn promotion_by_force_is_for_a_secondary_that_follows_nobody_by_it() {
+    let mut replication = secondary();
+    take(&mut replication, &fact(MessageType::BeginTxn, Some(&header(1, 10)), Some(9)));
+    let forced = |edges| Fact { by_force: true, ..alter(topology(edges)) };
+    assert_eq!(take(&mut replication, &forced(&[("c", "b")])), VIOLATION, "it would follow another one");
+    assert_eq!(take(&mut replication, &forced(&[("b", "c")])), None);
+    assert!(replication.is_primary());
+    assert_eq!(take(&mut replication, &insert(Some(&header(2, 20)))), VIOLATION);
+    assert_eq!(take(&mut replication, &insert(None)), None);
+    assert_eq!(take(&mut replication, &forced(&[("b", "c")])), None, "again");
+}
+
+proptest! {
+    /// Who ships begins at the checkpoint and goes on in order; several at a time, at any speed, and begun anew at any
+    /// moment, do no harm.
+    #[test]
+    fn however_many_ship_each_message_is_taken_once_and_in_order(
+        steps in proptest::collection::vec((0..3_usize, 0..20_u8), 1..400),
+    ) {
+        let txn = |kind, entry, id| (fact(kind, None, Some(id)), header(entry, 60));
+        let plain = |entry: i64| (insert(None), header(entry, 10 * entry.unsigned_abs()));
+        let source = [
+            plain(1),
+            plain(2),
+            txn(MessageType::BeginTxn, 3, 9),
+            txn(MessageType::Insert, 4, 9),
+            txn(MessageType::Delete, 5, 9),
+            txn(MessageType::CommitTxn, 6, 9),
+            plain(7),
+            plain(8),
+        ];
+        let mut replication = secondary();
+        let mut taken = Vec::new();
+        let mut shippers = [0; 3];
+        // In the end one of them has it all to itself.
+        let alone = std::iter::once((0, 0)).chain(std::iter::repeat_n((0, 1), source.len()));
+        for (shipper, step) in steps.into_iter().chain(alone) {
+            if step == 0 {
+                let tick = replication.checkpoint().map_or(0, |checkpoint| checkpoint.time_tick);
+                shippers[shipper] = source.iter().filter(|(_, header)| header.time_tick <= tick).count();
+                continue;
+            }
+            let Some((sent, header)) = source.get(shippers[shipper]) else { continue };
+            let sent = Fact { header: Some(header), ..sent.clone() };
+            match take(&mut replication, &sent) {
+                None => taken.push(shippers[shipper]),
+                refused => prop_assert_eq!(refused, IGNORED, "{} after {:?}", shippers[shipper], &taken),
+            }
+            shippers[shipper] += 1;
+        }
+        prop_assert_eq!(taken, (0..source.len()).collect::<Vec<_>>());
+    }
 }
 
 #[test]

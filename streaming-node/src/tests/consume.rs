@@ -273,3 +273,23 @@ async fn truncated_position_means_the_earliest_there_is() {
     let mut consume = node.consumer(&rw(2), DeliverPolicy::StartFrom(id(&sent[0])), &[]).await;
     assert_eq!(text(&consume.message().await), "3");
 }
+
+#[tokio::test]
+async fn reader_of_a_log_that_cannot_be_read_waits_and_misses_nothing() {
+    let world = World::new();
+    let settings = Settings { buffer_bytes: 4 << 10, ..Settings::default() };
+    let node = world.node_with(1, settings).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let sent: Vec<String> = (0..50).map(|n| format!("{n} {}", "x".repeat(1 << 10))).collect();
+    for text in &sent {
+        produce.append(insert(VCHANNEL, text)).await.unwrap();
+    }
+    world.unreadable.send_replace(true);
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
+    let early = world.clock.timeout(Duration::from_millis(300), consume.any()).await;
+    assert!(early.is_err(), "nothing is told of what cannot be read, and nobody is told that it is over");
+    produce.append(insert(VCHANNEL, "meanwhile")).await.unwrap();
+    world.unreadable.send_replace(false);
+    assert_eq!(consume.payloads(51).await, [sent.as_slice(), &["meanwhile".to_owned()]].concat());
+}

@@ -1,4 +1,4 @@
-//! Storage that stops answering when a test says so, and closing all the same.
+//! Storage that stops answering, or cannot be read, when a test says so; and closing all the same.
 
 use std::{
     sync::{
@@ -19,11 +19,37 @@ use woodpecker_store::backend::{Backend, Placement, SegmentOwner, SegmentReader,
 use super::harness::{VCHANNEL, World, code, eventually, insert, rw};
 use crate::Settings;
 
-/// A backend whose calls never return, and whose appends are never acked, while `hung` is true.
+/// A backend whose calls never return, and whose appends are never acked, while `hung` is true. While `unreadable` is, reads
+/// fail.
 #[derive(Debug)]
 pub struct Hanging {
     pub inner: Arc<dyn Backend>,
     pub hung: watch::Receiver<bool>,
+    pub unreadable: watch::Receiver<bool>,
+}
+
+#[derive(Debug)]
+struct FailingReader {
+    inner: Arc<dyn SegmentReader>,
+    unreadable: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl SegmentReader for FailingReader {
+    async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        if *self.unreadable.borrow() {
+            return Err(StoreError::Unavailable("a test says so".into()));
+        }
+        self.inner.read(from, max_bytes).await
+    }
+
+    async fn tail(&self) -> Result<u64, StoreError> {
+        self.inner.tail().await
+    }
+
+    async fn readable(&self, from: u64) {
+        self.inner.readable(from).await;
+    }
 }
 
 #[derive(Debug)]
@@ -83,7 +109,8 @@ impl Backend for Hanging {
         end: Option<u64>,
     ) -> Result<Arc<dyn SegmentReader>, StoreError> {
         self.answers().await;
-        self.inner.open(key, placement, end).await
+        let inner = self.inner.open(key, placement, end).await?;
+        Ok(Arc::new(FailingReader { inner, unreadable: self.unreadable.clone() }))
     }
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {

@@ -124,6 +124,8 @@ pub struct World {
     pub acks: Arc<Acks>,
     /// Whether storage answers nobody.
     pub hung: watch::Sender<bool>,
+    /// Whether what it holds cannot be read.
+    pub unreadable: watch::Sender<bool>,
     /// Memory in use, in percent.
     pub memory_percent: Arc<AtomicU64>,
 }
@@ -137,6 +139,7 @@ impl World {
             timestamps: Timestamps::new(clock.clone()),
             ids: Arc::default(),
             hung: watch::Sender::new(false),
+            unreadable: watch::Sender::new(false),
             memory_percent: Arc::new(AtomicU64::new(10)),
             acks: Arc::new(Acks { acked: Mutex::default(), answers: watch::Sender::new(true) }),
             clock,
@@ -151,7 +154,8 @@ impl World {
     /// A client of the logs, as another process would have one.
     pub fn logs(&self, tasks: &Tasks) -> woodpecker::Client {
         let inner: Arc<dyn Backend> = Arc::new(MemoryBackend::new(self.medium.clone(), tasks));
-        let backend: Arc<dyn Backend> = Arc::new(Hanging { inner, hung: self.hung.subscribe() });
+        let backend: Arc<dyn Backend> =
+            Arc::new(Hanging { inner, hung: self.hung.subscribe(), unreadable: self.unreadable.subscribe() });
         let settings = woodpecker::Settings {
             metadata_prefix: "woodpecker".to_owned(),
             backend: backend.name().to_owned(),

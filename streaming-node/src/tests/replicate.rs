@@ -40,8 +40,12 @@ fn topology(edges: &[(&str, &str)]) -> ReplicateConfiguration {
 }
 
 fn alter(edges: &[(&str, &str)]) -> Message {
-    let config = Some(topology(edges));
-    let header = AlterReplicateConfigMessageHeader { replicate_configuration: config, ..Default::default() };
+    alter_by(edges, false)
+}
+
+fn alter_by(edges: &[(&str, &str)], force_promote: bool) -> Message {
+    let replicate_configuration = Some(topology(edges));
+    let header = AlterReplicateConfigMessageHeader { replicate_configuration, force_promote, ..Default::default() };
     MessageBuilder::new(&header).vchannel(control_channel(PCHANNEL)).build().unwrap().into()
 }
 
@@ -117,6 +121,30 @@ async fn role_follows_the_topology_in_the_log() {
     assert_eq!(code_of(produce.append(switch).await), VIOLATION, "a primary takes it no more");
     produce.append(insert(VCHANNEL, "own again")).await.unwrap();
     assert_eq!(payloads(&node, 1, "own again").await, ["own", "row 1", "own again"]);
+}
+
+#[tokio::test]
+async fn follower_that_is_promoted_by_force_takes_clients_messages_and_none_of_its_source() {
+    let world = World::new();
+    let (node, mut produce) = secondary(&world).await;
+    produce.append(row(1, 10)).await.unwrap();
+    let [begin, body, _, commit] = txn();
+    produce.append(begin).await.unwrap();
+    produce.append(body).await.unwrap();
+
+    assert_eq!(code_of(produce.append(alter_by(&[("other", "by-dev")], true)).await), VIOLATION, "no promotion");
+    assert_eq!(code_of(produce.append(alter(&[])).await), VIOLATION, "not by force");
+    produce.append(alter_by(&[], true)).await.unwrap();
+    assert_eq!(checkpoint(&node, 1).await, Err(StreamingCode::ReplicateViolation));
+    produce.append(insert(VCHANNEL, "own")).await.unwrap();
+    for late in [commit, row(9, 60)] {
+        assert_eq!(code_of(produce.append(late).await), VIOLATION, "the source comes back");
+    }
+    drop(node);
+    let node = world.node(2).await;
+    node.assign(&rw(2)).await.unwrap();
+    node.producer(&rw(2)).await.append(insert(VCHANNEL, "own again")).await.unwrap();
+    assert_eq!(payloads(&node, 2, "own again").await, ["row 1", "own", "own again"]);
 }
 
 #[tokio::test]
@@ -255,12 +283,16 @@ async fn nothing_is_taken_after_a_message_that_was_refused_until_that_one_comes(
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == Some(StreamingCode::Unrecoverable)).count(), 1);
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == inner).count(), 3, "{outcomes:?}");
     assert_eq!(tick_of(&node, 1).await, 20);
-    assert_eq!(code_of(produce.append(two).await), Some(StreamingCode::Unrecoverable), "asked again");
+    assert_eq!(code_of(produce.append(two.clone()).await), Some(StreamingCode::Unrecoverable), "asked again");
     assert_eq!(code_of(produce.append(delete(4, 40)).await), inner);
     // The same message of the source in a form that is taken.
     produce.append(delete(3, 30)).await.unwrap();
     produce.append(delete(4, 40)).await.unwrap();
     assert_eq!(tick_of(&node, 1).await, 40);
+    // Who is promoted by force waits for nothing more.
+    assert_eq!(code_of(produce.append(from_source(two, 7, 70)).await), Some(StreamingCode::Unrecoverable));
+    produce.append(alter_by(&[], true)).await.unwrap();
+    assert_eq!(checkpoint(&node, 1).await, Err(StreamingCode::ReplicateViolation));
 }
 
 #[tokio::test]

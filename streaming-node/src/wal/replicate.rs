@@ -73,10 +73,12 @@ fn fact(append: &Append) -> Result<Fact<'_>, StreamingError> {
         header: append.replicate.as_deref(),
         txn_id: append.txn.map(|txn| txn.txn_id),
         config: None,
+        by_force: false,
     };
     if append.kind == MessageType::AlterReplicateConfig {
         let header: AlterReplicateConfigMessageHeader =
             append.message.header().map_err(|error| StreamingError::unrecoverable(error.to_string()))?;
+        fact.by_force = header.force_promote;
         fact.config = header.replicate_configuration;
     }
     Ok(fact)
@@ -95,7 +97,9 @@ impl State {
         }
         let id = fact.header.and_then(|header| header.message_id.clone());
         if self.awaited.is_some() {
-            if self.awaited != id {
+            // Who is promoted waits for its source no more.
+            let promotes = id.is_none() && fact.by_force;
+            if self.awaited != id && !promotes {
                 return Err(gap());
             }
             self.awaited = None;

@@ -9,14 +9,9 @@ use std::{
     sync::Arc,
 };
 
-use streaming_proto::messages::ManualFlushMessageHeader;
-use streaming_types::MessageType;
+use super::group::{Append, Placed};
 
-use super::{
-    group::{Append, Placed},
-    record::message_id,
-};
-use crate::recovery::seen::Seen;
+pub mod newest;
 
 /// What an entry costs beside its key.
 const ENTRY_COST: usize = 160;
@@ -138,18 +133,8 @@ impl Windows {
         }
     }
 
-    /// Takes a message of the log.
-    pub fn observe(&mut self, seen: &Seen<'_>) {
-        let Some(key) = seen.key() else { return };
-        let (Some(id), Some(last_confirmed)) = (message_id(seen.id), message_id(seen.last_confirmed())) else { return };
-        let placed = Placed { id, tick: seen.tick, last_confirmed, txn: seen.txn() };
-        let flushed = (seen.kind == MessageType::ManualFlush)
-            .then(|| seen.header().map(|header: ManualFlushMessageHeader| header.segment_ids).unwrap_or_default());
-        self.done(seen.vchannel().unwrap_or_default(), key, Done { placed, flushed });
-    }
-
     fn share(&self) -> usize {
-        (self.limit.saturating_mul(TOTAL) / self.by_vchannel.len().max(1)).min(self.limit)
+        share(self.limit, self.by_vchannel.len())
     }
 
     fn window(&mut self, vchannel: &str) -> &mut Window {
@@ -169,6 +154,11 @@ impl Windows {
         let share = self.share();
         self.by_vchannel.values_mut().for_each(|window| window.evict(share));
     }
+}
+
+/// What one of so many vchannels may take.
+fn share(limit: usize, vchannels: usize) -> usize {
+    (limit.saturating_mul(TOTAL) / vchannels.max(1)).min(limit)
 }
 
 impl Window {

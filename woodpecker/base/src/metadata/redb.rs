@@ -1,6 +1,6 @@
 //! The metadata store of a single process, durable in one file. The file is the truth; reads and watches are served
 //! from a copy in memory, which a thread of its own keeps one durable commit behind the file. History is not kept over a
-//! restart, and a lease found at the start gets one more time to live.
+//! restart, and leases found at the start end at once: only one process has the file, so whoever had them is gone.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -158,6 +158,7 @@ async fn write(
     let (changed, observer) = watch::channel(0);
     let origin = clock.now();
     let mut writer = Writer { file, state: state.clone(), changed, clock, origin, failed: None };
+    writer.expire();
     if opened.send(Ok((state, observer))).is_err() {
         return;
     }
@@ -262,8 +263,8 @@ impl Writer {
     }
 }
 
-/// What was in the file: keys, and leases with their time to live.
-type Content = (BTreeMap<String, KeyValue>, Vec<(LeaseId, Duration)>);
+/// What was in the file: keys and leases.
+type Content = (BTreeMap<String, KeyValue>, Vec<LeaseId>);
 
 #[cfg(test)]
 mod tests {
@@ -289,25 +290,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_and_revisions_survive_and_leases_of_the_dead_expire() {
+    async fn keys_and_revisions_survive_and_leases_of_the_dead_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta/store.redb");
         let store = RedbStore::open(&path, Clock::system()).await.unwrap();
-        let lease = store.grant_lease(Duration::from_secs(1)).await.unwrap();
+        let lease = store.grant_lease(Duration::from_secs(3600)).await.unwrap();
         let txn = Txn::new().put("a", "1").put("b", "2").put_leased("c", "3", lease);
         assert_eq!(store.commit(txn).await.unwrap(), TxnOutcome::Committed(2));
         assert_eq!(store.commit(Txn::new().delete("b")).await.unwrap(), TxnOutcome::Committed(3));
-        let before = store.list("").await.unwrap();
+        let Snapshot { items: before, .. } = store.list("").await.unwrap();
         store.close().await;
 
         let store = RedbStore::open(&path, Clock::system()).await.unwrap();
-        assert_eq!(store.list("").await.unwrap(), before);
+        let left = Snapshot { revision: 4, items: before.into_iter().filter(|item| item.key != "c").collect() };
+        assert_eq!(left.items.len(), 1);
+        assert_eq!(store.list("").await.unwrap(), left);
         let mut watch = store.watch("", 1).await.unwrap();
-        assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Resync(before));
+        assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Resync(left));
         let next = store.grant_lease(Duration::from_secs(60)).await.unwrap();
         assert!(next > lease, "a lease id came back");
-        let gone = WatchEvent::Delete { key: "c".to_owned(), revision: 4 };
-        assert_eq!(watch.next().await.unwrap().unwrap(), gone);
         let txn = Txn::new().when(Compare::ModRevision("a".to_owned(), 2)).put("a", "4");
         assert_eq!(store.commit(txn).await.unwrap(), TxnOutcome::Committed(5));
         store.close().await;

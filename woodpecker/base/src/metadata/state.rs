@@ -51,13 +51,8 @@ impl State {
         Self::restore(1, 0, BTreeMap::new(), &[])
     }
 
-    /// A store with this content and no history; every lease has its whole time to live from the origin on.
-    pub fn restore(
-        revision: Revision,
-        last_lease: i64,
-        keys: BTreeMap<String, KeyValue>,
-        leases: &[(LeaseId, Duration)],
-    ) -> Self {
+    /// A store with this content and no history; every lease has expired at the origin.
+    pub fn restore(revision: Revision, last_lease: i64, keys: BTreeMap<String, KeyValue>, leases: &[LeaseId]) -> Self {
         let mut state = Self {
             revision,
             compacted: if revision > 1 { revision } else { 0 },
@@ -68,8 +63,8 @@ impl State {
             deadlines: BTreeSet::new(),
             last_lease,
         };
-        for (lease, ttl) in leases {
-            state.add_lease(*lease, *ttl, Duration::ZERO);
+        for lease in leases {
+            state.add_lease(*lease, Duration::ZERO, Duration::ZERO);
         }
         for item in state.keys.values() {
             if let Some(lease) = item.lease.and_then(|lease| state.leases.get_mut(&lease)) {

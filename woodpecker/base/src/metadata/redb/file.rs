@@ -67,8 +67,7 @@ impl MetadataFile {
             content.0.insert(key.clone(), KeyValue { key, value, create_revision, mod_revision, lease });
         }
         for row in transaction.open_table(LEASES)?.iter()? {
-            let (lease, seconds) = row?;
-            content.1.push((LeaseId(lease.value()), Duration::from_secs(seconds.value())));
+            content.1.push(LeaseId(row?.0.value()));
         }
         transaction.commit()?;
         Ok(State::restore(revision, last_lease, content.0, &content.1))
