@@ -94,6 +94,10 @@ const fn seconds(seconds: u64) -> Duration {
 }
 
 impl Default for Flow {
+    /// Rates, delays, the burst and the marks of memory and of the append rate are those of Milvus 2.6.10, so that producers
+    /// meet what they know. It slows down by the lag of its own flusher where we do by that of registered consumers: those
+    /// have its rates, and never stop writers altogether, since one that is gone for good would. The marks of the tail are
+    /// ours: 2 GiB are replayed in seconds. The trickle is the lowest rate of all.
     fn default() -> Self {
         let slowdown = |startup_delay, hwm, lwm, decrease_interval, decrease_ratio, reject_delay| Slowdown {
             startup_delay,
