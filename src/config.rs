@@ -93,7 +93,7 @@ pub(crate) struct Common {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "Option<units::DurationText>")]
     pub(crate) graceful_stop_timeout: Option<Duration>,
-    /// How long a role that starts waits for a metadata store that cannot be reached, before it gives up.
+    /// How long a role that starts waits for a metadata or object store that cannot be reached, before it gives up.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "units::DurationText")]
     pub(crate) start_timeout: Duration,

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use streaming_node::NodeCell;
-use woodpecker_base::{net::Listener, tasks::Tasks};
+use woodpecker_base::net::Listener;
 
 use super::{banner, consumers, maintenance::maintain_apart, process::Process, settings, storage, storage::Machine};
 use crate::cli::ServerArgs;
@@ -43,8 +43,9 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start_with(&arguments, "node", pages).await? else { return Ok(()) };
     let Process { config, machine, tasks, .. } = &process;
     let Some(metadata) = process.metadata(&process.health.node).await? else { return Ok(()) };
-    let engine = Tasks::new();
-    let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
+    let roles = [&process.health.node];
+    let opening = storage::logs_in_time(config, machine, &metadata, &roles);
+    let Some((logs, engine)) = process.until_open(opening).await? else { return Ok(()) };
     let listener = listen(machine, "streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_node::Edges {

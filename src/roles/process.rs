@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context, ensure};
 use axum::Router;
 use woodpecker_base::{
-    health::{HealthReporter, State},
+    health::HealthReporter,
     metadata::MetadataStore,
     tasks::Tasks,
 };
@@ -158,14 +158,21 @@ impl Process {
     /// # Errors
     /// It cannot be reached in time, or not with these settings.
     pub(super) async fn metadata(&self, health: &HealthReporter) -> anyhow::Result<Option<Arc<dyn MetadataStore>>> {
-        health.report(State::Initializing, vec!["the metadata store was not reached yet".to_owned()]);
-        let opened =
-            self.tasks.token().run_until_cancelled(storage::metadata_in_time(&self.config, &self.machine)).await;
-        let Some(opened) = opened else {
+        self.until_open(storage::metadata_in_time(&self.config, &self.machine, &[health])).await
+    }
+
+    /// What a role stands on, once it is open; `None` if the process is told to stop first.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(super) async fn until_open<T>(
+        &self,
+        opening: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<Option<T>> {
+        let Some(opened) = self.tasks.token().run_until_cancelled(opening).await else {
             self.admin_tasks.drain(&self.machine.clock, ADMIN_GRACE).await;
             return Ok(None);
         };
-        health.report(State::Initializing, Vec::new());
         opened.map(Some)
     }
 }

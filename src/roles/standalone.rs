@@ -79,7 +79,7 @@ impl Standalone {
         health: &Reporters,
         cell: &NodeCell,
     ) -> anyhow::Result<Self> {
-        let metadata = storage::metadata_in_time(config, machine).await?;
+        let metadata = storage::metadata_in_time(config, machine, &[&health.coord, &health.node]).await?;
         Self::start_on(metadata, config, machine, health, cell).await
     }
 
@@ -94,8 +94,8 @@ impl Standalone {
         health: &Reporters,
         cell: &NodeCell,
     ) -> anyhow::Result<Self> {
-        let engine = Tasks::new();
-        let logs = storage::logs(config, machine, metadata.clone(), &engine).await?;
+        let roles = [&health.coord, &health.node];
+        let (logs, engine) = storage::logs_in_time(config, machine, &metadata, &roles).await?;
         let upkeep = Tasks::new();
         maintain(config, machine, &logs, &upkeep);
         let at_coord = listen(machine, "rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
@@ -206,7 +206,8 @@ pub(crate) async fn standalone(arguments: ServerArgs) -> anyhow::Result<()> {
     let cell = NodeCell::default();
     let pages = consumers::pages(cell.clone());
     let Some(process) = Process::start_with(&arguments, "standalone", pages).await? else { return Ok(()) };
-    let mut cluster = Standalone::start(&process.config, &process.machine, &process.health, &cell).await?;
+    let starting = Standalone::start(&process.config, &process.machine, &process.health, &cell);
+    let Some(mut cluster) = process.until_open(starting).await? else { return Ok(()) };
     let addresses = process.addresses(&[("coordinator", cluster.address()), ("node", &cluster.node)]);
     process
         .run(async {

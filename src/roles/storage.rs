@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use woodpecker::Client;
+use woodpecker::{Client, LogError};
 use woodpecker_base::{
     backoff::Backoff,
     clock::Clock,
     disk::{Disk, RealDisk},
+    health::{HealthReporter, State},
     metadata::{EtcdSettings, EtcdStore, EtcdTls, EtcdUser, MetadataError, MetadataStore, RedbStore},
     random::Random,
     tasks::Tasks,
@@ -17,7 +18,7 @@ use woodpecker_store::{
     disk::{LocalBackend, LocalSettings},
     object::{
         ObjectBackend, ObjectSettings,
-        store::{ObjectStoreSettings, Provider, Secret, probe},
+        store::{ObjectStoreSettings, Provider, Secret, StoreOpenError, probe},
     },
     quorum::{
         QuorumBackend, QuorumSettings,
@@ -94,25 +95,75 @@ pub(crate) async fn metadata(config: &Config, machine: &Machine) -> anyhow::Resu
 }
 
 /// As [`metadata`], and waits for a store that cannot be reached: a role that starts before it is not ready, not broken.
+/// The roles say meanwhile what they wait for.
 ///
 /// # Errors
 /// As [`metadata`]'s; or it could not be reached within `common.startTimeout`.
-pub(crate) async fn metadata_in_time(config: &Config, machine: &Machine) -> anyhow::Result<Arc<dyn MetadataStore>> {
+pub(crate) async fn metadata_in_time(
+    config: &Config,
+    machine: &Machine,
+    roles: &[&HealthReporter],
+) -> anyhow::Result<Arc<dyn MetadataStore>> {
+    in_time("the metadata store was not reached yet", config, machine, roles, || metadata(config, machine)).await
+}
+
+/// As [`logs`], and waits for media that cannot be reached, as [`metadata_in_time`] does. With the tasks that the engine
+/// runs in.
+///
+/// # Errors
+/// As [`logs`]'s; or a medium could not be reached within `common.startTimeout`.
+pub(crate) async fn logs_in_time(
+    config: &Config,
+    machine: &Machine,
+    metadata: &Arc<dyn MetadataStore>,
+    roles: &[&HealthReporter],
+) -> anyhow::Result<(Client, Tasks)> {
+    let open = || async {
+        let engine = Tasks::new();
+        let opened = Box::pin(logs(config, machine, metadata.clone(), &engine)).await;
+        opened.map(|logs| (logs, engine.clone())).inspect_err(|_| engine.stop())
+    };
+    in_time("the logs' storage was not reached yet", config, machine, roles, open).await
+}
+
+/// Tries again what may pass, for as long as a start may take.
+async fn in_time<T, F>(
+    missing: &str,
+    config: &Config,
+    machine: &Machine,
+    roles: &[&HealthReporter],
+    attempt: impl Fn() -> F,
+) -> anyhow::Result<T>
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
     let Machine { clock, random, .. } = machine;
+    let say = |missing: Vec<String>| roles.iter().for_each(|role| role.report(State::Initializing, missing.clone()));
     let deadline = clock.now() + config.common.start_timeout;
     let mut pauses = Backoff::new(clock.clone(), random, PAUSES.0, PAUSES.1);
+    say(vec![missing.to_owned()]);
     loop {
-        let error = match Box::pin(metadata(config, machine)).await {
-            Ok(store) => return Ok(store),
+        let error = match Box::pin(attempt()).await {
+            Ok(opened) => {
+                say(Vec::new());
+                return Ok(opened);
+            }
             Err(error) => error,
         };
-        let passes = error.downcast_ref::<MetadataError>().is_some_and(MetadataError::is_retryable);
-        if !passes || clock.now() >= deadline {
+        if !may_pass(&error) || clock.now() >= deadline {
             return Err(error);
         }
-        tracing::warn!(error = format!("{error:#}"), "the metadata store cannot be reached; trying again");
+        tracing::warn!(error = format!("{error:#}"), "{missing}; trying again");
+        say(vec![format!("{missing}: {error:#}")]);
         pauses.wait().await;
     }
+}
+
+/// Whether what could not be opened may be there later. A directory that cannot be opened is for the operator.
+fn may_pass(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(MetadataError::is_retryable)
+        || error.downcast_ref().is_some_and(LogError::is_retryable)
+        || error.downcast_ref().is_some_and(StoreOpenError::is_retryable)
 }
 
 /// Opens the log engine on every medium that the configuration describes.

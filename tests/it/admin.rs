@@ -19,8 +19,12 @@ pub(crate) fn get(role: &Role, path: &str, header: &str) -> anyhow::Result<(u16,
 }
 
 fn ask(role: &Role, method: &str, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
-    let address = role.address("admin").trim_start_matches("http://").to_owned();
-    let mut stream = TcpStream::connect(&address)?;
+    ask_at(role.address("admin").trim_start_matches("http://"), method, path, header)
+}
+
+/// As [`get`], of a process that has not said yet that it is ready.
+pub(crate) fn ask_at(address: &str, method: &str, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{header}\r\n")?;
     let mut answer = String::new();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use test_peers::S3;
 
 use crate::{
-    admin::get,
+    admin::{ask_at, get},
     process::{Role, printed, run},
 };
 
@@ -220,5 +220,29 @@ async fn the_doctor_finds_what_is_well_and_what_is_not() -> anyhow::Result<()> {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("FAILED") && said.contains("conditional"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_starts_before_its_object_store_waits_and_says_so() -> anyhow::Result<()> {
+    let mut place = Place::object().await?;
+    let store = place._s3.take().context("a peer")?.endpoint();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let mut settings = place.settings.clone();
+    settings.extend(["--set".to_owned(), format!("admin.port={}", free.port())]);
+    let directory = place.directory.path().to_owned();
+    let starting = tokio::task::spawn_blocking(move || Role::start("standalone", &directory, &settings));
+    let deadline = Instant::now() + LIMIT;
+    let readiness = || ask_at(&free.to_string(), "GET", "/readyz", "");
+    // The port comes first, and the first attempt takes a while to fail.
+    while !readiness().is_ok_and(|(status, body)| status == 503 && body.contains("the object store cannot be reached")) {
+        assert!(Instant::now() < deadline, "it does not say what it waits for: {:?}", readiness());
+        assert!(!starting.is_finished(), "it ended");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(ask_at(&free.to_string(), "GET", "/livez", "")?.0, 200);
+    let _s3 = S3::listen(store.trim_start_matches("http://").parse()?, "logs").await?;
+    let role = starting.await??;
+    assert_eq!(get(&role, "/readyz", "")?.0, 200);
     Ok(())
 }

@@ -10,6 +10,9 @@ mod figures;
 mod ownership;
 mod reading;
 mod sealing;
+#[path = "../../server/tests/quorum/site.rs"]
+#[expect(dead_code, reason = "stores run until the end here")]
+mod site;
 mod stepping;
 mod switching;
 mod world;
@@ -20,6 +23,7 @@ macro_rules! on_every_medium {
         $crate::on_every_medium!(@ memory $($scenario)+);
         $crate::on_every_medium!(@ local $($scenario)+);
         $crate::on_every_medium!(@ object $($scenario)+);
+        $crate::on_every_medium!(@ quorum $($scenario)+);
     };
     (@ $medium:ident $($scenario:ident)+) => {
         mod $medium {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::future::join_all;
 use object_store::{ObjectStore, memory::InMemory};
 use tempfile::TempDir;
 use test_peers::S3;
@@ -13,6 +14,7 @@ use woodpecker_base::{
     clock::Clock,
     disk::RealDisk,
     metadata::{MemoryStore, MetadataStore},
+    net::tcp_connector,
     random::Random,
     tasks::Tasks,
 };
@@ -24,11 +26,19 @@ use woodpecker_store::{
         ObjectBackend, ObjectSettings,
         store::{ObjectStoreSettings, Secret},
     },
+    quorum::{
+        QuorumBackend, QuorumSettings,
+        selection::{Affinity, SelectionPolicy, Spread, Strategy},
+    },
     seal::{SealedSettings, SealedStore},
 };
 
+use crate::site::Site;
+
 /// How long anything that should happen may take.
 pub const SOON: Duration = Duration::from_secs(20);
+/// Where log stores register.
+const STORES: &str = "by-dev/woodpecker";
 /// How long nothing must happen to believe that it will not.
 pub const QUIET: Duration = Duration::from_millis(200);
 
@@ -50,6 +60,8 @@ enum Medium {
     Memory(MemoryMedium),
     Local(TempDir),
     Object { _peer: Option<S3>, store: Arc<dyn ObjectStore> },
+    /// Three of them; their registrations.
+    LogStores { _sites: Vec<Site>, registry: MemoryStore },
 }
 
 /// A process: a client with its own volume and its own connection to the metadata store.
@@ -76,6 +88,13 @@ impl World {
         world
     }
 
+    /// On three log stores that listen on sockets.
+    pub async fn quorum() -> Self {
+        let registry = MemoryStore::new(Clock::system());
+        let sites = join_all((0..3).map(|_| Site::new(Arc::new(registry.clone())))).await;
+        Self::new(Medium::LogStores { _sites: sites, registry })
+    }
+
     /// On objects, with the store to do things to.
     pub async fn bucket() -> (Self, S3) {
         let s3 = S3::start("bucket").await.expect("peer starts");
@@ -96,14 +115,14 @@ impl World {
     pub fn directory(&self) -> Option<&Path> {
         match &self.medium {
             Medium::Local(directory) => Some(directory.path()),
-            Medium::Memory(_) | Medium::Object { .. } => None,
+            _ => None,
         }
     }
 
     fn new(medium: Medium) -> Self {
         let objects = match &medium {
             Medium::Object { store, .. } => store.clone(),
-            Medium::Memory(_) | Medium::Local(_) => Arc::new(InMemory::new()),
+            _ => Arc::new(InMemory::new()),
         };
         Self {
             metadata: MemoryStore::new(Clock::system()),
@@ -140,6 +159,14 @@ impl World {
                 let settings = ObjectSettings { puts_per_second: 100_000, ..ObjectSettings::default() };
                 let random = Random::seeded(self.random.u64());
                 Arc::new(ObjectBackend::new(store.clone(), settings, Clock::system(), random, tasks.clone()))
+            }
+            Medium::LogStores { registry, .. } => {
+                let strategy = Strategy::Spread { zone: Spread::Any, resource_group: Spread::Any, region: Spread::Any };
+                let selection = SelectionPolicy { replicas: 3, strategy, affinity: Affinity::Soft };
+                let settings = QuorumSettings::new("instance", selection);
+                let edges = (Clock::system(), Random::seeded(self.random.u64()));
+                let metadata = Arc::new(registry.connect());
+                Arc::new(QuorumBackend::start(settings, metadata, STORES, tcp_connector(), edges, tasks))
             }
         }
     }

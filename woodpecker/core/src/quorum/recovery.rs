@@ -193,4 +193,6 @@ impl Recovery {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod recording;
+#[cfg(test)]
 mod tests;

@@ -1,9 +1,10 @@
 //! The quorum backend on real log stores: the contract of every backend, restarts, and what it costs.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod figures;
 mod restarts;
+mod site;
 mod world;
 
 use std::sync::Arc;

@@ -7,18 +7,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use tempfile::TempDir;
-use tokio_util::sync::CancellationToken;
-use woodpecker_base::{
-    clock::Clock,
-    disk::RealDisk,
-    metadata::{MemoryStore, RedbStore},
-    net::{Listener, tcp_connector},
-    random::Random,
-    tasks::Tasks,
-};
-use woodpecker_core::ids::{Epoch, LogId, Placement, SegmentKey, StoreId};
-use woodpecker_server::{LogStore, Mark, Parts, Settings, Watermarks};
+use woodpecker_base::{clock::Clock, metadata::MemoryStore, net::tcp_connector, random::Random, tasks::Tasks};
+use woodpecker_core::ids::{Epoch, LogId, Placement, SegmentKey};
 use woodpecker_store::{
     backend::{Backend, SegmentWriter},
     conformance::Owner,
@@ -28,6 +18,8 @@ use woodpecker_store::{
     },
 };
 
+use crate::site::Site;
+
 pub const PREFIX: &str = "by-dev/woodpecker";
 pub const LIMIT: Duration = Duration::from_secs(30);
 
@@ -36,19 +28,6 @@ pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
         Ok(output) => output,
         Err(_) => panic!("{what} took longer than {LIMIT:?}"),
     }
-}
-
-/// A log store that can be stopped and started again on its disk.
-pub struct Site {
-    dir: TempDir,
-    running: Option<Running>,
-}
-
-struct Running {
-    store: LogStore,
-    facts: Arc<RedbStore>,
-    tasks: Tasks,
-    stop: CancellationToken,
 }
 
 pub struct World {
@@ -65,62 +44,13 @@ impl fmt::Debug for World {
     }
 }
 
-impl Site {
-    async fn start(&mut self, metadata: Arc<MemoryStore>) -> StoreId {
-        let facts = Arc::new(RedbStore::open(&self.dir.path().join("store.redb"), Clock::system()).await.unwrap());
-        // The machine that runs the tests may be almost full.
-        let never = Mark { used: 1.0, free: 0 };
-        let settings = Settings {
-            watermarks: Watermarks { soft: never, hard: never },
-            quiet: Duration::from_millis(20),
-            session_ttl: Duration::from_secs(2),
-            ..Settings::default()
-        };
-        let parts = Parts {
-            path: self.dir.path().to_owned(),
-            disk: Arc::new(RealDisk),
-            facts: facts.clone(),
-            clock: Clock::system(),
-            random: Random::system(),
-        };
-        let store = LogStore::start(settings, parts).await.unwrap();
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
-        let (serving, token) = (store.clone(), stop.clone());
-        tasks.spawn(async move { serving.run(listener, metadata, token).await.unwrap() });
-        store.until_registered().await;
-        let id = store.id().parse().unwrap();
-        self.running = Some(Running { store, facts, tasks, stop });
-        id
-    }
-
-    async fn stop(&mut self) {
-        let Running { store, mut facts, tasks, stop } = self.running.take().unwrap();
-        stop.cancel();
-        assert!(tasks.drain(&Clock::system(), LIMIT).await, "the store did not stop");
-        drop(store);
-        let closed = async {
-            loop {
-                match Arc::try_unwrap(facts) {
-                    Ok(facts) => return facts.close().await,
-                    Err(shared) => facts = shared,
-                }
-                Clock::system().sleep(Duration::from_millis(1)).await;
-            }
-        };
-        within("closing the facts", closed).await;
-    }
-}
-
 impl World {
     /// So many stores; each segment has all of them.
     pub async fn new(stores: usize) -> Self {
         let metadata = Arc::new(MemoryStore::new(Clock::system()));
         let mut sites = Vec::new();
         for _ in 0..stores {
-            let mut site = Site { dir: tempfile::tempdir().unwrap(), running: None };
-            site.start(metadata.clone()).await;
-            sites.push(site);
+            sites.push(Site::new(metadata.clone()).await);
         }
         Self { metadata, replicas: stores, sites: tokio::sync::Mutex::new(sites), processes: Mutex::default() }
     }
