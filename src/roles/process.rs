@@ -4,11 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use axum::Router;
-use woodpecker_base::{
-    health::HealthReporter,
-    metadata::MetadataStore,
-    tasks::Tasks,
-};
+use woodpecker_base::{health::HealthReporter, metadata::MetadataStore, tasks::Tasks};
 
 use super::{
     reload::{self, Watched},

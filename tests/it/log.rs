@@ -235,7 +235,8 @@ async fn a_process_that_starts_before_its_object_store_waits_and_says_so() -> an
     let deadline = Instant::now() + LIMIT;
     let readiness = || ask_at(&free.to_string(), "GET", "/readyz", "");
     // The port comes first, and the first attempt takes a while to fail.
-    while !readiness().is_ok_and(|(status, body)| status == 503 && body.contains("the object store cannot be reached")) {
+    while !readiness().is_ok_and(|(status, body)| status == 503 && body.contains("the object store cannot be reached"))
+    {
         assert!(Instant::now() < deadline, "it does not say what it waits for: {:?}", readiness());
         assert!(!starting.is_finished(), "it ended");
         tokio::time::sleep(Duration::from_millis(50)).await;

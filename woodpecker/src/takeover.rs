@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use woodpecker_base::metadata::MetadataError;
 use woodpecker_core::opening::{CommitOutcome, Next, Opening};
+use woodpecker_store::backend::StoreError;
 
 use crate::{LogError, OpenWriterError, Writer, catalog::PATIENCE, client::Inner, view::View, writer::Shared};
 
@@ -29,10 +30,11 @@ pub(crate) async fn take_over(client: &Arc<Inner>, view: &Arc<View>) -> Result<W
                 }
                 opening.on_commit(outcome);
             }
-            Next::Fence { segment, epoch } => {
-                let entries = client.fence(view.id, &segment, epoch).await.map_err(LogError::from)?;
-                opening.on_fenced(entries, client.clock.wall_ms());
-            }
+            Next::Fence { segment, epoch } => match client.fence(view.id, &segment, epoch).await {
+                Ok(entries) => opening.on_fenced(entries, client.clock.wall_ms()),
+                Err(StoreError::Fenced { .. }) => return Err(OpenWriterError::Preempted),
+                Err(error) => return Err(LogError::from(error).into()),
+            },
             Next::Create { segment, epoch } => {
                 let shared = Shared::new(client.clone(), view.clone(), epoch);
                 let backend = client.backend_for(&view.log().0.settings).map_err(LogError::from)?;

@@ -145,7 +145,7 @@ impl From<StoreError> for Refusal {
             // A data file that is gone held what the replica said it holds.
             StoreError::Corrupt { .. } | StoreError::NotFound { .. } => Self::Corrupt(error.to_string().into()),
             StoreError::TooLarge { .. } => Self::Invalid("the entries are larger than one append takes"),
-            StoreError::Ended | StoreError::Failed(_) | StoreError::Foreign { .. } => {
+            StoreError::Ended | StoreError::Fenced { .. } | StoreError::Failed(_) | StoreError::Foreign { .. } => {
                 Self::Failed(error.to_string().into())
             }
             StoreError::Unavailable(_) => Self::Unavailable(error.to_string().into()),

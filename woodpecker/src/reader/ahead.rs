@@ -29,6 +29,7 @@ pub(super) struct Ahead {
     chunks: VecDeque<Reading>,
     /// Where the next chunk starts; meaningless while there are none.
     cursor: Option<EntryId>,
+    /// The ended segment that was opened last.
     opened: Option<(u64, Opened)>,
     /// Of what was read last.
     entry_bytes: Option<u64>,
@@ -111,11 +112,16 @@ impl Ahead {
                 continue;
             }
             let entry_bytes = view.entry_bytes(at.segment).or(self.entry_bytes);
-            self.start(client, view.id, segment, at, entry_bytes);
+            let opened = match &self.opened {
+                Some((known, opened)) if *known == at.segment => opened.clone(),
+                _ => self.opened.insert((at.segment, Opened::default())).1.clone(),
+            };
+            self.start((client, view.id), segment, at, entry_bytes, opened);
         }
     }
 
-    /// As [`Ahead::plan`], in the open segment, of which this much is durable.
+    /// As [`Ahead::plan`], in the open segment, of which this much is durable. Its reader is of no use once the segment has
+    /// ended: it may learn of the last acks later than the log's record says how many there are.
     pub fn plan_open(
         &mut self,
         client: &Arc<Inner>,
@@ -125,23 +131,26 @@ impl Ahead {
         from: u64,
         durable: u64,
     ) {
-        self.opened = Some((open.segment, Arc::new(OnceCell::new_with(Some(reader)))));
+        let opened: Opened = Arc::new(OnceCell::new_with(Some(reader)));
         let mut at = EntryId { segment: open.segment, entry: from };
         let extent = Extent { opened: open.clone(), entries: durable, sealed: None };
         while self.chunks.len() < CHUNKS && at.entry < durable {
-            self.start(client, log, extent.clone(), at, self.entry_bytes);
+            self.start((client, log), extent.clone(), at, self.entry_bytes, opened.clone());
             at = self.cursor.unwrap_or(at);
         }
     }
 
-    fn start(&mut self, client: &Arc<Inner>, log: LogId, segment: Extent, at: EntryId, entry_bytes: Option<u64>) {
+    fn start(
+        &mut self,
+        (client, log): (&Arc<Inner>, LogId),
+        segment: Extent,
+        at: EntryId,
+        entry_bytes: Option<u64>,
+        opened: Opened,
+    ) {
         let number = segment.opened.segment;
         let count = CHUNK_BYTES as u64 / entry_bytes.unwrap_or(GUESSED_ENTRY_BYTES).max(1);
         let to = segment.entries.min(at.entry.saturating_add(count.max(1)));
-        let opened = match &self.opened {
-            Some((known, opened)) if *known == number => opened.clone(),
-            _ => self.opened.insert((number, Opened::default())).1.clone(),
-        };
         self.cursor = Some(EntryId { segment: number, entry: to });
         let (guessed, entries) = (entry_bytes.is_none(), Ok(Vec::new()));
         let chunk = Chunk { client: client.clone(), log, segment, from: at.entry, to, guessed, opened, entries };

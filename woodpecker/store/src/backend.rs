@@ -116,7 +116,8 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Stops every writer of the segment, durably, and returns how many entries it holds.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] to try again; [`StoreError::Corrupt`] when the tail cannot be trusted.
+    /// [`StoreError::Unavailable`] to try again; [`StoreError::Corrupt`] when the tail cannot be trusted;
+    /// [`StoreError::Fenced`] when the medium knows of a later epoch.
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError>;
 
     /// Tells the medium that the segment is needed no more. Space comes back when nothing else shares it.
@@ -202,6 +203,9 @@ pub enum StoreError {
     TooLarge { bytes: usize, limit: usize },
     #[error("the segment takes no more appends")]
     Ended,
+    /// Who asked was overtaken and owns the log no more.
+    #[error("{what} is a later owner's")]
+    Fenced { what: String },
     #[error("volume stopped after a failed write: {0}")]
     Failed(Arc<str>),
     #[error("storage unavailable: {0}")]
@@ -218,6 +222,7 @@ impl StoreError {
             Self::Foreign { .. } => "STORE_FOREIGN",
             Self::TooLarge { .. } => "STORE_TOO_LARGE",
             Self::Ended => "STORE_ENDED",
+            Self::Fenced { .. } => "STORE_FENCED",
             Self::Failed(_) => "STORE_FAILED",
             Self::Unavailable(_) => "STORE_UNAVAILABLE",
         }

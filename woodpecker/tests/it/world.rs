@@ -59,9 +59,15 @@ pub struct World {
 enum Medium {
     Memory(MemoryMedium),
     Local(TempDir),
-    Object { _peer: Option<S3>, store: Arc<dyn ObjectStore> },
+    Object {
+        _peer: Option<S3>,
+        store: Arc<dyn ObjectStore>,
+    },
     /// Three of them; their registrations.
-    LogStores { _sites: Vec<Site>, registry: MemoryStore },
+    LogStores {
+        _sites: Vec<Site>,
+        registry: MemoryStore,
+    },
 }
 
 /// A process: a client with its own volume and its own connection to the metadata store.

@@ -81,4 +81,3 @@ impl Site {
         Clock::system().timeout(LIMIT, closed).await.expect("the facts are closed");
     }
 }
-

@@ -92,7 +92,7 @@ impl Taker<'_> {
         }
     }
 
-    /// Asks one replica until it answers; an error only when the segment is gone.
+    /// Asks one replica until it answers; an error only when the segment is gone, or a later taker's.
     async fn fence_one(&self, replica: usize, epoch: Epoch) -> (usize, Result<Held, StoreError>) {
         let mut backoff = Backoff::new(self.context.clock.clone(), &self.context.random, RETRY.0, RETRY.1);
         loop {
@@ -101,7 +101,7 @@ impl Taker<'_> {
                 Ok(response) => return (replica, Ok(held(&response))),
                 Err(status) => {
                     let error = store_error(&status, &format!("segment {}", self.key));
-                    if matches!(error, StoreError::NotFound { .. }) {
+                    if matches!(error, StoreError::NotFound { .. } | StoreError::Fenced { .. }) {
                         return (replica, Err(error));
                     }
                     tracing::debug!(store = %peer.id, segment = %self.key, %status, "a replica cannot be fenced yet");

@@ -342,6 +342,10 @@ impl Peer {
                         return Some(outgoing);
                     }
                 }
+                // Entries may have carried what was to be told: then there is nothing to wake up for.
+                if !lanes.has_notices() {
+                    notices_at = None;
+                }
             }
             match notices_at {
                 Some(at) => {

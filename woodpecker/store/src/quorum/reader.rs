@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
-use streaming_proto::logstore::{DescribeRequest, ReadRequest, ReadResponse};
+use streaming_proto::logstore::{DescribeRequest, DescribeResponse, ReadRequest, ReadResponse};
 use tokio::{select, sync::Mutex};
 use tonic::{Status, Streaming};
 use woodpecker_base::backoff::Backoff;
@@ -35,6 +35,8 @@ use super::{
 /// What one pushed answer carries at most.
 const PUSH_BYTES: u64 = 256 << 10;
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+/// Pauses between questions whether what a replica holds is acked: its writer says so a moment after the ack.
+const TELLING: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(32));
 
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -101,7 +103,11 @@ impl Reader {
     fn known(&self) -> u64 {
         match self.end {
             Some(end) => end,
-            None => self.local().map_or(0, |segment| segment.acked()).max(self.known.load(Ordering::Acquire)),
+            // What was acked stays so after the segment ended, though a later owner may know of more.
+            None => {
+                let acked = self.local.as_ref().map_or(0, |segment| segment.acked());
+                acked.max(self.known.load(Ordering::Acquire))
+            }
         }
     }
 
@@ -114,14 +120,16 @@ impl Reader {
         self.known.fetch_max(acked, Ordering::AcqRel);
     }
 
-    /// Asks the replicas what is acked: of so many one at least was told, if its writer or a taker told anybody.
+    /// Asks the replicas what is acked: of so many one at least was told, if its writer or a taker told anybody. Says how
+    /// much one of them holds, which is never less than what is acked.
     async fn ask(&self) -> Result<u64, StoreError> {
         let mut answers: FuturesUnordered<_> = self.peers.iter().map(|peer| self.describe(peer)).collect();
-        let (mut answered, mut error) = (0, None);
+        let (mut answered, mut held, mut error) = (0, 0, None);
         while let Some(answer) = answers.next().await {
             match answer {
-                Ok(acked) => {
-                    self.learn(acked);
+                Ok(response) => {
+                    self.learn(response.committed);
+                    held = held.max(response.durable);
                     answered += 1;
                     if answered == self.needed {
                         break;
@@ -132,15 +140,15 @@ impl Reader {
         }
         match error {
             Some(error) if answered == 0 => Err(error),
-            _ => Ok(self.known()),
+            _ => Ok(held),
         }
     }
 
-    async fn describe(&self, peer: &Peer) -> Result<u64, Status> {
+    async fn describe(&self, peer: &Peer) -> Result<DescribeResponse, Status> {
         let request = DescribeRequest { replica: Some(peer.replica(self.key)) };
         let mut client = peer.client(Class::Append)?;
         let limit = self.context.settings.request_timeout;
-        peer.answer(limit, client.describe(request)).await.map(|response| response.committed)
+        peer.answer(limit, client.describe(request)).await
     }
 
     /// Entries from `from` on, from whichever replica has them first.
@@ -258,7 +266,8 @@ impl SegmentReader for Reader {
     async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
         let mut limit = self.known();
         if from >= limit && self.end.is_none() && self.local().is_none() {
-            limit = self.ask().await?;
+            self.ask().await?;
+            limit = self.known();
         }
         if from >= limit {
             return Ok(Vec::new());
@@ -275,7 +284,18 @@ impl SegmentReader for Reader {
     }
 
     async fn tail(&self) -> Result<u64, StoreError> {
-        if self.end.is_some() || self.local().is_some() { Ok(self.known()) } else { self.ask().await }
+        if self.end.is_some() || self.local().is_some() {
+            return Ok(self.known());
+        }
+        let held = self.ask().await?;
+        let mut pause = TELLING.0;
+        // Of what a writer left that died nobody knows more.
+        while self.known() < held && pause <= TELLING.1 {
+            self.context.clock.sleep(pause).await;
+            pause *= 2;
+            self.ask().await?;
+        }
+        Ok(self.known())
     }
 
     async fn readable(&self, from: u64) {

@@ -80,6 +80,7 @@ pub(super) fn store_error(status: &Status, what: &str) -> StoreError {
     match Refusal::from_status(status) {
         Some(refusal) => match refusal.code {
             Code::Released => StoreError::NotFound { what: what.to_owned() },
+            Code::Fenced => StoreError::Fenced { what: what.to_owned() },
             Code::Corrupt => StoreError::Corrupt { what: what.to_owned(), detail: refusal.reason },
             _ => StoreError::Unavailable(refusal.to_string().into()),
         },
@@ -108,7 +109,8 @@ mod tests {
         let error = |code| store_error(&Refusal::new(code, "r").to_status(), "segment 1/2");
         assert!(matches!(error(Code::Released), StoreError::NotFound { .. }));
         assert!(matches!(error(Code::Corrupt), StoreError::Corrupt { .. }));
-        for code in [Code::WrongStore, Code::Failed, Code::DiskFull, Code::Fenced] {
+        assert!(!error(Code::Fenced).is_retryable(), "it stays fenced");
+        for code in [Code::WrongStore, Code::Failed, Code::DiskFull] {
             assert!(error(code).is_retryable(), "another replica may do it: {code:?}");
         }
         assert!(store_error(&Status::deadline_exceeded("slow"), "segment 1/2").is_retryable());

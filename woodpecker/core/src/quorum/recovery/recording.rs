@@ -283,10 +283,13 @@ impl Model for Segment {
                 let more = |end: u64| world.stores.iter().any(|store| store.durable > end);
                 world.owner.has_ended() && world.record.is_some_and(more)
             }),
-            Property::sometimes("a store that was away comes back with more than the record says", |_, world: &World| {
-                let more = |end: u64| world.stores.iter().any(|store| store.restarted && store.durable > end);
-                world.record.is_some_and(more)
-            }),
+            Property::sometimes(
+                "a store that was away comes back with more than the record says",
+                |_, world: &World| {
+                    let more = |end: u64| world.stores.iter().any(|store| store.restarted && store.durable > end);
+                    world.record.is_some_and(more)
+                },
+            ),
             Property::sometimes("it is closed without a store whose disk is gone", |_, world: &World| {
                 world.record.is_some() && !world.owner.has_ended() && world.stores.iter().any(|store| store.lost)
             }),

@@ -13,6 +13,58 @@ fn now() -> Instant {
     Clock::system().now()
 }
 
+/// Processor time of this thread so far.
+fn thread_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(stat.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// Everything runs on this thread, so that its time is all that is spent.
+#[tokio::test]
+async fn a_log_that_fell_quiet_costs_no_processor_time() {
+    let world = World::new(3).await;
+    let (backend, _tasks) = world.backend(|_| ());
+    let opened = Open::create(&backend, 1).await;
+    // Fast enough that later entries carry what was to be told of earlier ones.
+    opened.fill(0, 20).await;
+    let clock = Clock::system();
+    clock.sleep(Duration::from_millis(100)).await;
+    let before = thread_time();
+    clock.sleep(Duration::from_millis(500)).await;
+    let spent = thread_time() - before;
+    assert!(spent < Duration::from_millis(50), "{spent:?} of 500 ms");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_elsewhere_knows_of_an_entry_as_soon_as_it_is_acked() {
+    let world = World::new(3).await;
+    let ((backend, _tasks), (elsewhere, _)) = (world.backend(|_| ()), world.backend(|_| ()));
+    let opened = Open::create(&backend, 1).await;
+    let reader = elsewhere.open(opened.key, &opened.placement(), None).await.unwrap();
+    for number in 0..20 {
+        opened.fill(number, number + 1).await;
+        assert_eq!(reader.tail().await.unwrap(), number + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acked_can_be_read_here_after_the_segment_ended() {
+    let world = World::new(3).await;
+    let (backend, _tasks) = world.backend(|_| ());
+    let opened = Open::create(&backend, 1).await;
+    let reader = backend.open(opened.key, &opened.placement(), None).await.unwrap();
+    opened.fill(0, 10).await;
+    // It ends before any store is told of the last ack.
+    for replica in 0..3 {
+        let refusal = Refusal::new(Code::NotContinued, "restarted");
+        world.replica(&opened.placement(), replica).fault(|faults| faults.refuse = Some(refusal));
+    }
+    opened.writer.append(vec![entry(10)]).unwrap();
+    assert!(matches!(opened.owner.wait_ended().await, SegmentEnd::Displaced));
+    assert_eq!(reader.tail().await.unwrap(), 10);
+    assert_eq!(reader.read(9, 1 << 20).await.unwrap(), [entry(9)]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_replica_delays_no_ack() {
     let world = World::new(3).await;

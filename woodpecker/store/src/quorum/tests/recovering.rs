@@ -200,3 +200,16 @@ async fn a_follower_moves_to_another_replica_when_its_own_breaks() {
         world.replica(&opened.placement(), replica).fault(|faults| faults.mute = false);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taker_that_was_overtaken_learns_it_at_once() {
+    let world = World::new(3).await;
+    let (backend, _tasks) = world.backend(|_| ());
+    let opened = Open::create(&backend, 1).await;
+    opened.fill(0, 3).await;
+    assert_eq!(fence(&backend, &opened.placement(), 3).await.unwrap(), 3);
+    let began = Clock::system().now();
+    let error = fence(&backend, &opened.placement(), 2).await.unwrap_err();
+    assert!(matches!(error, StoreError::Fenced { .. }), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(1), "after {:?}", began.elapsed());
+}
