@@ -24,7 +24,7 @@ use crate::{
     cli::BenchArgs,
     config::{Config, StorageType},
     print::say,
-    roles::{Machine, Reporters, Standalone},
+    roles::{Live, Machine, Reporters, Standalone},
     telemetry,
 };
 use engine::Engine;
@@ -94,7 +94,7 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let medium = Medium::open(&config, &machine)?;
     let plan = Plan::of(&arguments, medium.blocks())?;
     let cell = NodeCell::default();
-    let cluster = Standalone::start(&config, &machine, &Reporters::default(), &cell).await?;
+    let cluster = Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await?;
     cluster.until_served().await?;
     let mut run = Run { config, machine, metrics, cluster, cell, medium, plan };
     let report = run.measure().await;

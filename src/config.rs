@@ -3,6 +3,8 @@
 //! Key names are Milvus' where the meaning is the same, so that one file can serve both. Sizes and durations carry
 //! their unit (`64MiB`, `200ms`). An unknown key or an impossible value stops the start and is named.
 
+mod labels;
+mod live;
 mod load;
 mod logstore;
 mod rate_limit;
@@ -17,12 +19,13 @@ mod telemetry;
 mod units;
 mod validate;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::{
+    live::is_live,
     load::{Sources, changes, load},
     logstore::LogStore,
     replicate::{Replicate, ReplicateTarget},
@@ -176,11 +179,14 @@ pub(crate) struct StreamingNode {
     pub(crate) port: u16,
     /// `host:port` that others dial; empty means the address it listens on.
     pub(crate) advertise: String,
+    /// Labels of the node's session, such as `RESOURCE_GROUP`; the variables `MILVUS_SERVER_LABEL_<NAME>`, and for nodes
+    /// alone `MILVUS_SERVER_LABEL_SN_<NAME>`, set one each.
+    pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Default for StreamingNode {
     fn default() -> Self {
-        Self { ip: "127.0.0.1".into(), port: 22222, advertise: String::new() }
+        Self { ip: "127.0.0.1".into(), port: 22222, advertise: String::new(), labels: BTreeMap::new() }
     }
 }
 

@@ -4,6 +4,7 @@ mod access;
 mod banner;
 mod cluster;
 mod consumers;
+mod live;
 mod logstore;
 mod maintenance;
 mod process;
@@ -16,6 +17,7 @@ mod storage;
 
 pub(crate) use self::{
     cluster::{coord, node},
+    live::Live,
     logstore::logstore,
     process::Reporters,
     replicate::replicate,

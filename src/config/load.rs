@@ -10,7 +10,7 @@ use figment::{
 };
 
 use super::{
-    Config,
+    Config, labels,
     schema::{Leaf, insert},
 };
 
@@ -80,6 +80,9 @@ impl Layer {
             let value = leaf.parse(value).with_context(|| format!("environment variable {name}"))?;
             insert(&mut values, &leaf.key, value)?;
         }
+        for (label, value) in labels::of_node(variables) {
+            insert(&mut values, &format!("streamingNode.labels.{label}"), value.into())?;
+        }
         Ok(Self { name: "environment".into(), values })
     }
 
@@ -144,6 +147,7 @@ mod tests {
                 ("STREAMING_CONF_ETCD_ROOTPATH".into(), "from-env".into()),
                 ("STREAMING_CONF_ROOTCOORD_PORT".into(), "2".into()),
                 ("UNRELATED".into(), "x".into()),
+                ("MILVUS_SERVER_LABEL_RESOURCE_GROUP".into(), "7".into()),
             ],
             assignments: vec!["rootCoord.port=3".into()],
         })
@@ -151,6 +155,7 @@ mod tests {
         assert_eq!(config.etcd.root_path, "from-env");
         assert_eq!(config.etcd.meta_sub_path, "file-meta");
         assert_eq!(config.root_coord.port, 3);
+        assert_eq!(config.streaming_node.labels["RESOURCE_GROUP"], "7");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use figment::value::{Dict, Value};
 use schemars::{Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value as Json;
 
-use super::Config;
+use super::{Config, is_live};
 
 /// The JSON schema of a configuration file, complete in itself.
 ///
@@ -239,8 +239,11 @@ pub(crate) fn reference() -> anyhow::Result<String> {
             described(schema)
         );
         for leaf in Leaf::all()?.iter().filter(|leaf| leaf.key.starts_with(&format!("{section}."))) {
-            let meaning = leaf.description();
+            let mut meaning = leaf.description();
             ensure!(!meaning.is_empty(), "{}: has no description", leaf.key);
+            if is_live(&leaf.key) {
+                meaning.push_str(" *Live.*");
+            }
             let _ = writeln!(page, "| `{}` | {} | {} | {meaning} |", leaf.key, leaf.takes(), leaf.default(&defaults));
         }
     }
@@ -260,8 +263,9 @@ Values come, each winning over those before it, from the defaults, the file (`--
 are typed as `a,b` or as YAML. A key that does not exist, and a value that cannot be, stop the start and are named.
 Durations and sizes carry their unit: `200ms`, `10s`, `1h 30m`; `512KiB`, `64MiB`, `1.5GiB`.
 
-While a process runs it reads its file and those of `tls` and `auth` again when they change, and on SIGHUP. `log.level`,
-certificates and tokens are used at once; what else changed is named in the log and needs a restart.
+While a process runs it reads its file and those of `tls` and `auth` again when they change, and on SIGHUP. Certificates, tokens
+and the keys that are marked *live* are used at once; what else changed is named in the log and needs a restart. A file that
+cannot be used changes nothing, is told of in the log, and counted in `streaming_reload_failures_total`.
 ";
 
 #[cfg(test)]

@@ -43,6 +43,10 @@ pub(crate) struct Streaming {
     pub(crate) flush: Flush,
     /// How channels are spread over nodes.
     pub(crate) wal_balancer: WalBalancer,
+    /// The resource group (label `RESOURCE_GROUP` of nodes) that channels are placed in; empty is all nodes.
+    pub(crate) primary_resource_group: String,
+    /// What holds for resource groups.
+    pub(crate) strict_resource_group_isolation: StrictResourceGroupIsolation,
 }
 
 impl Default for Streaming {
@@ -61,6 +65,8 @@ impl Default for Streaming {
             idempotency: Idempotency::default(),
             flush: Flush::default(),
             wal_balancer: WalBalancer::default(),
+            primary_resource_group: String::new(),
+            strict_resource_group_isolation: StrictResourceGroupIsolation::default(),
         }
     }
 }
@@ -145,6 +151,14 @@ impl Default for Idempotency {
     fn default() -> Self {
         Self { max_bytes_per_window: ByteSize::mib(16), recovery_size: ByteSize::mib(32) }
     }
+}
+
+/// What holds for resource groups.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct StrictResourceGroupIsolation {
+    /// Whether channels without a node wait while the primary group has none; else they go to any node meanwhile.
+    pub(crate) enabled: bool,
 }
 
 /// How channels are spread over nodes.

@@ -12,7 +12,7 @@ use super::{Config, units};
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Log {
-    /// A level (`info`) or a filter (`info,woodpecker=debug`). Applied while running when the file changes.
+    /// A level (`info`) or a filter (`info,woodpecker=debug`).
     pub(crate) level: String,
     /// How a line looks.
     pub(crate) format: LogFormat,

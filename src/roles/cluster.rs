@@ -27,6 +27,7 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
         clock: machine.clock.clone(),
         random: machine.random.clone(),
         health: process.health.coord.clone(),
+        balance: process.live.balance(),
     };
     let role = streaming_coord::serve(settings::coord(config), edges, tasks.token().clone());
     banner::print("coord", &process.addresses(&[("coordinator", &address)]), None);
@@ -57,6 +58,7 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
         random: machine.random.clone(),
         health: process.health.node.clone(),
         cell,
+        flow: process.live.flow(),
     };
     let role = Box::pin(streaming_node::serve(settings::node(config)?, edges, tasks.token().clone()));
     banner::print("node", &process.addresses(&[("node", &address)]), None);

@@ -7,6 +7,7 @@ use axum::Router;
 use woodpecker_base::{health::HealthReporter, metadata::MetadataStore, tasks::Tasks};
 
 use super::{
+    live::Live,
     reload::{self, Watched},
     storage,
     storage::Machine,
@@ -14,7 +15,7 @@ use super::{
 use crate::{
     admin::{self, Admin, Roles},
     cli::ServerArgs,
-    config::{Config, MetastoreType, changes},
+    config::{Config, MetastoreType},
     print::say,
     shutdown,
     telemetry::{self, LogLevel, Spans},
@@ -50,6 +51,7 @@ impl Reporters {
 pub(super) struct Process {
     pub(super) config: Config,
     pub(super) machine: Machine,
+    pub(super) live: Live,
     /// Stopped by the first signal.
     pub(super) tasks: Tasks,
     pub(super) health: Reporters,
@@ -96,7 +98,8 @@ impl Process {
         shutdown::on_signal(&tasks)?;
         let machine = Machine::real(&config)?;
         let (health, admin_tasks) = (Reporters::default(), Tasks::new());
-        let watched = watched(arguments, &config, &machine, &level);
+        let live = Live::new(&config);
+        let watched = watched(arguments, &config, &machine, &level, &live);
         reload::watch(watched, config.common.reload_interval, machine.clock.clone(), &admin_tasks)?;
         let mut bound = None;
         if config.admin.enabled {
@@ -114,7 +117,7 @@ impl Process {
             bound = Some(serving.with_context(|| format!("admin.ip and admin.port: cannot listen on {address}"))?);
         }
         let data = config.woodpecker.storage.root_path.clone();
-        Ok(Some(Self { config, machine, tasks, health, admin: bound, admin_tasks, data, spans }))
+        Ok(Some(Self { config, machine, live, tasks, health, admin: bound, admin_tasks, data, spans }))
     }
 
     /// What is printed at the start: the role's addresses, then the process' own.
@@ -174,26 +177,22 @@ impl Process {
 }
 
 /// What may change while the process runs.
-fn watched(arguments: &ServerArgs, config: &Config, machine: &Machine, level: &LogLevel) -> Vec<Watched> {
+fn watched(arguments: &ServerArgs, config: &Config, machine: &Machine, level: &LogLevel, live: &Live) -> Vec<Watched> {
     let (certificates, tokens) = machine.security.files();
     let (renewing, retoken) = (machine.security.clone(), machine.security.clone());
-    let (arguments, level, mut used) = (arguments.clone(), level.clone(), config.clone());
+    let (arguments, level, live) = (arguments.clone(), level.clone(), live.clone());
+    let (started, mut configured) = (config.clone(), config.log.level.clone());
     let file: Vec<_> = arguments.config.clone().into_iter().collect();
     vec![
         Watched::new("certificates", certificates, move || renewing.renew_certificates()),
         Watched::new("tokens", tokens, move || retoken.renew_tokens()),
         Watched::new("configuration", file, move || {
             let wanted = arguments.load()?;
-            if wanted.log.level != used.log.level {
+            live.apply(&started, &wanted)?;
+            // What was set by hand stays until the configured level changes.
+            if wanted.log.level != configured {
                 level.set(&wanted.log.level)?;
-                used.log.level.clone_from(&wanted.log.level);
-            }
-            let waiting = changes(&used, &wanted)?;
-            if !waiting.is_empty() {
-                tracing::warn!(
-                    keys = waiting.join(", "),
-                    "changed in the configuration; a restart is needed to use it"
-                );
+                configured = wanted.log.level;
             }
             Ok(())
         }),

@@ -18,6 +18,8 @@ pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
         balance: streaming_coord::Balance {
             interval: config.streaming.wal_balancer.trigger_interval,
             initial_nodes: config.streaming.wal_balancer.expected_initial_streaming_node_num,
+            primary_group: config.streaming.primary_resource_group.clone(),
+            strict_groups: config.streaming.strict_resource_group_isolation.enabled,
             ..defaults.balance
         },
         ..defaults
@@ -33,6 +35,7 @@ pub(super) fn node(config: &Config) -> anyhow::Result<streaming_node::Settings> 
         cluster: config.msg_channel.chan_name_prefix.cluster.clone(),
         metadata_root: config.meta_root(),
         advertised_address: advertised(&config.streaming_node.advertise),
+        labels: config.streaming_node.labels.clone(),
         version: streaming_node::Settings::default().version,
         session_ttl: config.common.session.ttl,
         max_message_bytes: bytes(streaming.max_message_size)?,

@@ -15,6 +15,7 @@ use super::{
     banner,
     cluster::listen,
     consumers,
+    live::Live,
     maintenance::maintain,
     process::{Process, Reporters},
     settings, storage,
@@ -78,9 +79,10 @@ impl Standalone {
         machine: &Machine,
         health: &Reporters,
         cell: &NodeCell,
+        live: &Live,
     ) -> anyhow::Result<Self> {
         let metadata = storage::metadata_in_time(config, machine, &[&health.coord, &health.node]).await?;
-        Self::start_on(metadata, config, machine, health, cell).await
+        Self::start_on(metadata, config, machine, health, cell, live).await
     }
 
     /// As [`Standalone::start`], on this metadata store.
@@ -93,6 +95,7 @@ impl Standalone {
         machine: &Machine,
         health: &Reporters,
         cell: &NodeCell,
+        live: &Live,
     ) -> anyhow::Result<Self> {
         let roles = [&health.coord, &health.node];
         let (logs, engine) = storage::logs_in_time(config, machine, &metadata, &roles).await?;
@@ -109,6 +112,7 @@ impl Standalone {
             clock: machine.clock.clone(),
             random: machine.random.clone(),
             health: health.coord.clone(),
+            balance: live.balance(),
         };
         let coordinating = streaming_coord::serve(settings::coord(config), coord_edges, coord_tasks.token().clone());
         let node_edges = streaming_node::Edges {
@@ -120,6 +124,7 @@ impl Standalone {
             random: machine.random.clone(),
             health: health.node.clone(),
             cell: cell.clone(),
+            flow: live.flow(),
         };
         let serving = streaming_node::serve(settings::node(config)?, node_edges, node_tasks.token().clone());
         Ok(Self {
@@ -206,7 +211,7 @@ pub(crate) async fn standalone(arguments: ServerArgs) -> anyhow::Result<()> {
     let cell = NodeCell::default();
     let pages = consumers::pages(cell.clone());
     let Some(process) = Process::start_with(&arguments, "standalone", pages).await? else { return Ok(()) };
-    let starting = Standalone::start(&process.config, &process.machine, &process.health, &cell);
+    let starting = Standalone::start(&process.config, &process.machine, &process.health, &cell, &process.live);
     let Some(mut cluster) = process.until_open(starting).await? else { return Ok(()) };
     let addresses = process.addresses(&[("coordinator", cluster.address()), ("node", &cluster.node)]);
     process

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Weak};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use woodpecker_base::{
     clock::Clock,
     election::Leadership,
@@ -22,6 +22,7 @@ use crate::{
     nodes::Watcher,
     replication::{self, ReplicationControl},
     runtime_policy::PolicyControl,
+    settings::Balance,
     shared::Shared,
 };
 
@@ -38,6 +39,8 @@ pub struct Parts {
     pub random: Random,
     /// Where the coordinator says how it is.
     pub health: HealthReporter,
+    /// How channels are spread, as it is set at the moment.
+    pub balance: watch::Receiver<Balance>,
 }
 
 /// The active coordinator of one reign.
@@ -114,6 +117,7 @@ impl Active {
         let publisher = Publisher::new(server_id, cluster, control, replication.subscribe(), shared.assignment.clone());
         let context = Context {
             settings: settings.clone(),
+            balance: parts.balance.clone(),
             catalog,
             nodes,
             policy: policy.subscribe(),

@@ -22,11 +22,11 @@ use self::{
 use crate::{
     assignment::Publisher,
     catalog::{Catalog, CatalogError, Stored},
-    nodes::{Condition, NodeView, Nodes},
+    nodes::{self, Condition, Nodes},
     pchannel::{HandOver, State},
-    policy::{self, Placement},
+    policy::{self, NodeView, Placement},
     runtime_policy::RuntimePolicy,
-    settings::Settings,
+    settings::{Balance, Settings},
 };
 
 /// A client saw the WAL of a channel fail at a term.
@@ -40,8 +40,9 @@ pub(crate) struct Report {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) settings: Settings,
+    pub(crate) balance: watch::Receiver<Balance>,
     pub(crate) catalog: Catalog,
-    pub(crate) nodes: NodeView,
+    pub(crate) nodes: nodes::NodeView,
     pub(crate) policy: watch::Receiver<Arc<RuntimePolicy>>,
     pub(crate) publisher: Publisher,
     pub(crate) status: Arc<watch::Sender<Arc<Vec<ChannelStatus>>>>,
@@ -78,7 +79,8 @@ impl Balancer {
 
     /// Balances until the reports end or this coordinator turns out to be deposed.
     pub(crate) async fn run(mut self, mut reports: mpsc::Receiver<Report>) {
-        let mut ticker = self.context.clock.ticker(self.context.settings.balance.interval);
+        let mut balance = self.context.balance.clone();
+        let mut ticker = self.context.clock.ticker(balance.borrow_and_update().interval);
         let mut nodes = self.context.nodes.clone();
         let mut policy = self.context.policy.clone();
         loop {
@@ -105,6 +107,7 @@ impl Balancer {
                 },
                 Ok(()) = nodes.0.changed() => {}
                 Ok(()) = policy.changed() => {}
+                Ok(()) = balance.changed() => ticker = clock.ticker(balance.borrow_and_update().interval),
                 () = self.context.publisher.topology_changed() => {}
                 _ = ticker.tick() => {}
                 () = retry => {}
@@ -162,24 +165,29 @@ impl Balancer {
     fn is_ready_to_begin(&self, nodes: &Nodes) -> bool {
         let fresh = self.channels.values().all(|channel| channel.pchannel().state() == State::Uninitialized);
         let healthy = nodes.0.values().filter(|status| status.condition == Condition::Healthy).count();
-        !fresh || u32::try_from(healthy).unwrap_or(u32::MAX) >= self.context.settings.balance.initial_nodes
+        !fresh || u32::try_from(healthy).unwrap_or(u32::MAX) >= self.context.balance.borrow().initial_nodes
     }
 
     fn plan(&self, nodes: &Nodes, policy: &RuntimePolicy) -> Vec<Placement> {
         let now = self.context.clock.now();
         let now_s = self.context.clock.wall().as_secs();
-        let targets = nodes
-            .0
-            .iter()
-            .filter(|(id, status)| status.condition == Condition::Healthy && !policy.frozen.contains(id))
-            .map(|(id, _)| *id)
-            .collect();
+        let balance = self.context.balance.borrow().clone();
+        let seen = nodes.0.iter().map(|(id, status)| {
+            let usable = !policy.frozen.contains(id);
+            let view = NodeView {
+                retains: usable && status.condition.retains(),
+                receives: usable && status.condition == Condition::Healthy,
+                primary: balance.primary_group.is_empty() || balance.primary_group == status.group,
+            };
+            (*id, view)
+        });
+        let eligible = policy::eligible(&seen.collect(), balance.strict_groups);
         let views: Vec<_> = self
             .channels
             .values()
-            .filter_map(|channel| channel.view(nodes, policy, &self.context.settings.balance, (now, now_s)))
+            .filter_map(|channel| channel.view(nodes, &eligible.homes, &balance, (now, now_s)))
             .collect();
-        policy::plan(&views, &targets, policy.allow_rebalance)
+        policy::plan(&views, &eligible.targets, policy.allow_rebalance)
     }
 
     fn hand_over(&mut self, nodes: &Nodes, placement: &Placement) {

@@ -19,6 +19,8 @@ use crate::pchannel::Node;
 #[derive(Debug, Clone)]
 pub(crate) struct NodeStatus {
     pub(crate) node: Node,
+    /// The resource group that it says it belongs to.
+    pub(crate) group: String,
     pub(crate) condition: Condition,
     pub(crate) client: ManagerClient,
     /// By channel, what the node last said of the WALs it serves.

@@ -21,6 +21,39 @@ pub(crate) struct Placement {
     pub(crate) node: i64,
 }
 
+/// What the policy knows of one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NodeView {
+    /// Channels may stay on it.
+    pub(crate) retains: bool,
+    /// It may be given channels.
+    pub(crate) receives: bool,
+    /// It belongs to the primary resource group, or there is none.
+    pub(crate) primary: bool,
+}
+
+/// Nodes that channels may be on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Eligible {
+    /// Those that keep what they have.
+    pub(crate) homes: BTreeSet<i64>,
+    /// Those of them that may be given more.
+    pub(crate) targets: BTreeSet<i64>,
+}
+
+/// Channels belong on nodes of the primary group as soon as one of them can take some. Until then they stay where they
+/// are; those without a node wait if `strict`, and go to any node if not.
+pub(crate) fn eligible(nodes: &BTreeMap<i64, NodeView>, strict: bool) -> Eligible {
+    let present = nodes.values().any(|node| node.primary && node.receives);
+    let ids = |fits: &dyn Fn(&NodeView) -> bool| -> BTreeSet<i64> {
+        nodes.iter().filter(|(_, node)| fits(node)).map(|(id, _)| *id).collect()
+    };
+    Eligible {
+        homes: ids(&|node| node.retains && (node.primary || !present)),
+        targets: ids(&|node| node.receives && (node.primary || !(present || strict))),
+    }
+}
+
 /// Gives every channel without an owner a node, fewest channels first, and, if `rebalance`, moves movable channels
 /// from the fullest to the emptiest node until no two differ by more than one. Only `targets` receive anything.
 pub(crate) fn plan(channels: &[ChannelView], targets: &BTreeSet<i64>, rebalance: bool) -> Vec<Placement> {
@@ -159,6 +192,25 @@ mod tests {
         let placed = |targets| plan(std::slice::from_ref(&failed), &targets, true)[0].node;
         assert_eq!(placed(BTreeSet::from([1, 2])), 2);
         assert_eq!(placed(BTreeSet::from([1])), 1);
+    }
+
+    #[test]
+    fn channels_leave_for_the_primary_group_once_it_can_take_them() {
+        let node = |primary, receives| NodeView { retains: true, receives, primary };
+        let both = |strict, primary_receives| {
+            let nodes = BTreeMap::from([(1, node(false, true)), (2, node(true, primary_receives))]);
+            let Eligible { homes, targets } = eligible(&nodes, strict);
+            (homes.into_iter().collect::<Vec<_>>(), targets.into_iter().collect::<Vec<_>>())
+        };
+        assert_eq!(both(false, true), (vec![2], vec![2]));
+        assert_eq!(both(true, true), (vec![2], vec![2]));
+        // A node of the group that does not answer keeps what it has, and drives nobody out of theirs.
+        assert_eq!(both(false, false), (vec![1, 2], vec![1]));
+        assert_eq!(both(true, false), (vec![1, 2], vec![]));
+        // Without a primary group all nodes are alike.
+        let nodes = BTreeMap::from([(1, node(true, true)), (2, node(true, false))]);
+        let all = Eligible { homes: BTreeSet::from([1, 2]), targets: BTreeSet::from([1]) };
+        assert_eq!((eligible(&nodes, false), eligible(&nodes, true)), (all.clone(), all));
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use streaming_proto::FILE_DESCRIPTOR_SET;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{service::RoutesBuilder, transport::Server};
 use woodpecker_base::{
@@ -14,7 +15,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use crate::{Coordinator, CoordinatorError, Parts, Settings, services::SERVICES};
+use crate::{Balance, Coordinator, CoordinatorError, Parts, Settings, services::SERVICES};
 
 /// Everything of the outside world that a coordinator touches.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Edges {
     pub random: Random,
     /// Where the coordinator says how it is.
     pub health: HealthReporter,
+    /// Replaces the settings' `balance` while the coordinator runs, as often as it changes.
+    pub balance: watch::Receiver<Balance>,
 }
 
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -37,10 +40,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// What kept it from starting or ended it, unless it was asked to end.
 pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken) -> Result<(), CoordinatorError> {
-    let Edges { listener, connector, metadata, clock, random, health } = edges;
+    let Edges { listener, connector, metadata, clock, random, health, balance } = edges;
     let grace = settings.shutdown_grace;
     let tasks = Tasks::under(&shutdown);
-    let parts = Parts { connector, metadata, clock: clock.clone(), random, health: health.clone() };
+    let parts = Parts { connector, metadata, clock: clock.clone(), random, health: health.clone(), balance };
     let mut coordinator = Coordinator::start(settings, listener.address(), parts, &tasks)?;
     let mut routes = RoutesBuilder::default();
     coordinator.register(&mut routes);

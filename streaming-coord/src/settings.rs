@@ -105,6 +105,10 @@ pub struct Balance {
     pub max_recovery_lag: Duration,
     /// A new cluster assigns nothing before this many nodes are there.
     pub initial_nodes: u32,
+    /// The resource group whose nodes have the channels; empty is all nodes.
+    pub primary_group: String,
+    /// Whether channels without a node wait while that group has none; if not, they go to any node meanwhile.
+    pub strict_groups: bool,
 }
 
 impl Default for Settings {
@@ -157,6 +161,8 @@ impl Default for Balance {
             min_rebalance_interval: Duration::from_secs(300),
             max_recovery_lag: Duration::from_secs(1),
             initial_nodes: 0,
+            primary_group: String::new(),
+            strict_groups: false,
         }
     }
 }

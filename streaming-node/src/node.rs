@@ -22,7 +22,7 @@ use crate::{
     recovery::acks::BroadcastAcks,
     registration::Registration,
     service::Services,
-    settings::{Settings, SettingsError},
+    settings::{Flow, Settings, SettingsError},
     timestamps::TimestampSource,
     wal::{buffer::NodeBudget, open::Opener},
     wals::Wals,
@@ -41,6 +41,8 @@ pub struct Parts {
     pub random: Random,
     /// Where the node says how it is.
     pub health: HealthReporter,
+    /// When writers are slowed down, as it is set at the moment.
+    pub flow: watch::Receiver<Flow>,
 }
 
 /// Why a node did not start.
@@ -140,6 +142,7 @@ impl Node {
             random: parts.random.clone(),
             tasks: tasks.clone(),
             buffers: Arc::new(NodeBudget::new(settings.node_buffer_bytes)),
+            flow: parts.flow.clone(),
         };
         let wals = Arc::new(Wals::new(opener, Arc::clone(&identity), tasks.clone()));
         Ok(Self {

@@ -74,7 +74,10 @@ impl Keeper {
     async fn register(&self) -> Result<Session, SessionError> {
         let settings = &self.services.settings;
         let identity = &self.services.identity;
-        let record = SessionRecord::new(ROLE, identity.server_id(), &self.address, &settings.version);
+        let record = SessionRecord {
+            labels: settings.labels.clone(),
+            ..SessionRecord::new(ROLE, identity.server_id(), &self.address, &settings.version)
+        };
         let (store, root) = (Arc::clone(&self.parts.metadata), &settings.metadata_root);
         Session::register(store, &self.parts.clock, &self.tasks, root, record, settings.session_ttl).await
     }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use streaming_proto::FILE_DESCRIPTOR_SET;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use woodpecker_base::{
@@ -15,7 +16,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use crate::{Memory, Node, NodeCell, Parts, RootCoord, Settings, StartError, service::SERVICES};
+use crate::{Flow, Memory, Node, NodeCell, Parts, RootCoord, Settings, StartError, service::SERVICES};
 
 /// Everything of the outside world that a node touches.
 #[derive(Debug)]
@@ -31,6 +32,8 @@ pub struct Edges {
     pub health: HealthReporter,
     /// Where the rest of the process finds the node.
     pub cell: NodeCell,
+    /// Replaces the marks of the settings' `flow` while the node runs, as often as it changes.
+    pub flow: watch::Receiver<Flow>,
 }
 
 /// Enough in flight on one stream for a batch of large messages, without one stream holding up the others.
@@ -79,7 +82,7 @@ pub fn server() -> Server {
 /// # Errors
 /// [`StartError`]; after the start only that the listener failed.
 pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken) -> Result<(), StartError> {
-    let Edges { listener, connector, metadata, logs, clock, random, health, cell } = edges;
+    let Edges { listener, connector, metadata, logs, clock, random, health, cell, flow } = edges;
     let address = settings.advertised_address.clone().unwrap_or_else(|| listener.address().to_owned());
     let grace = settings.close_timeout;
     let root = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
@@ -94,6 +97,7 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
         clock: clock.clone(),
         random,
         health: health.clone(),
+        flow,
     };
     let limit = settings.start_timeout;
     let mut pauses = Backoff::new(clock.clone(), &parts.random, PAUSES.0, PAUSES.1);

@@ -1,6 +1,6 @@
 //! What an operator can set for a streaming node.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,8 @@ pub struct Settings {
     pub metadata_root: String,
     /// `host:port` that others dial; without it, the address the listener is bound to.
     pub advertised_address: Option<String>,
+    /// Labels that the session carries; `RESOURCE_GROUP` is one that coordinators know.
+    pub labels: BTreeMap<String, String>,
     /// Version that the session announces; coordinators look for 2.6.0 and later.
     pub version: String,
     /// Time to live of the session's lease.
@@ -93,6 +95,7 @@ impl Default for Settings {
             cluster: "by-dev".to_owned(),
             metadata_root: "by-dev/meta".to_owned(),
             advertised_address: None,
+            labels: BTreeMap::new(),
             version: "2.6.2".to_owned(),
             session_ttl: Duration::from_secs(10),
             max_message_bytes: streaming_types::DEFAULT_MAX_MESSAGE_BYTES,

@@ -7,6 +7,7 @@ mod chaos;
 mod cluster;
 mod failover;
 mod first_stream;
+mod limits;
 mod load;
 mod log;
 mod logstore;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -10,10 +11,17 @@ use axum::{
     body::Bytes,
     http::{HeaderMap, HeaderValue},
 };
-use streaming_client::{Client, Discovery, Edges, Settings};
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    trace::{SdkTracerProvider, SpanData, SpanExporter},
+};
+use streaming_client::{Client, ConsumeOptions, Delivery, Discovery, Edges, Settings};
 use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
-use streaming_types::{MessageBuilder, channel::vchannel_name};
+use streaming_types::{DeliverPolicy, Message, MessageBuilder, channel::vchannel_name};
 use tokio::sync::mpsc;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt};
 use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
 
 use crate::{
@@ -86,6 +94,65 @@ async fn collector() -> anyhow::Result<(String, mpsc::Receiver<Bytes>)> {
     Ok((address, received))
 }
 
+/// Spans of this process, which is the client's.
+#[derive(Debug, Clone, Default)]
+struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+impl SpanExporter for Kept {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(batch);
+        Ok(())
+    }
+}
+
+// On one thread, so that the library's tasks have this test's subscriber as well.
+#[tokio::test]
+async fn one_trace_goes_from_the_producer_through_the_log_to_the_consumer() -> anyhow::Result<()> {
+    let kept = Kept::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build();
+    let wanted = Targets::new().with_target("streaming::trace", LevelFilter::TRACE);
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(wanted);
+    let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+
+    let (endpoint, mut received) = collector().await?;
+    let directory = tempfile::tempdir()?;
+    let tracing = ["trace.exporter=otlp".to_owned(), format!("trace.otlp.endpoint={endpoint}")];
+    let (path, mut role) = (directory.path().to_owned(), standalone(&directory, &tracing)?);
+    let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
+    let client = Client::connect(Settings::new(Discovery::Address(role.address("coordinator").into())), edges)?;
+    client.wait_ready(Duration::from_secs(20)).await?;
+    let channel = client.channels().remove(0).pchannel.name().to_owned();
+    let mut consumer = client.consume(ConsumeOptions::new(channel.clone(), DeliverPolicy::All))?;
+    client.producer(&channel).append(insert(&channel)?).await?.await?;
+    let arrived = loop {
+        if let Delivery::Message(message) = consumer.next().await? {
+            break message;
+        }
+    };
+    client.close().await;
+    role.signal("TERM")?;
+    let ended = tokio::task::spawn_blocking(move || role.wait(Duration::from_secs(30)));
+    assert!(ended.await??.success(), "{}", path.display());
+
+    let spans = kept.0.lock().unwrap().clone();
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:?}"));
+    let (produced, consumed) = (named("produce"), named("consume"));
+    let (trace, place) = (produced.span_context.trace_id(), produced.span_context.span_id());
+    assert_eq!(arrived.properties.get("traceparent"), Some(format!("00-{trace}-{place}-01").as_str()));
+    assert_eq!((consumed.span_context.trace_id(), consumed.parent_span_id), (trace, place));
+    // The node's span, as it came over the wire: of the same trace, and below the producer's.
+    let exported = received.try_recv()?;
+    let holds = |wanted: &[u8]| exported.windows(wanted.len()).any(|window| window == wanted);
+    assert!(holds(b"wal.append") && holds(&trace.to_bytes()) && holds(&place.to_bytes()), "{exported:?}");
+    Ok(())
+}
+
+fn insert(channel: &str) -> anyhow::Result<Message> {
+    let partition = PartitionSegmentAssignment { partition_id: 1, rows: 1, ..PartitionSegmentAssignment::default() };
+    let header = InsertMessageHeader { collection_id: 1, partitions: vec![partition] };
+    Ok(MessageBuilder::new(&header).vchannel(vchannel_name(channel, 1, 0)).payload("traced").build()?)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_that_belongs_to_a_trace_is_a_span_of_it_at_the_collector() -> anyhow::Result<()> {
     let (endpoint, mut received) = collector().await?;
@@ -96,9 +163,7 @@ async fn an_append_that_belongs_to_a_trace_is_a_span_of_it_at_the_collector() ->
     let client = Client::connect(Settings::new(Discovery::Address(role.address("coordinator").into())), edges)?;
     client.wait_ready(Duration::from_secs(20)).await?;
     let channel = client.channels().remove(0).pchannel.name().to_owned();
-    let partition = PartitionSegmentAssignment { partition_id: 1, rows: 1, ..PartitionSegmentAssignment::default() };
-    let header = InsertMessageHeader { collection_id: 1, partitions: vec![partition] };
-    let mut message = MessageBuilder::new(&header).vchannel(vchannel_name(&channel, 1, 0)).payload("traced").build()?;
+    let mut message = insert(&channel)?;
     let trace = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128;
     message.properties.set("traceparent", format!("00-{trace:032x}-00f067aa0ba902b7-01"));
     client.producer(&channel).append(message).await?.await?;

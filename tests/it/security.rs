@@ -254,11 +254,13 @@ async fn a_file_that_changes_sets_the_level_and_names_what_needs_a_restart() -> 
     let role = Role::start("standalone", directory.path(), &arguments)?;
     let level = || Ok::<_, anyhow::Error>(crate::admin::get(&role, "/log/level", "")?.1);
     assert_eq!(level()?, r#"{"level":"info"}"#);
-    std::fs::write(&file, "log: {level: debug}\nstreaming: {timeTickInterval: 100ms}\n")?;
+    let streaming = "timeTickInterval: 100ms, primaryResourceGroup: blue, walRateLimit: {appendRate: {enabled: true}}";
+    std::fs::write(&file, format!("log: {{level: debug}}\nstreaming: {{{streaming}}}\n"))?;
     // The default interval is longer than this test waits: it is the signal that counts.
     role.signal("HUP")?;
     eventually("the level is used", || Ok(level()? == r#"{"level":"debug"}"#))?;
     eventually("the rest is named", || Ok(role.log().contains("streaming.timeTickInterval")))?;
+    assert!(!role.log().contains("primaryResourceGroup") && !role.log().contains("appendRate"), "{}", role.log());
     std::fs::write(&file, "log: {level: 'info,x=loud'}\n")?;
     role.signal("HUP")?;
     eventually("a wrong file is told of", || Ok(role.log().contains("not reloaded")))?;

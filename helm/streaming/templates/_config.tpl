@@ -63,12 +63,27 @@
 {{- $_ := set $owned "rootCoord" $port -}}
 {{- else if eq .role "node" -}}
 {{- $_ := set $owned "streamingNode" $port -}}
+{{- else if eq .role "replicate" -}}
+{{- $targets := dict -}}
+{{- range $id, $target := $role.targets -}}
+{{- $place := printf "/etc/streaming/targets/%s" $id -}}
+{{- $one := dict "serverName" (default "" $target.serverName) -}}
+{{- if dig "caKey" "ca.crt" $target }}{{ $_ := set $one "ca" (printf "%s/ca.crt" $place) }}{{ end -}}
+{{- if dig "tokenKey" "token" $target }}{{ $_ := set $one "tokenFile" (printf "%s/token" $place) }}{{ end -}}
+{{- $_ := set $targets $id $one -}}
+{{- end -}}
+{{- with $targets }}{{ $_ := set $owned "replicate" (dict "targets" .) }}{{ end -}}
 {{- else if eq .role "logstore" -}}
 {{- $_ := set $owned.woodpecker "logstore" $port -}}
 {{- $_ := set $owned.woodpecker.storage "rootPath" "/data" -}}
 {{- end -}}
 {{- /* Log stores get their space back when what they hold is in object storage. */}}
 {{- $defaults := ternary (dict "woodpecker" (dict "maintenance" (dict "sealing" true))) dict (eq $values.storage.type "quorum") -}}
+{{- if eq .role "coord" -}}
+{{- with $values.node.resourceGroups -}}
+{{- $_ := set $defaults "streaming" (dict "primaryResourceGroup" (first .).name) -}}
+{{- end -}}
+{{- end -}}
 {{- toYaml (mergeOverwrite $defaults (deepCopy $values.config) (deepCopy $role.config) $owned) -}}
 {{- end -}}
 

@@ -18,6 +18,11 @@ StatefulSet). A longer one keeps 33 and a digest of all, so that two long ones d
 {{- include "streaming.fullname" .root }}-{{ .role }}
 {{- end -}}
 
+{{/* (dict "root" $ "role" "node" "group" "blue") -> the name of the workload: a group has one of its own. */}}
+{{- define "streaming.workload" -}}
+{{- include "streaming.name" . }}{{ with .group }}-{{ . }}{{ end }}
+{{- end -}}
+
 {{- define "streaming.chart" -}}
 {{- printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
@@ -31,6 +36,18 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- define "streaming.selector" -}}
 {{ include "streaming.releaseSelector" .root }}
 app.kubernetes.io/component: {{ .role }}
+{{- with .group }}
+milvus.io/resource-group: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* The resource groups of nodes, as contexts: what a group sets wins over what `node` has. Without groups, all nodes are one. */}}
+{{- define "streaming.nodeGroups" -}}
+{{- $groups := list -}}
+{{- range .Values.node.resourceGroups -}}
+{{- $groups = append $groups (dict "group" .name "values" (mergeOverwrite (deepCopy $.Values.node) (omit . "name"))) -}}
+{{- end -}}
+{{- toJson (default (list (dict "group" "" "values" .Values.node)) $groups) -}}
 {{- end -}}
 
 {{- define "streaming.labels" -}}

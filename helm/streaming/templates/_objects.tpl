@@ -1,4 +1,4 @@
-{{/* (dict "root" $ "role" "node") -> what every role has beside its workload: configuration, Service, budget. */}}
+{{/* (dict "root" $ "role" "node") -> what every role has beside its workload: configuration, Service. */}}
 {{- define "streaming.roleObjects" -}}
 {{- $role := index .root.Values .role -}}
 apiVersion: v1
@@ -26,12 +26,17 @@ spec:
     - {name: grpc, port: {{ int . }}, targetPort: grpc, protocol: TCP}
     {{- end }}
     - {name: admin, port: {{ int $role.ports.admin }}, targetPort: admin, protocol: TCP}
+{{- end -}}
+
+{{/* (dict "root" $ "role" "node" "group" "blue" "values" values) -> the workload's disruption budget. */}}
+{{- define "streaming.budget" -}}
+{{- $role := default (index .root.Values .role) .values -}}
 {{- if $role.pdb.enabled }}
 ---
 apiVersion: {{ include "streaming.pdbVersion" .root }}
 kind: PodDisruptionBudget
 metadata:
-  name: {{ include "streaming.name" . }}
+  name: {{ include "streaming.workload" . }}
   {{- include "streaming.metadata" . | nindent 2 }}
 spec:
   maxUnavailable: 1

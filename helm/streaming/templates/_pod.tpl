@@ -1,7 +1,7 @@
-{{/* (dict "root" $ "role" "node") -> the pod template of a role. */}}
+{{/* (dict "root" $ "role" "node") -> the pod template of a role; of a resource group with "group" and its "values". */}}
 {{- define "streaming.podTemplate" -}}
 {{- $values := .root.Values -}}
-{{- $role := index $values .role -}}
+{{- $role := default (index $values .role) .values -}}
 {{- $config := include "streaming.config" . -}}
 metadata:
   labels:
@@ -54,7 +54,7 @@ spec:
 
 {{- define "streaming.container" -}}
 {{- $values := .root.Values -}}
-{{- $role := index $values .role -}}
+{{- $role := default (index $values .role) .values -}}
 image: {{ include "streaming.image" .root | quote }}
 imagePullPolicy: {{ $values.image.pullPolicy }}
 args:
@@ -111,6 +111,9 @@ volumeMounts:
   {{- if eq .role "logstore" }}
   - {name: data, mountPath: /data}
   {{- end }}
+  {{- if and (eq .role "replicate") $role.targets }}
+  - {name: targets, mountPath: /etc/streaming/targets, readOnly: true}
+  {{- end }}
   {{- with $role.extraVolumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -118,9 +121,13 @@ volumeMounts:
 
 {{- define "streaming.env" -}}
 {{- $values := .root.Values -}}
-{{- $role := index $values .role -}}
+{{- $role := default (index $values .role) .values -}}
 - name: STREAMING_CONFIG
   value: /etc/streaming/config/streaming.yaml
+{{- with .group }}
+- name: MILVUS_SERVER_LABEL_RESOURCE_GROUP
+  value: {{ . | quote }}
+{{- end }}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_IP
@@ -185,6 +192,23 @@ volumeMounts:
 - name: objects
   persistentVolumeClaim: {claimName: {{ $values.objectStorage.existingClaim }}}
 {{- end }}
+{{- if and (eq .role "replicate") $values.replicate.targets }}
+- name: targets
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- range $id, $target := $values.replicate.targets }}
+      - secret:
+          name: {{ $target.existingSecret }}
+          items:
+            {{- with dig "caKey" "ca.crt" $target }}
+            - {key: {{ . }}, path: {{ $id }}/ca.crt}
+            {{- end }}
+            {{- with dig "tokenKey" "token" $target }}
+            - {key: {{ . }}, path: {{ $id }}/token}
+            {{- end }}
+      {{- end }}
+{{- end }}
 {{- if and (eq .role "logstore") (not $values.logstore.persistence.enabled) }}
 - name: data
   emptyDir: {}
@@ -192,7 +216,7 @@ volumeMounts:
 {{- end -}}
 
 {{- define "streaming.spread" -}}
-{{- $role := index .root.Values .role -}}
+{{- $role := default (index .root.Values .role) .values -}}
 {{- $dot := . -}}
 {{- range $where, $key := dict "zone" "topology.kubernetes.io/zone" "host" "kubernetes.io/hostname" }}
 {{- $how := index $role.topologySpread $where }}

@@ -23,7 +23,7 @@ use woodpecker_base::{
 
 use crate::{
     config::{Sources, load},
-    roles::{Machine, Reporters, Standalone},
+    roles::{Live, Machine, Reporters, Standalone},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -96,7 +96,9 @@ impl Site {
         let inner = MemoryStore::new(machine.clock.clone());
         let metadata = Arc::new(Sticky { inner, stuck: watch::Sender::new(false) });
         let store = Arc::<Sticky>::clone(&metadata);
-        let cluster = Standalone::start_on(store, &config, &machine, &Reporters::default(), &cell).await.unwrap();
+        let cluster = Standalone::start_on(store, &config, &machine, &Reporters::default(), &cell, &Live::new(&config))
+            .await
+            .unwrap();
         cluster.until_served().await.unwrap();
         let discovery = Discovery::Address(cluster.address().to_owned());
         let settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };

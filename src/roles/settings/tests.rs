@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::node;
+use super::{coord, node};
 use crate::config::{Sources, load};
 
 /// Leaves of a node's settings, by their dotted names.
@@ -138,6 +138,16 @@ fn every_setting_of_a_node_has_a_key_that_reaches_it_and_nothing_else() {
     // What a node announces is the protocol's version, which is not an operator's choice.
     let all: Vec<_> = defaults.into_keys().filter(|leaf| leaf != "version").collect();
     assert_eq!(reached, all);
+}
+
+#[test]
+fn labels_of_a_node_and_its_group_reach_both_sides() {
+    let leaves = with(&["streamingNode.labels.RESOURCE_GROUP=blue"]).unwrap();
+    assert_eq!(leaves["labels.RESOURCE_GROUP"], json!("blue"));
+    let assignments = ["streaming.primaryResourceGroup=blue", "streaming.strictResourceGroupIsolation.enabled=true"];
+    let assignments = assignments.map(str::to_owned).to_vec();
+    let balance = coord(&load(&Sources { assignments, ..Sources::default() }).unwrap()).balance;
+    assert_eq!((balance.primary_group.as_str(), balance.strict_groups), ("blue", true));
 }
 
 #[test]

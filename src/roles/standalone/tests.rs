@@ -25,7 +25,7 @@ use streaming_types::{
 use tonic::{Request, Status};
 use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
 
-use super::{Machine, NodeCell, Reporters, Standalone};
+use super::{Live, Machine, NodeCell, Reporters, Standalone};
 use crate::config::{Sources, load};
 
 const PCHANNEL: &str = "by-dev-rootcoord-dml_0";
@@ -85,7 +85,8 @@ impl World {
         let assignments = settings.map(str::to_owned).to_vec();
         let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
         let (machine, cell) = (Machine::real(&config).unwrap(), NodeCell::default());
-        let cluster = Standalone::start(&config, &machine, &Reporters::default(), &cell).await.unwrap();
+        let cluster =
+            Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await.unwrap();
         cluster.until_served().await.unwrap();
         let node = Arc::new(Counted { node: cell.get().unwrap().local(), streams: AtomicUsize::new(0) });
         Self { cluster, way, node, clock: machine.clock, _directory: directory }

@@ -1,6 +1,6 @@
 //! One channel as the balancer sees it: its stored state, the job that is changing it, and when to try again.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use woodpecker_base::{backoff::Backoff, clock::Instant};
 
@@ -9,10 +9,7 @@ use super::{
     attempt::AttemptError,
     status::{ChannelStatus, show},
 };
-use crate::{
-    catalog::Record, nodes::Nodes, pchannel::PChannel, policy::ChannelView, runtime_policy::RuntimePolicy,
-    settings::Balance,
-};
+use crate::{catalog::Record, nodes::Nodes, pchannel::PChannel, policy::ChannelView, settings::Balance};
 
 /// A channel and what is being done about it.
 pub(super) struct Channel {
@@ -104,18 +101,17 @@ impl Channel {
     pub(super) fn view(
         &self,
         nodes: &Nodes,
-        policy: &RuntimePolicy,
+        homes: &BTreeSet<i64>,
         settings: &Balance,
         (now, now_s): Now,
     ) -> Option<ChannelView> {
         let name = self.pchannel.name().to_owned();
-        let usable = |id: i64| nodes.retains(id) && !policy.frozen.contains(&id);
         if self.is_busy() {
             // Counted where it is going; a job that only stores something goes nowhere.
             let owner = self.target?;
             return Some(ChannelView { name, owner: Some(owner), movable: false, avoid: None });
         }
-        let owner = self.pchannel.owner().map(|node| node.server_id).filter(|id| usable(*id));
+        let owner = self.pchannel.owner().map(|node| node.server_id).filter(|id| homes.contains(id));
         if let Some(owner) = owner {
             let movable = self.is_movable(nodes, owner, settings, now_s);
             return Some(ChannelView { name, owner: Some(owner), movable, avoid: None });

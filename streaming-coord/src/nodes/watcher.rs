@@ -26,6 +26,7 @@ type Answer = Result<StreamingNodeMetrics, NodeError>;
 /// What is known of one node.
 struct Known {
     node: Node,
+    group: String,
     stopping: bool,
     client: ManagerClient,
     health: Health,
@@ -89,12 +90,13 @@ impl Watcher {
                 known.stopping = session.stopping;
                 continue;
             }
+            let group = session.resource_group().to_owned();
             let node = Node { server_id: id, address: session.address };
             match ManagerClient::new(&node, &self.settings.cluster, &self.connector, self.clock.clone()) {
                 Ok(client) => {
-                    tracing::info!(node = id, address = node.address, "streaming node appeared");
+                    tracing::info!(node = id, address = node.address, group, "streaming node appeared");
                     let (health, wals) = (Health::default(), BTreeMap::new());
-                    self.known.insert(id, Known { node, stopping: session.stopping, client, health, wals });
+                    self.known.insert(id, Known { node, group, stopping: session.stopping, client, health, wals });
                     appeared.push(id);
                 }
                 Err(error) => tracing::warn!(node = id, %error, "a session has an address that cannot be dialled"),
@@ -123,8 +125,14 @@ impl Watcher {
             .iter()
             .map(|(id, known)| {
                 let condition = known.health.condition(known.stopping, now, limits);
-                let Known { node, client, wals, .. } = known;
-                (*id, NodeStatus { node: node.clone(), condition, client: client.clone(), wals: wals.clone() })
+                let status = NodeStatus {
+                    node: known.node.clone(),
+                    group: known.group.clone(),
+                    condition,
+                    client: known.client.clone(),
+                    wals: known.wals.clone(),
+                };
+                (*id, status)
             })
             .collect();
         self.view.send_if_modified(|view| {

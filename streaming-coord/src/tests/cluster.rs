@@ -18,6 +18,7 @@ use streaming_proto::streaming::{
     streaming_node_wal_metrics::Metrics,
 };
 use streaming_types::{StreamingError, metadata::check_destination};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, transport::Server};
 use woodpecker_base::{
     clock::Clock,
@@ -30,7 +31,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-use crate::{ChannelStatus, Coordinator, CoordinatorError, Edges, Parts, Settings, serve};
+use crate::{Balance, ChannelStatus, Coordinator, CoordinatorError, Edges, Parts, Settings, serve};
 
 pub(super) const ROOT: &str = "by-dev/meta";
 pub(super) const TTL: Duration = Duration::from_secs(1);
@@ -64,8 +65,9 @@ impl Cluster {
         Self { store, clock: Clock::system() }
     }
 
-    pub(super) fn parts(&self) -> Parts {
+    pub(super) fn parts(&self, settings: &Settings) -> Parts {
         Parts {
+            balance: watch::channel(settings.balance.clone()).1,
             connector: tcp_connector(),
             metadata: self.store.clone(),
             clock: self.clock.clone(),
@@ -79,25 +81,43 @@ impl Cluster {
         let listener = listener().await;
         let address = listener.address().to_owned();
         let tasks = Tasks::new();
-        let Parts { connector, metadata, clock, random, health } = self.parts();
-        let edges = Edges { listener, connector, metadata, clock, random, health: health.clone() };
+        let Parts { connector, metadata, clock, random, health, balance } = self.parts(&settings);
+        let edges = Edges { listener, connector, metadata, clock, random, health: health.clone(), balance };
         let served = tasks.spawn(serve(settings, edges, tasks.token().clone()));
         TestCoordinator { address, tasks, served, health }
     }
 
     /// A coordinator without a server, for tests that look inside.
     pub(super) fn bare(&self, settings: Settings) -> (Coordinator, Tasks) {
+        let parts = self.parts(&settings);
+        Self::with(settings, parts)
+    }
+
+    /// As [`Self::bare`], and its balance can be changed.
+    pub(super) fn adjustable(&self, settings: Settings) -> (Coordinator, Tasks, watch::Sender<Balance>) {
+        let (balance, changes) = watch::channel(settings.balance.clone());
+        let parts = Parts { balance: changes, ..self.parts(&settings) };
+        let (coordinator, tasks) = Self::with(settings, parts);
+        (coordinator, tasks, balance)
+    }
+
+    fn with(settings: Settings, parts: Parts) -> (Coordinator, Tasks) {
         // One address is one process: a second coordinator there would count as the first one started anew.
         static PORT: AtomicU16 = AtomicU16::new(1);
         let address = format!("127.0.0.1:{}", PORT.fetch_add(1, Ordering::Relaxed));
         let tasks = Tasks::new();
-        let coordinator = Coordinator::start(settings, &address, self.parts(), &tasks).unwrap();
+        let coordinator = Coordinator::start(settings, &address, parts, &tasks).unwrap();
         (coordinator, tasks)
     }
 
     /// A node with a session.
     pub(super) async fn node(&self) -> TestNode {
-        TestNode::start(&self.store, &self.clock).await
+        self.node_in(None).await
+    }
+
+    /// A node of a resource group.
+    pub(super) async fn node_in(&self, group: Option<&str>) -> TestNode {
+        TestNode::start(&self.store, &self.clock, group).await
     }
 }
 
@@ -175,13 +195,14 @@ pub(super) struct TestNode {
 }
 
 impl TestNode {
-    async fn start(store: &Arc<dyn MetadataStore>, clock: &Clock) -> Self {
+    async fn start(store: &Arc<dyn MetadataStore>, clock: &Clock, group: Option<&str>) -> Self {
         let listener = listener().await;
         let id = server_id::allocate(&**store, ROOT).await.unwrap();
         let state: Arc<Mutex<State>> = Arc::default();
         state.lock().unwrap().script.lag_ms = 0;
         let tasks = Tasks::new();
-        let record = SessionRecord::new("streamingnode", id, listener.address(), "2.6.2");
+        let labels = group.map(|group| ("RESOURCE_GROUP".to_owned(), group.to_owned())).into_iter().collect();
+        let record = SessionRecord { labels, ..SessionRecord::new("streamingnode", id, listener.address(), "2.6.2") };
         let service = StreamingNodeManagerServiceServer::new(Manager { id, state: state.clone() });
         let server = Server::builder().add_service(service).serve_with_incoming(listener);
         tasks.spawn_until_stopped(server);

@@ -176,3 +176,55 @@ async fn rebalancing_waits_for_rest_and_recovery() {
         .await;
     tasks.stop();
 }
+
+#[tokio::test]
+async fn channels_live_in_the_primary_group_and_elsewhere_only_while_it_is_empty() {
+    let cluster = Cluster::new();
+    let other = cluster.node_in(None).await;
+    let mut settings = settings(4);
+    settings.balance.primary_group = "blue".into();
+    let (coordinator, tasks) = cluster.bare(settings);
+    eventually("taken in meanwhile", || layout(&coordinator.channels()) == BTreeMap::from([(other.id, 4)])).await;
+    let mut blue = cluster.node_in(Some("blue")).await;
+    let _green = cluster.node_in(Some("green")).await;
+    eventually("home", || layout(&coordinator.channels()) == BTreeMap::from([(blue.id, 4)])).await;
+    assert_eq!(other.told(CHANNEL), [Told::Assign(2), Told::Remove(2)]);
+    blue.kill();
+    eventually("taken in again", || {
+        let layout = layout(&coordinator.channels());
+        !layout.contains_key(&blue.id) && layout.values().sum::<usize>() == 4
+    })
+    .await;
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn with_strict_groups_channels_wait_for_their_group() {
+    let cluster = Cluster::new();
+    let _other = cluster.node().await;
+    let mut settings = settings(2);
+    settings.balance.primary_group = "blue".into();
+    settings.balance.strict_groups = true;
+    let (coordinator, tasks) = cluster.bare(settings);
+    assert!(coordinator.until_active().await);
+    cluster.clock.sleep(Duration::from_millis(300)).await;
+    assert_eq!(layout(&coordinator.channels()), BTreeMap::new());
+    let blue = cluster.node_in(Some("blue")).await;
+    eventually("assigned", || layout(&coordinator.channels()) == BTreeMap::from([(blue.id, 2)])).await;
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn the_primary_group_changes_while_the_coordinator_runs() {
+    let cluster = Cluster::new();
+    let (blue, green) = (cluster.node_in(Some("blue")).await, cluster.node_in(Some("green")).await);
+    let mut settings = settings(4);
+    settings.balance.primary_group = "blue".into();
+    // Nothing but the change makes it look again.
+    settings.balance.interval = Duration::from_secs(3600);
+    let (coordinator, tasks, balance) = cluster.adjustable(settings);
+    eventually("all on blue", || layout(&coordinator.channels()) == BTreeMap::from([(blue.id, 4)])).await;
+    balance.send_modify(|balance| balance.primary_group = "green".into());
+    eventually("all on green", || layout(&coordinator.channels()) == BTreeMap::from([(green.id, 4)])).await;
+    tasks.stop();
+}

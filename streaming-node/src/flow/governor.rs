@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use streaming_types::TimeTick;
+use tokio::sync::watch;
 use woodpecker_base::clock::{Clock, Instant};
 
 use super::{
@@ -45,6 +46,7 @@ pub struct Gauges {
 #[derive(Debug)]
 pub struct Governor {
     pchannel: Arc<str>,
+    settings: watch::Receiver<Flow>,
     sources: Vec<Source>,
     limiter: Limiter,
     limit: Limit,
@@ -59,24 +61,17 @@ struct Source {
 }
 
 impl Governor {
-    pub fn new(pchannel: Arc<str>, settings: &Flow, limiter: Limiter, now: Instant) -> Self {
-        let source = |name, marks: &Marks, measure: fn(&Readings) -> Option<u64>| Source {
-            name,
-            marks: marks.clone(),
-            measure,
-            controller: Controller::new(marks.adaptive.clone(), now),
-        };
-        let sources = vec![
-            source("node_memory", &settings.memory, |readings| readings.memory.map(Usage::percent)),
-            source("recovery", &settings.tail, |readings| Some(readings.tail)),
-            source("consumers", &settings.lag, |readings| Some(readings.lag_ms)),
-            source("append_rate", &settings.rate, |readings| Some(readings.rate)),
-        ];
-        Self { pchannel, sources, limiter, limit: Limit::None }
+    pub fn new(pchannel: Arc<str>, mut settings: watch::Receiver<Flow>, limiter: Limiter, now: Instant) -> Self {
+        let sources = Source::all(&settings.borrow_and_update(), now);
+        Self { pchannel, settings, sources, limiter, limit: Limit::None }
     }
 
     /// Sets the limit that the newest readings ask for: the tightest of all sources'.
     pub fn update(&mut self, readings: &Readings, now: Instant) -> Limit {
+        if self.settings.has_changed().unwrap_or_default() {
+            // By other marks what was under pressure may not be, so every source begins anew.
+            self.sources = Source::all(&self.settings.borrow_and_update(), now);
+        }
         let mut tightest = (Limit::None, "none");
         for source in self.sources.iter_mut().filter(|source| source.marks.enabled) {
             let Marks { eases, high, critical, .. } = source.marks;
@@ -115,6 +110,23 @@ impl Governor {
     }
 }
 
+impl Source {
+    fn all(settings: &Flow, now: Instant) -> Vec<Self> {
+        let source = |name, marks: &Marks, measure: fn(&Readings) -> Option<u64>| Source {
+            name,
+            marks: marks.clone(),
+            measure,
+            controller: Controller::new(marks.adaptive.clone(), now),
+        };
+        vec![
+            source("node_memory", &settings.memory, |readings| readings.memory.map(Usage::percent)),
+            source("recovery", &settings.tail, |readings| Some(readings.tail)),
+            source("consumers", &settings.lag, |readings| Some(readings.lag_ms)),
+            source("append_rate", &settings.rate, |readings| Some(readings.rate)),
+        ]
+    }
+}
+
 fn lag(newest: u64, slowest: u64) -> u64 {
     TimeTick(newest).physical_ms().saturating_sub(TimeTick(slowest).physical_ms())
 }
@@ -126,8 +138,25 @@ mod tests {
     use super::*;
 
     fn governor(clock: &Clock) -> Governor {
+        adjustable(clock).0
+    }
+
+    fn adjustable(clock: &Clock) -> (Governor, watch::Sender<Flow>) {
         let limiter = Limiter::new(1 << 20, 1 << 10, clock.clone());
-        Governor::new("p".into(), &Flow::default(), limiter, clock.now())
+        let (sender, settings) = watch::channel(Flow::default());
+        (Governor::new("p".into(), settings, limiter, clock.now()), sender)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_marks_count_from_the_next_reading_on() {
+        let clock = Clock::system();
+        let (mut governor, settings) = adjustable(&clock);
+        let busy = Readings { rate: 64 << 20, ..Readings::default() };
+        assert_eq!(governor.update(&busy, clock.now()), Limit::None);
+        settings.send_modify(|flow| flow.rate.enabled = true);
+        assert!(matches!(governor.update(&busy, clock.now()), Limit::Rate(_)));
+        settings.send_modify(|flow| flow.rate.enabled = false);
+        assert_eq!(governor.update(&busy, clock.now()), Limit::None);
     }
 
     #[tokio::test(start_paused = true)]

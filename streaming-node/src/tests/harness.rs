@@ -172,6 +172,7 @@ impl World {
     pub fn opener(&self, settings: Settings, storage: &Tasks, tasks: &Tasks) -> Opener {
         Opener {
             buffers: Arc::new(NodeBudget::new(settings.node_buffer_bytes)),
+            flow: watch::channel(settings.flow.clone()).1,
             settings: Arc::new(settings),
             metadata: Arc::new(self.metadata.clone()),
             logs: self.logs(storage),
@@ -205,6 +206,7 @@ impl World {
             clock: self.clock.clone(),
             random: Random::seeded(5),
             health: HealthReporter::default(),
+            flow: watch::channel(settings.flow.clone()).1,
         };
         let node = Arc::new(Node::start(settings, parts).await.unwrap());
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();

@@ -158,6 +158,7 @@ async fn edges(world: &World, tasks: &Tasks, health: &HealthReporter) -> Edges {
         random: Random::seeded(1),
         health: health.clone(),
         cell: crate::NodeCell::default(),
+        flow: tokio::sync::watch::channel(crate::Flow::default()).1,
     }
 }
 
@@ -170,8 +171,10 @@ async fn served_node_registers_works_and_leaves_nothing_behind() {
     let health = HealthReporter::default();
     let edges = edges(&world, &tasks, &health).await;
     let shutdown = CancellationToken::new();
-    let served = tasks.spawn(serve(Settings::default(), edges, shutdown.clone()));
+    let labels = [("RESOURCE_GROUP".to_owned(), "blue".to_owned())].into();
+    let served = tasks.spawn(serve(Settings { labels, ..Settings::default() }, edges, shutdown.clone()));
     let record = eventually(&world, "the session", async || session(&world, 1).await).await;
+    assert_eq!(record.resource_group(), "blue");
     let address = format!("http://{}", record.address);
     let mut manager = StreamingNodeManagerServiceClient::connect(address).await.unwrap();
     let request = StreamingNodeManagerAssignRequest { pchannel: Some(rw(1).to_proto()) };

@@ -38,7 +38,7 @@ use crate::{
         seen::Seen,
         state::State,
     },
-    settings::Settings,
+    settings::{Flow, Settings},
     shard::{Growth, IdPool, Sealer, ShardLayer, Shards, Table},
     timestamps::TimestampSource,
 };
@@ -67,6 +67,7 @@ pub struct Opener {
     pub buffers: Arc<NodeBudget>,
     pub growth: Arc<Growth>,
     pub paused: watch::Sender<bool>,
+    pub flow: watch::Receiver<Flow>,
 }
 
 /// Why a WAL could not be opened; its term is burnt.
@@ -283,7 +284,7 @@ impl Opener {
         };
         tasks.spawn(sealer.run(ended.clone()));
         let name = channel.name().into();
-        let governor = Governor::new(name, &self.settings.flow, appends.limiter.clone(), self.clock.now());
+        let governor = Governor::new(name, self.flow.clone(), appends.limiter.clone(), self.clock.now());
         let governing = governor.run(gauges, self.clock.clone());
         tasks.spawn(async move { ended.run_until_cancelled(governing).await });
     }

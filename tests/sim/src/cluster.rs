@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use streaming_client::Discovery;
+use tokio::sync::watch;
 use turmoil::Sim;
 use woodpecker_base::{clock::Clock, health::HealthReporter, metadata::MemoryStore, random::Random, tasks::Tasks};
 use woodpecker_store::{
@@ -104,6 +105,7 @@ impl Machine {
             clock: clock(),
             random: self.random.clone(),
             health: HealthReporter::default(),
+            balance: watch::channel(settings.balance.clone()).1,
         };
         Ok(streaming_coord::serve(settings, edges, Tasks::new().token().clone()).await?)
     }
@@ -124,6 +126,7 @@ impl Machine {
             random: self.random.clone(),
             health: HealthReporter::default(),
             cell: streaming_node::NodeCell::default(),
+            flow: watch::channel(settings.flow.clone()).1,
         };
         Ok(streaming_node::serve(settings, edges, tasks.token().clone()).await?)
     }

@@ -121,3 +121,16 @@ def probes():
                 equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration(objects, container["name"], item["metadata"]["name"].removesuffix("-" + container["name"]))["tls"]["enabled"] else "HTTP"}, name)
                 names = {port["name"] for port in container["ports"]}
                 assert all(container[key]["httpGet"]["port"] in names for key in paths), name
+
+
+@check("R20", "a stop: SIGTERM alone drains, unless a pause before it is asked for; the kubelet leaves more time than it may take")
+def stop():
+    for name, objects in render.every_render():
+        for where, _, spec in render.pods(objects):
+            role = spec["containers"][0]["name"]
+            if role in ("coord", "node", "logstore", "replicate"):
+                assert "lifecycle" not in spec["containers"][0], f"{name} {where}"
+                drain = int(render.configuration(objects, role, where.split("/")[1].split(f"-{role}")[0])["common"]["gracefulStopTimeout"].removesuffix("s"))
+                assert 2 * drain < spec["terminationGracePeriodSeconds"], f"{name} {where}: {drain}"
+    paused = render.template({"node": {"drain": {"preStopSeconds": 5}}})
+    equal(render.main_container(paused, "Deployment", "s-streaming-node")["lifecycle"], {"preStop": {"sleep": {"seconds": 5}}})

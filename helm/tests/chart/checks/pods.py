@@ -1,8 +1,11 @@
 """Security, secrets, identity and what can be added to pods."""
 
+import random
+
 import yaml
 
 from chart import render
+from chart.checks.shape import validator
 from chart.registry import check, equal
 
 
@@ -148,3 +151,10 @@ def extensions():
     for part in alone:
         render.template({"coord": part, "node": part, "logstore": part | {"enabled": True}, "replicate": part | {"enabled": True}})
     render.named(objects, "ConfigMap", "s-more")
+    # Any of them together, on any role, must stay what Kubernetes takes. The same ones every time.
+    chance = random.Random(35)
+    for attempt in range(12):
+        chosen = {role: {key: value for key, value in values["node"].items() if chance.random() < 0.5} for role in ("coord", "node", "logstore", "replicate")}
+        for item in render.template(render.merged(chosen, {"logstore": {"enabled": True}, "replicate": {"enabled": True}}), kubernetes="1.35"):
+            errors = list(validator("1.35", item["kind"], item["apiVersion"]).iter_errors(item))
+            assert not errors, f"attempt {attempt}, {chosen}: {item['kind']}: {errors[0].json_path}: {errors[0].message}"

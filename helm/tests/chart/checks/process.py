@@ -72,9 +72,9 @@ class Cluster:
         self.stack.callback(end)
         return process
 
-    def role(self, objects, role, name=None, extra=()):
-        """Starts a role's container; (process, admin address)."""
-        spec = render.named(objects, KINDS[role], f"s-streaming-{role}")["spec"]["template"]["spec"]
+    def role(self, objects, role, name=None, extra=(), group=""):
+        """Starts a role's container, of a resource group if one is named; (process, admin address)."""
+        spec = render.named(objects, KINDS[role], f"s-streaming-{role}{group and '-'}{group}")["spec"]["template"]["spec"]
         container = spec["containers"][0]
         file = self.scratch / f"{name or role}.yaml"
         file.write_text(self.placed(render.named(objects, "ConfigMap", f"s-streaming-{role}")["data"]["streaming.yaml"]))

@@ -57,6 +57,9 @@ SCHEMA = [
     ({"fullnameOverride": "Upper"}, "fullnameOverride"),
     ({"serviceAccount": {"annotation": {}}}, "annotation"),
     ({"replicate": {"ports": {"grpc": 1}}}, "grpc"),
+    ({"replicate": {"targets": {"east": {"serverName": "x"}}}}, "existingSecret"),
+    ({"node": {"resourceGroups": [{"name": "A_b"}]}}, "resourceGroups"),
+    ({"node": {"resourceGroups": ["blue"]}}, "resourceGroups"),
     ({"networkPolicy": {"followerPorts": [0]}}, "followerPorts"),
 ]
 
@@ -78,6 +81,7 @@ NO_ETCD = {"etcd": {"bundled": {"enabled": False}}}
 # (values, the beginning of the message)
 COMBINATIONS = [
     ({"replicate": {"enabled": True, "drain": {"timeoutSeconds": 15}}}, "replicate.terminationGracePeriodSeconds: 30"),
+    ({"replicate": {"enabled": True, "targets": {"east": {"existingSecret": "s", "caKey": "", "tokenKey": ""}}}}, "replicate.targets.east: neither caKey"),
     ({"replicate": {"enabled": True, "extraEnv": [{"name": "POD_IP", "value": "x"}]}}, "replicate.extraEnv: POD_IP is there already"),
     ({"tls": {"existingSecret": "tls"}}, "tls.enabled: must be true"),
     ({"tls": {"clientAuth": "required"}}, "tls.enabled: must be true"),
@@ -113,6 +117,8 @@ COMBINATIONS = [
     ({"node": {"extraVolumes": [{"name": "tmp"}]}}, "node.extraVolumes: tmp is there already"),
     ({"config": {"common": {"preCreatedTopic": {"enabled": True}}}}, "config.common.preCreatedTopic.names: must name"),
     ({"node": {"autoscaling": {"minReplicas": 11}}}, "node.autoscaling.minReplicas: 11"),
+    ({"node": {"resourceGroups": [{"name": "a"}, {"name": "a"}]}}, "node.resourceGroups: a is there twice"),
+    ({"node": {"resourceGroups": [{"name": "a", "autoscaling": {"minReplicas": 11}}]}}, "node.resourceGroups a: autoscaling.minReplicas: 11"),
 ]
 
 PRODUCTION = [
@@ -121,6 +127,7 @@ PRODUCTION = [
     ({"objectStorage": {"bundled": {"enabled": True}, "provider": "s3compatible", "auth": "static"}}, "objectStorage.bundled.enabled: preset prod"),
     ({"coord": {"replicas": 1}}, "coord.replicas: preset prod"),
     ({"node": {"replicas": 1}}, "node.replicas: preset prod"),
+    ({"node": {"resourceGroups": [{"name": "a", "replicas": 1}]}}, "node.resourceGroups a: replicas: preset prod"),
     ({"tls": {"enabled": True}}, "tls.existingSecret: preset prod"),
     ({"auth": {"enabled": True}}, "auth.existingSecret: preset prod"),
     ({"node": {"autoscaling": {"enabled": True, "minReplicas": 1}}}, "node.replicas: preset prod"),

@@ -34,6 +34,15 @@ def least():
     assert "minio" not in render.configuration(objects, "replicate")
     service = render.named(objects, "Service", "s-streaming-replicate")["spec"]
     equal([port["name"] for port in service["ports"]], ["admin"])
+    assert "targets" not in [volume["name"] for volume in render.named(objects, "Deployment", "s-streaming-replicate")["spec"]["template"]["spec"]["volumes"]]
+    named = render.template(files=[render.CHART / "ci/replicate-values.yaml"])
+    targets, place = render.configuration(named, "replicate")["replicate"]["targets"], "/etc/streaming/targets"
+    equal(targets, {"east": {"ca": f"{place}/east/ca.crt", "serverName": "streaming.wal.svc", "tokenFile": f"{place}/east/token"}, "north": {"serverName": "", "tokenFile": f"{place}/north/token"}})
+    spec = render.named(named, "Deployment", "s-streaming-replicate")["spec"]["template"]["spec"]
+    volume = next(volume for volume in spec["volumes"] if volume["name"] == "targets")
+    mounted = {item["path"]: (source["secret"]["name"], item["key"]) for source in volume["projected"]["sources"] for item in source["secret"]["items"]}
+    equal(mounted, {"east/ca.crt": ("east", "ca.crt"), "east/token": ("east", "token"), "north/token": ("north", "write")})
+    assert {"name": "targets", "mountPath": place, "readOnly": True} in spec["containers"][0]["volumeMounts"]
     equal([item for item in render.template() if item["metadata"]["name"].endswith("replicate")], [], "off by default")
 
 

@@ -11,7 +11,7 @@ import referencing
 import yaml
 
 from chart import render, tools
-from chart.registry import Skip, check, equal
+from chart.registry import check, equal
 
 KUBERNETES = ("1.27", "1.31", "1.35", "1.37")
 CUSTOM = ("ServiceMonitor", "PrometheusRule", "Certificate")
@@ -120,8 +120,3 @@ def server_side_apply():
         for item in render.of_kind(objects, "Service"):
             for port in item["spec"]["ports"]:
                 equal(port.get("protocol"), "TCP", f"{name} {item['metadata']['name']}")
-
-
-@check("R28", "resource groups: a Deployment each")
-def resource_groups():
-    raise Skip("the binary knows no resource groups of nodes")

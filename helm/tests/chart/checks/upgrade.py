@@ -1,5 +1,7 @@
 """What a release lives through: installation, upgrades, scaling, roll-back, removal."""
 
+import yaml
+
 from chart import apiserver, render
 from chart.registry import check, equal
 
@@ -24,6 +26,22 @@ def immutable():
         {"networkPolicy": {"enabled": True}, "metrics": {"serviceMonitor": {"enabled": True}}},
     ]:
         equal(fixed(values), before, f"after {values}")
+
+
+# What a release that was installed by an earlier chart has no values for, under --reuse-values.
+EARLIER = {
+    "node": {"resourceGroups": None},
+    "networkPolicy": {"enabled": True, "followers": None, "followerPorts": None},
+    "replicate": {key: None for key in yaml.safe_load((render.CHART / "values.yaml").read_text())["replicate"] if key != "enabled"},
+}
+
+
+@check("R45", "the values of an earlier chart, which lack what came later, render what they rendered then")
+def earlier():
+    def shape(values):
+        return [(item["kind"], item["metadata"]["name"], item.get("spec")) for item in render.template(values) if item["kind"] != "Secret"]
+
+    equal(shape(EARLIER), shape({"networkPolicy": {"enabled": True}}))
 
 
 class Release:

@@ -7,6 +7,9 @@ use semver::{Prerelease, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+/// The resource group of whoever names none.
+const DEFAULT_RESOURCE_GROUP: &str = "__default_resource_group";
+
 /// What a session says. Unknown fields of others are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -68,6 +71,12 @@ impl SessionRecord {
             version: version.into(),
             ..Self::default()
         }
+    }
+
+    /// The resource group that the process belongs to.
+    #[must_use]
+    pub fn resource_group(&self) -> &str {
+        self.labels.get("RESOURCE_GROUP").map_or(DEFAULT_RESOURCE_GROUP, String::as_str)
     }
 
     /// As it stands in the store.
