@@ -15,6 +15,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
     // Payloads stay shared slices of what came off the wire; ordered maps make an encoding the same every time.
-    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .extern_path(".milvus.proto.messages.Message", "crate::message::Message")
+        .extern_path(".milvus.proto.common.ImmutableMessage", "crate::message::ImmutableMessage")
+        .compile_fds(descriptors)?;
     Ok(())
 }

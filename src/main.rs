@@ -17,6 +17,10 @@ use clap::Parser;
 
 use crate::cli::{Cli, Command};
 
+/// Messages come and go by the hundred thousand a second, across threads: malloc of a C library is a good part of that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match run(cli.command) {

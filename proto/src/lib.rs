@@ -6,13 +6,19 @@
 //! A decoded message loses fields that it does not know. Payloads and property values therefore stay bytes and strings,
 //! and a header is decoded and encoded again only by who really rewrites it.
 
+mod message;
+mod properties;
+
+pub use self::properties::Properties;
+
 /// One module for each package; siblings, because generated code names other packages through `super`.
 macro_rules! package {
-    ($(#[$doc:meta])* $module:ident, $package:literal) => {
+    ($(#[$doc:meta])* $module:ident, $package:literal $(, $by_hand:ident)?) => {
         $(#[$doc])*
         pub mod $module {
             #![allow(clippy::all, clippy::pedantic, clippy::restriction, rustdoc::all, unused_qualifications, reason = "generated")]
             tonic::include_proto!($package);
+            $(pub use crate::message::$by_hand;)?
         }
     };
 }
@@ -23,11 +29,11 @@ package!(
 );
 package!(
     /// Message types, headers, version-2 bodies and property values.
-    messages, "milvus.proto.messages"
+    messages, "milvus.proto.messages", Message
 );
 package!(
     /// Ids, immutable messages, replication topology, status.
-    common, "milvus.proto.common"
+    common, "milvus.proto.common", ImmutableMessage
 );
 package!(
     /// Component states and the entities that headers name.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::{FILE_DESCRIPTOR_SET, common, messages, milvus, rootcoord, streaming::*};
+use crate::{FILE_DESCRIPTOR_SET, Properties, common, messages, milvus, rootcoord, streaming::*};
 
 /// `hex` may have spaces, and names of the parts below in braces.
 #[track_caller]
@@ -44,8 +44,8 @@ fn id() -> Option<common::MessageId> {
     Some(common::MessageId { id: "i".to_owned(), wal_name: common::WalName::WoodPecker.into() })
 }
 
-fn properties() -> BTreeMap<String, String> {
-    BTreeMap::from([("a".to_owned(), "b".to_owned())])
+fn properties() -> Properties {
+    [("a", "b")].into_iter().collect()
 }
 
 fn message() -> Option<messages::Message> {

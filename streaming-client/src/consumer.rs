@@ -1,11 +1,12 @@
 //! Reading a channel.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, pin::Pin, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture};
 use streaming_types::{
     DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, StreamingError, TimeTick, channel, properties::key,
 };
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use woodpecker_base::{backoff::Backoff, clock::Instant, trace};
 
 use crate::{client::Session, error::ConsumeError, metrics::ConsumeMetrics};
@@ -67,6 +68,12 @@ pub struct Txn {
 /// the first message or time tick on; a break before starts at the then latest message. Messages of version 0 share time
 /// ticks: after a break those of the last tick may come again.
 pub struct Consumer {
+    reading: Reading,
+    /// Resolves when the client is closed. Kept, for it is waited for with every delivery.
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+struct Reading {
     session: Arc<Session>,
     pchannel: String,
     time_ticks: bool,
@@ -100,7 +107,8 @@ impl Consumer {
         }
         let vchannel = if channel::is_physical(&options.channel) { String::new() } else { options.channel };
         let core = &session.core;
-        Ok(Self {
+        let closed = Box::pin(core.tasks.token().clone().cancelled_owned());
+        let reading = Reading {
             time_ticks: options.time_ticks,
             position: Position::new(vchannel, options.policy, options.filters),
             assembly: Assembly::new(core.settings.limits.max_txn),
@@ -110,19 +118,20 @@ impl Consumer {
             metrics: ConsumeMetrics::new(&pchannel),
             pchannel,
             session,
-        })
+        };
+        Ok(Self { reading, closed })
     }
 
     /// The physical channel that is read.
     #[must_use]
     pub fn channel(&self) -> &str {
-        &self.pchannel
+        &self.reading.pchannel
     }
 
     /// The largest time tick seen: everything wanted up to it was delivered. `None` before the first.
     #[must_use]
     pub fn progress(&self) -> Option<TimeTick> {
-        self.position.time_tick()
+        self.reading.position.time_tick()
     }
 
     /// The next delivery. Waits as long as there is none. Dropping the future loses nothing.
@@ -131,10 +140,23 @@ impl Consumer {
     /// [`ConsumeError::Stalled`] when there was no working stream for [`Timeouts::stall`](crate::Timeouts::stall): call
     /// again to go on. The others are final.
     pub async fn next(&mut self) -> Result<Delivery, ConsumeError> {
-        let closed = self.session.core.tasks.token().clone();
-        closed.run_until_cancelled(self.advance()).await.unwrap_or(Err(ConsumeError::Closed))
+        tokio::select! {
+            biased;
+            () = &mut self.closed => Err(ConsumeError::Closed),
+            delivery = self.reading.advance() => delivery,
+        }
     }
 
+    /// Ends the stream by the protocol's handshake. Says whether the node took part in time.
+    pub async fn close(self) -> bool {
+        match self.reading.state {
+            State::Open(stream) => stream.close(&self.reading.session.core).await,
+            State::Idle(_) | State::Opening(_) => true,
+        }
+    }
+}
+
+impl Reading {
     async fn advance(&mut self) -> Result<Delivery, ConsumeError> {
         loop {
             match &mut self.state {
@@ -227,21 +249,13 @@ impl Consumer {
         self.trouble.get_or_insert(Trouble { since, cause: None }).cause = Some(error.to_string());
         Ok(())
     }
-
-    /// Ends the stream by the protocol's handshake. Says whether the node took part in time.
-    pub async fn close(self) -> bool {
-        match self.state {
-            State::Open(stream) => stream.close(&self.session.core).await,
-            State::Idle(_) | State::Opening(_) => true,
-        }
-    }
 }
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
-            .field("channel", &self.pchannel)
-            .field("position", &self.position)
+            .field("channel", &self.reading.pchannel)
+            .field("position", &self.reading.position)
             .finish_non_exhaustive()
     }
 }

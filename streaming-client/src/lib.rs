@@ -35,6 +35,7 @@
 //! # }
 //! ```
 
+mod alarm;
 mod assignment;
 mod client;
 mod connections;

@@ -26,7 +26,6 @@ use crate::{
 };
 
 mod actor;
-mod alarm;
 pub(crate) mod stream;
 mod transaction;
 mod window;

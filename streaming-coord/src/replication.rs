@@ -264,5 +264,5 @@ fn unstored(error: &CatalogError) -> StreamingError {
 /// Whether a message is one that the control wants to hear of.
 pub(crate) fn concerns(message: &common::ImmutableMessage) -> bool {
     let kind = message.properties.get(streaming_types::properties::key::TYPE);
-    kind.is_some_and(|kind| *kind == MessageType::AlterReplicateConfig.number().to_string())
+    kind.is_some_and(|kind| kind == MessageType::AlterReplicateConfig.number().to_string())
 }

@@ -283,7 +283,7 @@ async fn a_repeated_key_gets_the_first_result(world: World) {
     let producer = client.producer(PCHANNEL);
     let keyed = |payload: &str| {
         let mut message = insert(VCHANNEL, payload);
-        message.properties.set_idempotency_key("key".to_owned());
+        message.properties.set_idempotency_key("key");
         message
     };
     let first = world.soon(producer.append(keyed("once")).await.unwrap()).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
 use streaming_proto::streaming::{
     CloseConsumerRequest, ConsumeRequest, ConsumeResponse, CreateVChannelConsumerRequest,
     consume_request::Request as Arm, consume_response::Response,
@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
 
 use crate::{
+    alarm::Alarm,
     assignment::{Assignment, Channel},
     client::Core,
     connections::{Class, status_error},
@@ -27,7 +28,9 @@ pub(super) struct ConsumeStream {
     channel: Channel,
     requests: mpsc::Sender<ConsumeRequest>,
     responses: Stream<ConsumeResponse>,
-    latest: watch::Receiver<Arc<Assignment>>,
+    /// Resolves when the channel has a new owner.
+    replaced: BoxFuture<'static, ()>,
+    silence: Alarm,
 }
 
 /// Why there is no stream, and the term it was tried at.
@@ -97,7 +100,9 @@ async fn handshake(
         },
         other => return Err(unexpected("create_vchannel", other.as_ref())),
     }
-    Ok(ConsumeStream { channel: channel.clone(), requests, responses, latest })
+    let replaced = replaced(latest, channel.clone()).boxed();
+    let silence = Alarm::new(core.clock.clone());
+    Ok(ConsumeStream { channel: channel.clone(), requests, responses, replaced, silence })
 }
 
 async fn remote(
@@ -144,16 +149,19 @@ impl ConsumeStream {
     pub(super) async fn receive(&mut self, core: &Core) -> Result<ImmutableMessage, StreamingError> {
         let silence = core.settings.timeouts.silence;
         loop {
-            let Self { channel, responses, latest, .. } = self;
-            let response = async {
-                tokio::select! {
-                    biased;
-                    response = responses.try_next() => response.map_err(|status| status_error(&status)),
-                    () = replaced(latest, channel) => Err(StreamingError::unknown("the channel has a new owner")),
+            let since = core.clock.now();
+            self.silence.arm(since + silence);
+            let response = tokio::select! {
+                biased;
+                response = self.responses.try_next() => response.map_err(|status| status_error(&status))?,
+                () = &mut self.replaced => return Err(StreamingError::unknown("the channel has a new owner")),
+                () = self.silence.fired() => {
+                    if core.clock.now() >= since + silence {
+                        return Err(StreamingError::unknown(format!("silent for {silence:?}")));
+                    }
+                    continue;
                 }
             };
-            let response = core.clock.timeout(silence, response).await;
-            let response = response.map_err(|_| StreamingError::unknown(format!("silent for {silence:?}")))??;
             match response.map(|response| response.response) {
                 Some(Some(Response::Consume(consume))) => {
                     let message =
@@ -190,7 +198,7 @@ impl ConsumeStream {
 }
 
 /// Resolves when the channel is assigned at a later term: its old owner may never learn that it lost it.
-async fn replaced(latest: &mut watch::Receiver<Arc<Assignment>>, channel: &Channel) {
+async fn replaced(mut latest: watch::Receiver<Arc<Assignment>>, channel: Channel) {
     let is_newer = |assignment: &Arc<Assignment>| {
         let now = assignment.channels.get(channel.pchannel.name());
         now.is_some_and(|now| now.pchannel.term() > channel.pchannel.term())

@@ -12,11 +12,13 @@ use woodpecker_base::{backoff::Backoff, clock::Instant};
 
 use super::{
     AppendResult,
-    alarm::Alarm,
     stream::{self, Outbound, ProduceStream},
     window::{Entry, Scope, Window},
 };
-use crate::{assignment::Channel, client::Core, connections::status_error, error::AppendError, metrics::AppendMetrics};
+use crate::{
+    alarm::Alarm, assignment::Channel, client::Core, connections::status_error, error::AppendError,
+    metrics::AppendMetrics,
+};
 
 pub(super) struct Actor {
     core: Arc<Core>,

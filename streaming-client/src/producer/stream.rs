@@ -228,7 +228,7 @@ mod tests {
             payload in prop::collection::vec(any::<u8>(), 0..300),
             properties in prop::collection::btree_map("[a-z_]{0,6}", ".{0,20}", 0..6),
         ) {
-            let message = Message { payload: payload.into(), properties };
+            let message = Message { payload: payload.into(), properties: properties.into() };
             let generated = ProduceRequest {
                 request: Some(Arm::Produce(ProduceMessageRequest { request_id: id, message: Some(message.clone()) })),
             };

@@ -104,7 +104,7 @@ impl From<messages::Message> for Message {
 
 impl From<Message> for messages::Message {
     fn from(message: Message) -> Self {
-        Self { payload: message.payload, properties: message.properties.into_map() }
+        Self { payload: message.payload, properties: message.properties.into_proto() }
     }
 }
 
@@ -119,7 +119,7 @@ impl TryFrom<common::ImmutableMessage> for ImmutableMessage {
 
 impl From<ImmutableMessage> for common::ImmutableMessage {
     fn from(message: ImmutableMessage) -> Self {
-        Self { id: Some(message.id.to_proto()), payload: message.payload, properties: message.properties.into_map() }
+        Self { id: Some(message.id.to_proto()), payload: message.payload, properties: message.properties.into_proto() }
     }
 }
 

@@ -1,7 +1,5 @@
 //! Properties of a message: what the streaming system itself knows of it, as text, beside what users attach.
 
-use std::collections::BTreeMap;
-
 use base64::{Engine, engine::general_purpose::STANDARD};
 use streaming_proto::messages::{BroadcastHeader, CipherHeader, ReplicateHeader};
 
@@ -110,22 +108,22 @@ impl PropertyFault {
 
 /// Properties by key. Whatever is not read through a typed accessor passes through untouched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Properties(BTreeMap<String, String>);
+pub struct Properties(streaming_proto::Properties);
 
 /// Plain access.
 impl Properties {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        self.0.get(key)
     }
 
     #[must_use]
     pub fn contains(&self, key: &str) -> bool {
-        self.0.contains_key(key)
+        self.0.contains(key)
     }
 
-    pub fn set(&mut self, key: impl Into<String>, value: impl Into<String>) {
-        self.0.insert(key.into(), value.into());
+    pub fn set(&mut self, key: impl AsRef<str>, value: impl AsRef<str>) {
+        self.0.set(key, value);
     }
 
     pub fn remove(&mut self, key: &str) -> Option<String> {
@@ -134,7 +132,7 @@ impl Properties {
 
     /// Every property, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.0.iter()
     }
 
     /// The properties that users attached.
@@ -145,11 +143,11 @@ impl Properties {
     /// Bytes of all keys and values.
     #[must_use]
     pub fn size(&self) -> usize {
-        self.0.iter().map(|(key, value)| key.len() + value.len()).sum()
+        self.0.size()
     }
 
     #[must_use]
-    pub fn into_map(self) -> BTreeMap<String, String> {
+    pub fn into_proto(self) -> streaming_proto::Properties {
         self.0
     }
 }
@@ -264,7 +262,7 @@ impl Properties {
         self.set(key::HEADER, STANDARD.encode(header));
     }
 
-    pub fn set_vchannel(&mut self, vchannel: impl Into<String>) {
+    pub fn set_vchannel(&mut self, vchannel: impl AsRef<str>) {
         self.set(key::VCHANNEL, vchannel);
     }
 
@@ -309,7 +307,7 @@ impl Properties {
         self.set_proto(key::REPLICATE, header);
     }
 
-    pub fn set_idempotency_key(&mut self, key: impl Into<String>) {
+    pub fn set_idempotency_key(&mut self, key: impl AsRef<str>) {
         self.set(key::IDEMPOTENCY, key);
     }
 
@@ -322,15 +320,15 @@ impl Properties {
     }
 }
 
-impl From<BTreeMap<String, String>> for Properties {
-    fn from(map: BTreeMap<String, String>) -> Self {
-        Self(map)
+impl From<streaming_proto::Properties> for Properties {
+    fn from(properties: streaming_proto::Properties) -> Self {
+        Self(properties)
     }
 }
 
-impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Properties {
+impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Properties {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
-        Self(entries.into_iter().map(|(key, value)| (key.into(), value.into())).collect())
+        Self(entries.into_iter().collect())
     }
 }
 

@@ -1,7 +1,9 @@
 //! A producer's appends that are on their way: how long each takes, and its span where its message belongs to a trace.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use ::metrics::Histogram;
+use hashbrown::HashMap;
 use streaming_types::{Properties, properties::key};
 use tracing::Span;
 use woodpecker_base::{
@@ -20,6 +22,8 @@ pub struct OnTheWay {
     /// An append that takes longer is worth a line in the log.
     slow: Duration,
     begun: HashMap<i64, Begun>,
+    took: Histogram,
+    failed_after: Histogram,
     logged: Option<Instant>,
     /// Slow ones since then.
     unlogged: u64,
@@ -33,7 +37,8 @@ struct Begun {
 
 impl OnTheWay {
     pub fn new(clock: Clock, pchannel: Arc<str>, slow: Duration) -> Self {
-        Self { clock, pchannel, slow, begun: HashMap::new(), logged: None, unlogged: 0 }
+        let (took, failed_after) = (metrics::append_took("ok"), metrics::append_took("error"));
+        Self { clock, pchannel, slow, begun: HashMap::new(), took, failed_after, logged: None, unlogged: 0 }
     }
 
     pub fn begins(&mut self, request_id: i64, properties: &Properties, bytes: usize) {
@@ -52,7 +57,8 @@ impl OnTheWay {
         let Some(Begun { at, bytes, span }) = self.begun.remove(&request_id) else { return };
         let now = self.clock.now();
         let took = now.duration_since(at);
-        metrics::append_took(durable, took);
+        let histogram = if durable { &self.took } else { &self.failed_after };
+        histogram.record(took);
         if took >= self.slow {
             self.tell(now, took, bytes, durable);
         }

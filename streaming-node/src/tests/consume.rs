@@ -204,7 +204,7 @@ async fn idle_wal_gives_heartbeats_and_writes_nothing() {
     let mut reader = log.reader(woodpecker::Position::At(end.unwrap()));
     let entry = reader.next().await.unwrap().pop().unwrap();
     let message = <common::ImmutableMessage as prost::Message>::decode(entry.payload).unwrap();
-    assert_eq!(message.properties["_t"], "1");
+    assert_eq!(message.properties.get("_t"), Some("1"));
 }
 
 #[tokio::test]

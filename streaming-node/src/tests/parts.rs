@@ -35,7 +35,7 @@ pub fn exclusive(vchannel: &str, payload: &str) -> Message {
     built(&CreatePartitionMessageHeader::default(), vchannel, payload, None)
 }
 
-pub fn keyed(mut message: Message, key: impl Into<String>) -> Message {
+pub fn keyed(mut message: Message, key: impl AsRef<str>) -> Message {
     message.properties.set_idempotency_key(key);
     message
 }

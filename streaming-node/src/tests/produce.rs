@@ -99,7 +99,7 @@ async fn barrier_is_exceeded_and_delays_nobody_else() {
     let mut produce = node.producer(&rw(1)).await;
     let barrier = TimeTick::new(world.clock.wall_ms() + 600, 7);
     let mut message = insert(VCHANNEL, "later");
-    message.properties.insert("_btt".to_owned(), barrier.to_base36());
+    message.properties.set("_btt", barrier.to_base36());
     let delayed = produce.send(message).await;
     let prompt = produce.send(insert(VCHANNEL, "now")).await;
     let (first, result) = produce.answer().await;
@@ -110,7 +110,7 @@ async fn barrier_is_exceeded_and_delays_nobody_else() {
     assert!(result.unwrap().timetick > barrier.0);
 
     let mut message = insert(VCHANNEL, "past");
-    message.properties.insert("_btt".to_owned(), "1".to_owned());
+    message.properties.set("_btt", "1");
     produce.append(message).await.unwrap();
 }
 

@@ -12,7 +12,7 @@ use super::parts::{begin, commit, rollback};
 
 fn with(key: &str, value: &str) -> Message {
     let mut message = insert(VCHANNEL, "payload");
-    message.properties.insert(key.to_owned(), value.to_owned());
+    message.properties.set(key, value);
     message
 }
 
@@ -41,7 +41,7 @@ async fn refused_messages_have_their_codes_and_leave_the_stream_usable() {
     let unknown = TxnContext::new(7, 1000);
     let unrecoverable = StreamingCode::Unrecoverable;
     let mut broadcast = without("_vc");
-    broadcast.properties.insert("_bh".to_owned(), "CAU=".to_owned());
+    broadcast.properties.set("_bh", "CAU=");
     let cases = [
         ("no version", without("_v"), unrecoverable),
         ("unknown version", with("_v", "9"), unrecoverable),

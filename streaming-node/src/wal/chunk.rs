@@ -41,7 +41,7 @@ pub fn split(record: Bytes, entry_bytes: usize) -> Vec<Bytes> {
     let piece = |index: usize| {
         let (start, end) = (index * entry_bytes, ((index + 1) * entry_bytes).min(record.len()));
         let marks = [(key::CHUNK_INDEX, index.to_string()), (key::CHUNK_TOTAL, total.to_string())];
-        let properties = Properties::from_iter(marks).into_map();
+        let properties = Properties::from_iter(marks).into_proto();
         let entry = common::ImmutableMessage { id: None, payload: record.slice(start..end), properties };
         Bytes::from(entry.encode_to_vec())
     };
@@ -142,7 +142,7 @@ mod tests {
     fn marks_that_make_no_sense_are_no_message() {
         let mark = |index: &str, total: &str| {
             let marks = [(key::CHUNK_INDEX, index), (key::CHUNK_TOTAL, total)];
-            let properties = Properties::from_iter(marks).into_map();
+            let properties = Properties::from_iter(marks).into_proto();
             Bytes::from(common::ImmutableMessage { properties, ..Default::default() }.encode_to_vec())
         };
         for (index, total) in [("x", "2"), ("1", "2"), ("5", "2"), ("0", "0"), ("0", "x"), ("0", "")] {

@@ -75,7 +75,7 @@ pub fn encode(message: &mut Message, term: i64) -> Bytes {
     let record = common::ImmutableMessage {
         id: None,
         payload: std::mem::take(&mut message.payload),
-        properties: std::mem::take(&mut message.properties).into_map(),
+        properties: std::mem::take(&mut message.properties).into_proto(),
     };
     let encoded = Bytes::from(record.encode_to_vec());
     let length = record.payload.len();

@@ -4,11 +4,11 @@
 //! other at an entry loses and repeats nothing: to the buffer once it holds everything after the last entry met, to the
 //! log once it does not any more. A scanner works only while it is asked, so a slow consumer costs the WAL nothing.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use streaming_types::{DeliverFilter, DeliverPolicy, MessageType, TimeTick, properties::key};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
 use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
 
@@ -76,6 +76,8 @@ pub struct Scanner {
     /// Heartbeats of the buffer that were answered with a tick.
     heartbeats: Option<u64>,
     backoff: Backoff,
+    /// Resolves when the WAL has ended. Kept, for it is waited for with every message.
+    ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 enum Source {
@@ -91,6 +93,7 @@ impl Scanner {
         let (source, released) = start(&edges, &mut options);
         metrics::scanner_opened(source.model());
         let backoff = Backoff::new(edges.clock.clone(), &edges.random, FIRST_PAUSE, LONGEST_PAUSE);
+        let ended = Box::pin(edges.ended.clone().cancelled_owned());
         Self {
             edges,
             options,
@@ -102,6 +105,7 @@ impl Scanner {
             told: released,
             heartbeats: None,
             backoff,
+            ended,
         }
     }
 
@@ -114,11 +118,10 @@ impl Scanner {
             if !self.ready.is_empty() {
                 return Ok(std::mem::take(&mut self.ready));
             }
-            let ended = self.edges.ended.clone();
             if !self.options.ignores_pause && *self.edges.paused.borrow() {
                 tokio::select! {
                     biased;
-                    () = ended.cancelled() => return Err(ScanError::Closed),
+                    () = &mut self.ended => return Err(ScanError::Closed),
                     // Whoever could end the pause is gone with the node.
                     _ = self.edges.paused.wait_for(|paused| !paused) => {}
                 }
@@ -127,7 +130,7 @@ impl Scanner {
                 Source::Log { reader, .. } => {
                     let read = tokio::select! {
                         biased;
-                        () = ended.cancelled() => return Err(ScanError::Closed),
+                        () = &mut self.ended => return Err(ScanError::Closed),
                         read = reader.next() => read,
                     };
                     self.met_entries(read).await?;
@@ -140,7 +143,7 @@ impl Scanner {
                     }
                     tokio::select! {
                         biased;
-                        () = ended.cancelled() => return Err(ScanError::Closed),
+                        () = &mut self.ended => return Err(ScanError::Closed),
                         _ = changed.changed() => {}
                     }
                 }
@@ -190,7 +193,7 @@ impl Scanner {
                 tracing::warn!(log = self.edges.log.name(), %error, "reading the log failed, trying again");
                 tokio::select! {
                     biased;
-                    () = self.edges.ended.cancelled() => return Err(ScanError::Closed),
+                    () = &mut self.ended => return Err(ScanError::Closed),
                     () = self.backoff.wait() => {}
                 }
             }
@@ -217,8 +220,13 @@ impl Scanner {
         for message in messages {
             // Nothing stands between two messages of the buffer, so each may go as soon as it is met.
             let tick = message.tick;
-            self.meet(message);
-            self.release(tick);
+            if self.reorder.passes(tick) {
+                self.told = tick;
+                self.give(message);
+            } else {
+                self.meet(message);
+                self.release(tick);
+            }
         }
         if let Some(watermark) = watermark {
             self.release(watermark.tick);

@@ -4,10 +4,9 @@
 //! bytes, oldest first out, and rebuilt from the end of the log when the WAL is opened. A message that was refused leaves
 //! its key free.
 
-use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
+
+use hashbrown::HashMap;
 
 use super::group::{Append, Placed};
 
@@ -23,7 +22,7 @@ const MAX_VCHANNELS: usize = 4096;
 /// See the module.
 #[derive(Debug)]
 pub struct Windows {
-    by_vchannel: BTreeMap<Box<str>, Window>,
+    by_vchannel: HashMap<Box<str>, Window>,
     /// Bytes of one vchannel at most.
     limit: usize,
 }
@@ -72,7 +71,7 @@ pub enum Claim {
 impl Windows {
     /// Remembers up to `limit` bytes of a vchannel.
     pub fn new(limit: usize) -> Self {
-        Self { by_vchannel: BTreeMap::new(), limit }
+        Self { by_vchannel: HashMap::new(), limit }
     }
 
     /// Asks for a key, and takes it if nobody has it.
@@ -141,7 +140,7 @@ impl Windows {
         if !self.by_vchannel.contains_key(vchannel) {
             self.make_room();
         }
-        self.by_vchannel.entry(vchannel.into()).or_default()
+        self.by_vchannel.entry_ref(vchannel).or_default()
     }
 
     /// One more vchannel makes the shares of the others smaller.

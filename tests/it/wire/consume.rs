@@ -47,18 +47,18 @@ async fn delivered(call: &mut Call<ConsumeResponse>) -> ImmutableMessage {
     let Some(Response::Consume(consumed)) = response else { panic!("{response:?}") };
     assert_eq!(consumed.consumer_id, 1);
     let message = consumed.message.expect("a message");
-    assert!(message.properties.contains_key("_tt"), "{message:?}");
-    assert!(message.properties.contains_key("_lc") != message.properties.contains_key("_lcs"), "{message:?}");
+    assert!(message.properties.contains("_tt"), "{message:?}");
+    assert!(message.properties.contains("_lc") != message.properties.contains("_lcs"), "{message:?}");
     assert_eq!(message.id.as_ref().map(|id| id.wal_name), Some(4), "{message:?}");
     message
 }
 
 fn is_tick(message: &ImmutableMessage) -> bool {
-    message.properties["_t"] == "1"
+    message.properties.get("_t") == Some("1")
 }
 
 fn tick(message: &ImmutableMessage) -> u64 {
-    u64::from_str_radix(&message.properties["_tt"], 36).expect("base 36")
+    u64::from_str_radix(message.properties.get("_tt").expect("a tick"), 36).expect("base 36")
 }
 
 /// The payloads of the next messages, without the ticks; ticks of messages rise on the way.
@@ -167,7 +167,7 @@ async fn each_policy_filter_and_vchannel_delivers_what_it_names() -> anyhow::Res
         placed.push(append(&mut producer, insert(NAME, payload)).await.expect("appended"));
     }
     let mut other = insert(NAME, "d");
-    other.properties.insert("_vc".to_owned(), format!("{NAME}_2v0"));
+    other.properties.set("_vc", format!("{NAME}_2v0"));
     append(&mut producer, other).await.expect("appended");
     let b = placed[1].id.clone().expect("an id");
     let at = placed[1].timetick;

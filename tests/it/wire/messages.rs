@@ -10,7 +10,7 @@ const NAME: &str = "wire-messages_0";
 
 fn with(key: &str, value: &str) -> Message {
     let mut message = insert(NAME, "payload");
-    message.properties.insert(key.to_owned(), value.to_owned());
+    message.properties.set(key, value);
     message
 }
 
@@ -23,7 +23,7 @@ fn without(key: &str) -> Message {
 /// Messages that are refused, and what the refusal names.
 fn refused() -> Vec<(&'static str, Message, &'static str)> {
     let mut broadcast = without("_vc");
-    broadcast.properties.insert("_bh".to_owned(), "CAU=".to_owned());
+    broadcast.properties.set("_bh", "CAU=");
     vec![
         ("no version", without("_v"), "_v"),
         ("a version to come", with("_v", "9"), "_v"),

@@ -89,7 +89,7 @@ async fn payload(call: &mut Call<ConsumeResponse>) -> String {
         let response = call.next().await.expect("a message").expect("no end").response;
         let Some(consume_response::Response::Consume(consumed)) = response else { panic!("{response:?}") };
         let message = consumed.message.expect("a message");
-        if message.properties["_t"] != "1" {
+        if message.properties.get("_t") != Some("1") {
             return String::from_utf8(message.payload.to_vec()).expect("text");
         }
     }

@@ -25,8 +25,7 @@ fn message((kind, version): (&str, &str), header: &impl prost::Message, payload:
     let mut message = insert(NAME, "");
     message.payload = payload.into();
     let header = STANDARD.encode(header.encode_to_vec());
-    let properties = [("_v", version), ("_t", kind), ("_h", &header)];
-    message.properties.extend(properties.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    message.properties.extend([("_v", version), ("_t", kind), ("_h", &header)]);
     message
 }
 
@@ -47,7 +46,7 @@ async fn rows_that_no_collection_takes_are_refused_for_good_and_a_flush_says_wha
     append(&mut call, message(CREATE_COLLECTION, &create, body.encode_to_vec())).await.expect("created");
 
     let mut elsewhere = rows(2, &[10]);
-    elsewhere.properties.insert("_vc".to_owned(), format!("{NAME}_2v0"));
+    elsewhere.properties.set("_vc", format!("{NAME}_2v0"));
     let delete = DeleteMessageHeader { collection_id: 2, ..DeleteMessageHeader::default() };
     let cases = [
         ("no partition", rows(1, &[])),

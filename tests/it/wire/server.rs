@@ -1,6 +1,6 @@
 //! The processes that are spoken to, and what one says to them.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use prost::Message;
@@ -140,8 +140,7 @@ pub(super) fn create_header(pchannel: &PChannelInfo) -> String {
 pub(super) fn insert(pchannel: &str, payload: &str) -> messages::Message {
     let vchannel = format!("{pchannel}_1v0");
     let properties = [("_v", "1"), ("_t", "2"), ("_h", "CAESBwgCEAoYgAg="), ("_vc", &vchannel)];
-    let properties: BTreeMap<_, _> = properties.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    messages::Message { payload: payload.to_owned().into(), properties }
+    messages::Message { payload: payload.to_owned().into(), properties: properties.into_iter().collect() }
 }
 
 /// A produce request.

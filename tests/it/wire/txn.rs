@@ -25,8 +25,7 @@ const ROLLBACK: &str = "902";
 fn frame(kind: &str, header: &impl prost::Message, txn: Option<&TxnContext>) -> Message {
     let mut message = insert(NAME, "");
     let header = STANDARD.encode(header.encode_to_vec());
-    let properties = [("_v", "2"), ("_t", kind), ("_h", &header)];
-    message.properties.extend(properties.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    message.properties.extend([("_v", "2"), ("_t", kind), ("_h", &header)]);
     within(message, txn)
 }
 
@@ -39,8 +38,9 @@ fn end(kind: &str, txn: &TxnContext) -> Message {
 }
 
 fn within(mut message: Message, txn: Option<&TxnContext>) -> Message {
-    let txn = txn.map(|txn| ("_tx".to_owned(), STANDARD.encode(txn.encode_to_vec())));
-    message.properties.extend(txn);
+    if let Some(txn) = txn {
+        message.properties.set("_tx", STANDARD.encode(txn.encode_to_vec()));
+    }
     message
 }
 
@@ -72,7 +72,7 @@ async fn each_message_is_answered_with_its_transaction_or_with_the_code_that_sto
     let nobody = TxnContext { txn_id: 4711, keepalive_milliseconds: 1000 };
     let mut elsewhere = append(&mut call, begin(0)).await.expect("begun").txn_context.map(|txn| body(&txn, "x"));
     let elsewhere = elsewhere.take().map(|mut message| {
-        message.properties.insert("_vc".to_owned(), format!("{NAME}_2v0"));
+        message.properties.set("_vc", format!("{NAME}_2v0"));
         message
     });
     let cases = [
@@ -105,12 +105,12 @@ struct Buffer {
 }
 
 impl Buffer {
-    fn take(&mut self, properties: &std::collections::BTreeMap<String, String>, payload: &[u8]) {
-        let tick = u64::from_str_radix(&properties["_tt"], 36).expect("base 36");
+    fn take(&mut self, properties: &streaming_proto::Properties, payload: &[u8]) {
+        let tick = u64::from_str_radix(properties.get("_tt").expect("a tick"), 36).expect("base 36");
         // That of a tick is no text.
         let payload = String::from_utf8_lossy(payload).into_owned();
-        let txn = properties.get("_tx").cloned();
-        match (properties["_t"].as_str(), &mut self.open) {
+        let txn = properties.get("_tx").map(str::to_owned);
+        match (properties.get("_t").expect("a type"), &mut self.open) {
             // A begin keeps its own tick, which is older than what was delivered.
             (BEGIN, None) => self.open = Some((txn.expect("a transaction"), Vec::new())),
             (COMMIT, Some((open, bodies))) => {
@@ -122,7 +122,7 @@ impl Buffer {
             }
             (kind, Some((open, bodies))) => {
                 assert_eq!((kind, txn.as_ref()), ("2", Some(&*open)), "between a begin and its commit");
-                assert!(tick > self.last && properties.contains_key("_lc"), "a body has the commit's place");
+                assert!(tick > self.last && properties.contains("_lc"), "a body has the commit's place");
                 bodies.push(payload);
             }
             (kind, None) => {

@@ -59,7 +59,7 @@ impl MessageBuilder {
     }
 
     /// Where the message goes.
-    pub fn vchannel(mut self, vchannel: impl Into<String>) -> Self {
+    pub fn vchannel(mut self, vchannel: impl AsRef<str>) -> Self {
         self.message.properties.set_vchannel(vchannel);
         self
     }
@@ -96,16 +96,15 @@ impl MessageBuilder {
 
     /// Of messages of one vchannel with the same key only the first is appended; the others get its result. Up to 256
     /// bytes.
-    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+    pub fn idempotency_key(mut self, key: impl AsRef<str>) -> Self {
         self.message.properties.set_idempotency_key(key);
         self
     }
 
     /// A property of the user's own. Keys with a leading underscore are reserved.
-    pub fn property(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        let key = key.into();
-        if is_reserved(&key) {
-            self.reserved.get_or_insert(key);
+    pub fn property(mut self, key: impl AsRef<str>, value: impl AsRef<str>) -> Self {
+        if is_reserved(key.as_ref()) {
+            self.reserved.get_or_insert_with(|| key.as_ref().to_owned());
         } else {
             self.message.properties.set(key, value);
         }

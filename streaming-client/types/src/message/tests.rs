@@ -63,11 +63,11 @@ proptest! {
     #[test]
     fn messages_read_back(
         payload: Vec<u8>,
-        properties: std::collections::BTreeMap<String, String>,
+        properties: std::collections::HashMap<String, String>,
         segment in 0..=i64::MAX,
         entry in 0..=i64::MAX,
     ) {
-        let message = Message { payload: payload.into(), properties: properties.into() };
+        let message = Message { payload: payload.into(), properties: properties.into_iter().collect() };
         let bytes = messages::Message::from(message.clone()).encode_to_vec();
         prop_assert_eq!(&Message::from(messages::Message::decode(bytes.as_slice()).unwrap()), &message);
 

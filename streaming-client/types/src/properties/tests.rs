@@ -138,7 +138,7 @@ fn any_properties() -> impl Strategy<Value = Properties> {
     let keys = proptest::sample::select(vec![
         "_v", "_t", "_h", "_vc", "_bh", "_btt", "_tx", "_tt", "_lc", "_lcs", "_wt", "_ch", "_np", "_rh", "_x", "user",
     ]);
-    proptest::collection::btree_map(keys.prop_map(str::to_owned), texts(), 0..16).prop_map(Properties::from)
+    proptest::collection::btree_map(keys.prop_map(str::to_owned), texts(), 0..16).prop_map(Properties::from_iter)
 }
 
 proptest! {

@@ -5,17 +5,17 @@ use woodpecker_base::clock::{Clock, Instant};
 
 /// Fires at or before the earliest instant it was armed with since it last fired. Firing early costs the owner one look;
 /// in return the timer is not set again for every append.
-pub(super) struct Alarm {
+pub(crate) struct Alarm {
     clock: Clock,
     armed: Option<(Instant, BoxFuture<'static, ()>)>,
 }
 
 impl Alarm {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self { clock, armed: None }
     }
 
-    pub(super) fn arm(&mut self, at: Instant) {
+    pub(crate) fn arm(&mut self, at: Instant) {
         if self.armed.as_ref().is_some_and(|(armed, _)| *armed <= at) {
             return;
         }
@@ -24,7 +24,7 @@ impl Alarm {
     }
 
     /// Cancel safe: an alarm that was not waited for stays armed.
-    pub(super) async fn fired(&mut self) {
+    pub(crate) async fn fired(&mut self) {
         match &mut self.armed {
             Some((_, timer)) => timer.await,
             None => std::future::pending().await,

@@ -1,0 +1,354 @@
+//! The properties of a message: few and short texts, kept together, so that not each of them costs an allocation.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use prost::{
+    DecodeError,
+    bytes::{Buf, BufMut},
+    encoding::{
+        self, DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
+        encoded_len_varint, key_len, merge_loop, skip_field,
+    },
+};
+
+/// Texts by key, in the order of the keys; on the wire a `map<string, string>`. A clone shares them until it is changed.
+///
+/// ```
+/// let mut properties = streaming_proto::Properties::default();
+/// properties.set("_t", "2");
+/// assert_eq!(properties.get("_t"), Some("2"));
+/// assert_eq!(properties.remove("_t"), Some("2".to_owned()));
+/// ```
+#[derive(Clone, Default)]
+pub struct Properties(Option<Arc<Texts>>);
+
+#[derive(Clone)]
+struct Texts {
+    /// All keys and values, and what was replaced or removed.
+    bytes: String,
+    /// By key.
+    entries: Vec<Entry>,
+}
+
+/// Where a property stands.
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    /// Tells most keys apart without a look at their texts.
+    head: u64,
+    key: Span,
+    value: Span,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+/// Room for what the streaming system and a user usually put into a message.
+const BYTES: usize = 256;
+const ENTRIES: usize = 10;
+
+impl Properties {
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.as_ref()?.get(key)
+    }
+
+    #[must_use]
+    pub fn contains(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub fn set(&mut self, key: impl AsRef<str>, value: impl AsRef<str>) {
+        self.texts().set(key.as_ref(), value.as_ref());
+    }
+
+    pub fn remove(&mut self, key: &str) -> Option<String> {
+        let removed = self.get(key)?.to_owned();
+        self.texts().remove(key);
+        Some(removed)
+    }
+
+    /// Every property, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().flat_map(|texts| texts.entries.iter().map(|entry| (texts.at(entry.key), texts.at(entry.value))))
+    }
+
+    /// Bytes of all keys and values.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.entries().iter().map(|entry| entry.key.len() + entry.value.len()).sum()
+    }
+
+    fn entries(&self) -> &[Entry] {
+        self.0.as_ref().map_or(&[], |texts| &texts.entries)
+    }
+
+    /// To be changed: its own, if they were shared.
+    fn texts(&mut self) -> &mut Texts {
+        let empty = || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: Vec::with_capacity(ENTRIES) });
+        Arc::make_mut(self.0.get_or_insert_with(empty))
+    }
+}
+
+impl Texts {
+    fn get(&self, key: &str) -> Option<&str> {
+        let at = self.find(key)?;
+        Some(self.at(self.entries[at].value))
+    }
+
+    fn set(&mut self, key: &str, value: &str) {
+        let value = self.push(value);
+        match self.find(key) {
+            Some(at) => self.entries[at].value = value,
+            None => {
+                let key = self.push(key);
+                self.insert(key, value);
+            }
+        }
+    }
+
+    /// A property with a new key.
+    fn insert(&mut self, key: Span, value: Span) {
+        let text = self.at(key);
+        let head = head(text);
+        let at = self.entries.partition_point(|entry| (entry.head, self.at(entry.key)) < (head, text));
+        self.entries.insert(at, Entry { head, key, value });
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(at) = self.find(key) {
+            self.entries.remove(at);
+        }
+    }
+
+    fn find(&self, key: &str) -> Option<usize> {
+        let head = head(key);
+        let is_same = |entry: &Entry| {
+            entry.head == head && entry.key.len() == key.len() && (key.len() <= HEAD || self.at(entry.key) == key)
+        };
+        self.entries.iter().position(is_same)
+    }
+
+    fn at(&self, Span { start, end }: Span) -> &str {
+        self.bytes.get(start..end).unwrap_or_default()
+    }
+
+    fn push(&mut self, text: &str) -> Span {
+        let start = self.bytes.len();
+        self.bytes.push_str(text);
+        Span { start, end: self.bytes.len() }
+    }
+}
+
+/// Bytes of a key in its head.
+const HEAD: usize = size_of::<u64>();
+
+/// The first bytes of a key, in the order of the keys.
+fn head(key: &str) -> u64 {
+    let mut head = [0; HEAD];
+    for (head, byte) in head.iter_mut().zip(key.bytes()) {
+        *head = byte;
+    }
+    u64::from_be_bytes(head)
+}
+
+impl Span {
+    fn len(self) -> usize {
+        self.end - self.start
+    }
+}
+
+impl PartialEq for Properties {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Properties {}
+
+impl fmt::Debug for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+impl<K: AsRef<str>, V: AsRef<str>> FromIterator<(K, V)> for Properties {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
+        let mut properties = Self::default();
+        properties.extend(entries);
+        properties
+    }
+}
+
+impl<K: AsRef<str>, V: AsRef<str>> Extend<(K, V)> for Properties {
+    fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
+        entries.into_iter().for_each(|(key, value)| self.set(key, value));
+    }
+}
+
+impl From<BTreeMap<String, String>> for Properties {
+    fn from(map: BTreeMap<String, String>) -> Self {
+        map.into_iter().collect()
+    }
+}
+
+const KEY: u32 = 1;
+const VALUE: u32 = 2;
+
+/// As the field `tag` of a message.
+impl Properties {
+    pub(crate) fn encode(&self, tag: u32, buffer: &mut impl BufMut) {
+        for (entry, (key, value)) in self.entries().iter().zip(self.iter()) {
+            encode_key(tag, WireType::LengthDelimited, buffer);
+            encode_varint(entry.encoded_len() as u64, buffer);
+            for (tag, text) in [(KEY, key), (VALUE, value)] {
+                if !text.is_empty() {
+                    encode_key(tag, WireType::LengthDelimited, buffer);
+                    encode_varint(text.len() as u64, buffer);
+                    buffer.put_slice(text.as_bytes());
+                }
+            }
+        }
+    }
+
+    pub(crate) fn encoded_len(&self, tag: u32) -> usize {
+        let delimited = |len| key_len(tag) + encoded_len_varint(len as u64) + len;
+        self.entries().iter().map(|entry| delimited(entry.encoded_len())).sum()
+    }
+
+    /// Reads one property. Of two with the same key the later one counts.
+    pub(crate) fn merge(
+        &mut self,
+        wire_type: WireType,
+        buffer: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<(), DecodeError> {
+        check_wire_type(WireType::LengthDelimited, wire_type)?;
+        let texts = self.texts();
+        let mut entry = Entry::default();
+        merge_loop(&mut entry, buffer, context, |entry, buffer, context| {
+            let (tag, wire_type) = decode_key(buffer)?;
+            match tag {
+                KEY => entry.key = texts.read(wire_type, buffer, context)?,
+                VALUE => entry.value = texts.read(wire_type, buffer, context)?,
+                _ => skip_field(wire_type, tag, buffer, context)?,
+            }
+            Ok(())
+        })?;
+        match texts.find(texts.at(entry.key)) {
+            Some(at) => texts.entries[at].value = entry.value,
+            None => texts.insert(entry.key, entry.value),
+        }
+        Ok(())
+    }
+}
+
+impl Texts {
+    fn read(
+        &mut self,
+        wire_type: WireType,
+        buffer: &mut impl Buf,
+        context: DecodeContext,
+    ) -> Result<Span, DecodeError> {
+        let mut rest = buffer.chunk();
+        if wire_type == WireType::LengthDelimited
+            && let Some(text) = whole_text(&mut rest)
+        {
+            let (span, read) = (self.push(text), buffer.chunk().len() - rest.len());
+            buffer.advance(read);
+            return Ok(span);
+        }
+        // In several parts, or wrong.
+        let mut text = String::new();
+        encoding::string::merge(wire_type, &mut text, buffer, context)?;
+        Ok(self.push(&text))
+    }
+}
+
+/// A text that is there with its length.
+fn whole_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
+    let len = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    let (text, after) = rest.split_at_checked(len)?;
+    *rest = after;
+    std::str::from_utf8(text).ok()
+}
+
+impl Entry {
+    fn encoded_len(&self) -> usize {
+        let field = |span: Span| match span.len() {
+            0 => 0,
+            len => 1 + encoded_len_varint(len as u64) + len,
+        };
+        field(self.key) + field(self.value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::messages;
+
+    /// What the generated code would be.
+    #[derive(Clone, PartialEq, prost::Message)]
+    struct Generated {
+        #[prost(bytes = "bytes", tag = "1")]
+        payload: prost::bytes::Bytes,
+        #[prost(btree_map = "string, string", tag = "2")]
+        properties: BTreeMap<String, String>,
+    }
+
+    fn maps() -> impl Strategy<Value = BTreeMap<String, String>> {
+        prop::collection::btree_map("[a-c_\\x00]{0,3}|[a-b]{7,10}", ".{0,300}", 0..16)
+    }
+
+    proptest! {
+        #[test]
+        fn properties_are_written_and_read_as_a_map(map in maps(), payload: Vec<u8>, parts in 1usize..40) {
+            let generated = Generated { payload: payload.clone().into(), properties: map.clone() };
+            let message = messages::Message { payload: payload.into(), properties: map.into() };
+            let bytes = generated.encode_to_vec();
+            prop_assert_eq!(message.encoded_len(), bytes.len());
+            prop_assert_eq!(&message.encode_to_vec(), &bytes);
+            let (first, rest) = bytes.split_at(bytes.len() / parts);
+            prop_assert_eq!(messages::Message::decode(first.chain(rest)), Ok(message));
+        }
+
+        #[test]
+        fn any_bytes_are_read_as_the_generated_code_reads_them(bytes: Vec<u8>, mut valid in maps(), at: usize, bit in 0..8u32) {
+            valid.insert("_t".to_owned(), "2".to_owned());
+            let mut broken = Generated { payload: bytes.clone().into(), properties: valid }.encode_to_vec();
+            let at = at % broken.len();
+            broken[at] ^= 1u8 << bit;
+            for bytes in [bytes, broken] {
+                let read = messages::Message::decode(bytes.as_slice());
+                match (read, Generated::decode(bytes.as_slice())) {
+                    (Ok(read), Ok(generated)) => prop_assert_eq!(read.properties, generated.properties.into()),
+                    (read, generated) => prop_assert!(read.is_err() && generated.is_err()),
+                }
+            }
+        }
+
+        #[test]
+        fn properties_are_a_map(steps in prop::collection::vec(("[a-c]{0,2}|a{7,9}", prop::option::of(".{0,3}")), 0..60)) {
+            let (mut ours, mut model) = (Properties::default(), BTreeMap::new());
+            for (key, value) in steps {
+                match value {
+                    Some(value) => {
+                        ours.set(&key, &value);
+                        model.insert(key, value);
+                    }
+                    None => prop_assert_eq!(ours.remove(&key), model.remove(&key)),
+                }
+                let all: Vec<_> = model.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+                prop_assert_eq!(ours.iter().collect::<Vec<_>>(), all);
+                prop_assert_eq!(ours.size(), model.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>());
+                prop_assert!(model.keys().all(|key| ours.get(key) == model.get(key).map(String::as_str)));
+            }
+        }
+    }
+}
