@@ -277,6 +277,9 @@ async fn the_roles_of_a_cluster_let_in_one_another_and_nobody_else() -> anyhow::
         "tls.clientAuth=required".to_owned(),
         format!("etcd.endpoints={}", etcd.endpoint()),
         "rootCoord.dmlChannelNum=2".to_owned(),
+        // The machine that runs the tests may be almost full.
+        "woodpecker.logstore.disk.softUsed=1.0".to_owned(),
+        "woodpecker.logstore.disk.hardUsed=1.0".to_owned(),
         "woodpecker.logstore.port=0".to_owned(),
         "woodpecker.storage.type=quorum".to_owned(),
         "woodpecker.maintenance.sealing=false".to_owned(),
