@@ -56,7 +56,8 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
     Ok(Cluster { client, clock })
 }
 
-/// The channel of that name, or the first one.
+/// The channel of that name, or the one that the control channel is on: it does not depend on which of them are served by
+/// now, so who writes and who reads mean the same.
 ///
 /// # Errors
 /// It does not exist, or nobody serves it in time.
@@ -65,7 +66,8 @@ pub(crate) async fn pick_channel(
     name: Option<&str>,
     arguments: &ConnectArgs,
 ) -> anyhow::Result<Channel> {
-    let Some(name) = name else {
+    let control = cluster.client.coordinator().control_channel;
+    let Some(name) = name.or(control.as_deref()) else {
         return cluster.client.channels().into_iter().next().context("the cluster has no channel");
     };
     cluster

@@ -281,7 +281,13 @@ async fn check(source: &Site, target: &Site, index: usize, acked: &[String], las
 
 fn compare(ours: &Seen, theirs: &Seen) -> anyhow::Result<()> {
     let at = ours.iter().zip(theirs).position(|(a, b)| a != b).unwrap_or_else(|| ours.len().min(theirs.len()));
-    ensure!(ours == theirs, "{} and {} deliveries, different from {at} on", ours.len(), theirs.len());
+    let (one, other) = (ours.get(at), theirs.get(at));
+    ensure!(
+        ours == theirs,
+        "{} and {} deliveries, different from {at} on: {one:?}, {other:?}",
+        ours.len(),
+        theirs.len()
+    );
     Ok(())
 }
 
