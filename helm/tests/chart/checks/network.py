@@ -118,7 +118,7 @@ def probes():
             if container["name"] in ("coord", "node", "logstore", "replicate"):
                 paths = {key: container[key]["httpGet"]["path"] for key in ("startupProbe", "livenessProbe", "readinessProbe")}
                 equal(paths, {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}, name)
-                equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration(objects, container["name"], item["metadata"]["name"].removesuffix("-" + container["name"]))["tls"]["enabled"] else "HTTP"}, name)
+                equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration(objects, container["name"], item["metadata"]["name"].split("-" + container["name"])[0])["tls"]["enabled"] else "HTTP"}, name)
                 names = {port["name"] for port in container["ports"]}
                 assert all(container[key]["httpGet"]["port"] in names for key in paths), name
 
