@@ -120,6 +120,11 @@ def configuration(objects, role, release="s-streaming"):
     return yaml.safe_load(named(objects, "ConfigMap", f"{release}-{role}")["data"]["streaming.yaml"])
 
 
+def configuration_of(objects, role, workload):
+    """What the pods of a workload read. Those of a resource group, whose name goes on behind the role, read what its others do."""
+    return configuration(objects, role, workload.split(f"-{role}")[0])
+
+
 def merged(*maps):
     """Maps in one, the later ones winning."""
     result = {}

@@ -118,7 +118,7 @@ def probes():
             if container["name"] in ("coord", "node", "logstore", "replicate"):
                 paths = {key: container[key]["httpGet"]["path"] for key in ("startupProbe", "livenessProbe", "readinessProbe")}
                 equal(paths, {"startupProbe": "/livez", "livenessProbe": "/livez", "readinessProbe": "/readyz"}, name)
-                equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration(objects, container["name"], item["metadata"]["name"].split("-" + container["name"])[0])["tls"]["enabled"] else "HTTP"}, name)
+                equal({container[key]["httpGet"]["scheme"] for key in paths}, {"HTTPS" if render.configuration_of(objects, container["name"], item["metadata"]["name"])["tls"]["enabled"] else "HTTP"}, name)
                 names = {port["name"] for port in container["ports"]}
                 assert all(container[key]["httpGet"]["port"] in names for key in paths), name
 
@@ -130,7 +130,7 @@ def stop():
             role = spec["containers"][0]["name"]
             if role in ("coord", "node", "logstore", "replicate"):
                 assert "lifecycle" not in spec["containers"][0], f"{name} {where}"
-                drain = int(render.configuration(objects, role, where.split("/")[1].split(f"-{role}")[0])["common"]["gracefulStopTimeout"].removesuffix("s"))
+                drain = int(render.configuration_of(objects, role, where.split("/")[1])["common"]["gracefulStopTimeout"].removesuffix("s"))
                 assert 2 * drain < spec["terminationGracePeriodSeconds"], f"{name} {where}: {drain}"
     paused = render.template({"node": {"drain": {"preStopSeconds": 5}}})
     equal(render.main_container(paused, "Deployment", "s-streaming-node")["lifecycle"], {"preStop": {"sleep": {"seconds": 5}}})
