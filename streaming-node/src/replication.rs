@@ -138,7 +138,8 @@ impl Replication {
     ///
     /// # Errors
     /// REPLICATE_VIOLATION if it is not for a WAL of this role, or breaks its source's order (a promotion by force is for a
-    /// secondary, and ends its being one); IGNORED_OPERATION if it was taken before, or is one that every cluster writes for itself; UNRECOVERABLE if its header cannot be read.
+    /// secondary, and ends its being one); IGNORED_OPERATION if it was taken before, or is one that every cluster writes for
+    /// itself; UNRECOVERABLE if its header cannot be read.
     pub fn judge(&self, fact: &Fact<'_>) -> Result<(), StreamingError> {
         let violation = |cause: String| Err(StreamingError::replicate_violation(format!("{}: {cause}", self.pchannel)));
         let Some(source) = &self.source else {

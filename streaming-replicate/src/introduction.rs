@@ -33,7 +33,10 @@ pub(crate) async fn find(client: &Client, pchannel: &str, source: &str, target: 
                 let header = message.header::<AlterReplicateConfigMessageHeader>().ok();
                 if let Some(topology) = header.and_then(|header| header.replicate_configuration) {
                     let now = follows(&topology, source, target);
-                    if now && !followed {
+                    if !now {
+                        // It followed once before. That it does so again may not be here yet, for it comes from the target.
+                        found = None;
+                    } else if !followed {
                         found = message.last_confirmed().ok().map(|id| Place { id, tick });
                     }
                     followed = now;

@@ -18,6 +18,12 @@ pub(crate) fn get(role: &Role, path: &str, header: &str) -> anyhow::Result<(u16,
     ask(role, "GET", path, header)
 }
 
+/// The value of a counter in what `/metrics` shows, 0 if there is none.
+pub(crate) fn counted(metrics: &str, series: &str) -> u64 {
+    let found = metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
+    found.unwrap_or_default()
+}
+
 fn ask(role: &Role, method: &str, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
     ask_at(role.address("admin").trim_start_matches("http://"), method, path, header)
 }

@@ -11,7 +11,7 @@ use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
-    admin::get,
+    admin::{counted, get},
     process::{Role, printed, run},
 };
 
@@ -24,11 +24,8 @@ fn standalone(directory: &tempfile::TempDir, settings: &[&str]) -> anyhow::Resul
     Role::start("standalone", directory.path(), &arguments)
 }
 
-/// The value of a counter on `/metrics`.
-fn counted(role: &Role, series: &str) -> anyhow::Result<u64> {
-    let (_, shown) = get(role, "/metrics", "")?;
-    let value = shown.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
-    Ok(value.unwrap_or_default())
+fn refusals(role: &Role, series: &str) -> anyhow::Result<u64> {
+    Ok(counted(&get(role, "/metrics", "")?.1, series))
 }
 
 fn appends(role: &Role, directory: &tempfile::TempDir) -> anyhow::Result<()> {
@@ -56,7 +53,7 @@ async fn streams_beyond_the_limit_are_refused_and_probes_are_not() -> anyhow::Re
     };
     assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
     assert!(refused.message().contains('8'), "{refused:?}");
-    assert!(counted(&role, "streaming_limit_refused_total{limit=\"calls\"}")? > 0);
+    assert!(refusals(&role, "streaming_limit_refused_total{limit=\"calls\"}")? > 0);
     assert!(role.log().contains("calls") && role.log().contains("refused: "), "{}", role.log());
     let channel = tonic::transport::Endpoint::from_shared(url)?.connect().await?;
     let health = HealthClient::new(channel).check(HealthCheckRequest::default()).await?;
@@ -82,7 +79,7 @@ async fn connections_beyond_the_limit_are_closed_as_they_come() -> anyhow::Resul
             Ok(0) | Err(_) => break,
         }
     }
-    assert!(counted(&role, "streaming_limit_refused_total{limit=\"connections\"}")? > 0);
+    assert!(refusals(&role, "streaming_limit_refused_total{limit=\"connections\"}")? > 0);
     assert!(role.log().contains("connections") && role.log().contains("refused: "), "{}", role.log());
     drop(held);
     while let Err(error) = appends(&role, &directory) {
@@ -100,6 +97,6 @@ async fn a_message_beyond_the_size_is_refused_with_its_code_and_the_next_one_is_
     let said = run(["produce", "--coordinator", role.address("coordinator"), "--file", &lines.display().to_string()])?;
     let told = String::from_utf8_lossy(&said.stderr);
     assert!(!said.status.success() && told.contains("UNRECOVERABLE") && told.contains("65536"), "{told}");
-    assert!(counted(&role, "milvus_wal_append_message_total{status=\"error\"}")? > 0);
+    assert!(refusals(&role, "milvus_wal_append_message_total{status=\"error\"}")? > 0);
     appends(&role, &directory)
 }

@@ -382,6 +382,30 @@ async fn roles_change_there_and_back_without_loss_between_log_stores_and_object_
     roles_change_without_loss([Backend::Quorum, Backend::Object], false).await
 }
 
+/// Whoever is to ship may hear of it from the target before its own cluster does, which has followed this target before.
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_that_follows_again_gets_nothing_twice_while_its_source_does_not_know_of_it() -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start([Backend::Local, Backend::Local], false).await?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator(&east)?;
+    east.start_replicator(&west)?;
+    follow(&east, &west, directory.path()).await?;
+    let load = Load::start(&east, 0, "first");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    follow(&west, &east, directory.path()).await?;
+    let mut acked = load.ended().await?;
+    west.replicators[0].signal("STOP")?;
+    west.topology(&["apply"], Some(&directory.path().join("from-east.yaml")))?;
+    // Time to ship what must not be shipped.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    west.replicators[0].signal("CONT")?;
+    follow(&east, &west, directory.path()).await?;
+    let load = Load::start(&east, 0, "second");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    acked.extend(load.finish().await?);
+    check(&east, &west, 0, &acked, "the end").await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_processes_that_ship_at_once_double_nothing() -> anyhow::Result<()> {
     let (directory, mut west, mut east) = start([Backend::Local, Backend::Local], false).await?;

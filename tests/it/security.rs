@@ -135,12 +135,6 @@ async fn admin(
     Ok((head.split(' ').nth(1).unwrap_or_default().parse()?, body.to_owned()))
 }
 
-/// The value of a counter, 0 if there is none.
-fn counted(metrics: &str, series: &str) -> u64 {
-    let found = metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok());
-    found.unwrap_or_default()
-}
-
 #[tokio::test]
 async fn who_may_not_is_refused_told_why_logged_and_counted() -> anyhow::Result<()> {
     let (secrets, directory) = (Secrets::new()?, tempfile::tempdir()?);
@@ -174,9 +168,9 @@ async fn who_may_not_is_refused_told_why_logged_and_counted() -> anyhow::Result<
     let (_, metrics) = admin(&role, &secrets, "GET", "/metrics", None, "").await?;
     for reason in ["no_token", "wrong_token", "role"] {
         let series = format!("streaming_auth_refused_total{{reason=\"{reason}\"}}");
-        assert!(counted(&metrics, &series) > 0, "{series}: {metrics}");
+        assert!(crate::admin::counted(&metrics, &series) > 0, "{series}: {metrics}");
     }
-    assert!(counted(&metrics, "streaming_tls_handshakes_failed_total") > 1, "{metrics}");
+    assert!(crate::admin::counted(&metrics, "streaming_tls_handshakes_failed_total") > 1, "{metrics}");
     let log = role.log();
     assert!(log.contains("refused: ") && log.contains("peer"), "{log}");
     for token in [READ, WRITE, ADMIN, "nobody-0123456789abcdef"] {

@@ -1,5 +1,7 @@
 //! Properties of a message: what the streaming system itself knows of it, as text, beside what users attach.
 
+use std::ops::{Deref, DerefMut};
+
 use base64::{Engine, engine::general_purpose::STANDARD};
 use streaming_proto::messages::{BroadcastHeader, CipherHeader, ReplicateHeader};
 
@@ -110,40 +112,25 @@ impl PropertyFault {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties(streaming_proto::Properties);
 
-/// Plain access.
+/// Plain access is that of the wire's properties.
+impl Deref for Properties {
+    type Target = streaming_proto::Properties;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Properties {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
 impl Properties {
-    #[must_use]
-    pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)
-    }
-
-    #[must_use]
-    pub fn contains(&self, key: &str) -> bool {
-        self.0.contains(key)
-    }
-
-    pub fn set(&mut self, key: impl AsRef<str>, value: impl AsRef<str>) {
-        self.0.set(key, value);
-    }
-
-    pub fn remove(&mut self, key: &str) -> Option<String> {
-        self.0.remove(key)
-    }
-
-    /// Every property, by key.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter()
-    }
-
     /// The properties that users attached.
     pub fn user(&self) -> impl Iterator<Item = (&str, &str)> {
         self.iter().filter(|(key, _)| !is_reserved(key))
-    }
-
-    /// Bytes of all keys and values.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.0.size()
     }
 
     #[must_use]
