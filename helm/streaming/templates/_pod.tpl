@@ -90,7 +90,8 @@ readinessProbe:
   periodSeconds: 5
   timeoutSeconds: 3
   failureThreshold: 2
-{{- if $role.drain.preStopSeconds }}
+{{- /* Helm 3.18.0 takes a 0 for text, which is true. */}}
+{{- if int $role.drain.preStopSeconds }}
 lifecycle:
   preStop:
     sleep: {seconds: {{ int $role.drain.preStopSeconds }}}

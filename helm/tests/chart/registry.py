@@ -26,4 +26,12 @@ def check(id, title):
 
 
 def equal(got, wanted, what=""):
-    assert got == wanted, f"{what}\n     got {got!r}\n  wanted {wanted!r}".strip()
+    assert got == wanted, f"{what}\n     got {shown(got, wanted)}\n  wanted {shown(wanted, got)}".strip()
+
+
+def shown(one, other):
+    """What differs of a long value, with what is around it."""
+    one, other = repr(one), repr(other)
+    at = next((at for at, (left, right) in enumerate(zip(one, other)) if left != right), min(len(one), len(other)))
+    begin = max(0, at - 300)
+    return ("…" if begin else "") + one[begin : at + 300] + ("…" if len(one) > at + 300 else "")

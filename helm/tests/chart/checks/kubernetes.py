@@ -95,7 +95,7 @@ def secrets(kubectl):
 
 @check("K37", "install, upgrade, a refused scale-down, roll-back and removal on a real API server, by Helm 3 and 4")
 def life():
-    for helm in render.both_helms():
+    for helm in render.helms(tools.OLDEST_AND_NEWEST):
         with api_server() as (kubectl, kubeconfig):
             release = Release(helm, kubeconfig)
             four = render.merged(render.QUORUM, {"logstore": {"replicas": 4}, "tls": {"enabled": True}, "auth": {"enabled": True}})

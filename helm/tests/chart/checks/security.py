@@ -2,12 +2,17 @@
 
 import base64
 import contextlib
+import json
+import re
 import ssl
 import subprocess
 import tempfile
+import time
+import urllib.error
+import urllib.request
 
 from chart import render
-from chart.checks.process import run_test_pod, scratch_cluster, status, until, until_ready, values
+from chart.checks.process import ANYBODY, run_test_pod, scratch_cluster, status, until, until_ready, values
 from chart.registry import check, equal
 
 ON = {"tls": {"enabled": True}, "auth": {"enabled": True}}
@@ -85,8 +90,9 @@ def shown(port):
         return ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
 
 
-@check("P34", "mutual TLS and tokens as rendered: probes and the test pod pass; plaintext, no certificate, another authority, no token and a wrong one do not; Secrets change without a restart")
-def secured():
+@contextlib.contextmanager
+def secured_cluster():
+    """(the cluster, its ports, its objects, {role: process and admin address}, what was added to the values), with mutual TLS and tokens."""
     more = render.merged(ON, {"tls": {"clientAuth": "required"}, "config": {"common": {"reloadInterval": "1s"}}})
     with scratch_cluster(more) as (cluster, ports, objects):
         cluster.etcd(*ports[:2])
@@ -94,26 +100,77 @@ def secured():
         running = {role: cluster.role(objects, role) for role in ("coord", "node")}
         until_ready(cluster, objects, running)
         run_test_pod(cluster, objects)
-        coord, coord_admin, node, node_admin = ports[3:7]
-        for admin in (coord_admin, node_admin):
-            equal(status(f"http://127.0.0.1:{admin}/livez"), None, "the admin port in plaintext")
+        yield cluster, ports, objects, running, more
+
+
+def counted(address, reason):
+    """How many a process says that it refused for a reason."""
+    with urllib.request.urlopen(address + "/metrics", timeout=5, context=ANYBODY) as answer:
+        text = answer.read().decode()
+    name = "streaming_tls_handshakes_failed_total" if reason == "handshake" else f'streaming_auth_refused_total{{reason="{reason}"}}'
+    return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)[1])
+
+
+@check("P33", "mutual TLS and tokens as rendered: plaintext, no certificate, another authority, no token, a wrong one and one of a smaller role are refused, over gRPC and HTTP, logged with the peer and counted")
+def refused():
+    with secured_cluster() as (cluster, _, objects, running, _):
+        for role, (_, address) in running.items():
+            equal(status(address.replace("https", "http") + "/livez"), None, f"{role}: the admin port in plaintext")
         done = client(cluster, objects, "channels")
         assert done.returncode == 0, done.stderr
         (cluster.scratch / "wrong").write_text("nobody-knows-this-token-of-mine")
+        (cluster.scratch / "read").write_text(decoded(objects, "s-streaming-auth")["read"])
+        (cluster.scratch / "line").write_text("one\n")
         other = cluster.scratch / "other-ca"
         other.write_text(decoded(render.template(ON, name="other"), "other-streaming-tls")["ca.crt"])
         plain = dict.fromkeys(("STREAMING_CA", "STREAMING_SERVER_NAME", "STREAMING_CERT", "STREAMING_KEY"))
-        refused = [
-            ("plaintext", plain, ""),
-            ("no certificate", dict.fromkeys(("STREAMING_CERT", "STREAMING_KEY")), ""),
-            ("another authority", {"STREAMING_CA": str(other)}, ""),
-            ("no token", {"STREAMING_TOKEN_FILE": None}, "no bearer token"),
-            ("a wrong token", {"STREAMING_TOKEN_FILE": str(cluster.scratch / "wrong")}, "not known here"),
+        look, append = ["channels"], ["produce", "by-dev-rootcoord-dml_0", "--file", cluster.scratch / "line"]
+        cases = [
+            ("plaintext", "coord", look, plain, "", "handshake"),
+            ("no certificate", "coord", look, dict.fromkeys(("STREAMING_CERT", "STREAMING_KEY")), "", "handshake"),
+            ("another authority", "coord", look, {"STREAMING_CA": str(other)}, "", "handshake"),
+            ("no token", "coord", look, {"STREAMING_TOKEN_FILE": None}, "no bearer token", "no_token"),
+            ("a wrong token", "coord", look, {"STREAMING_TOKEN_FILE": str(cluster.scratch / "wrong")}, "not known here", "wrong_token"),
+            ("a smaller role", "node", append, {"STREAMING_TOKEN_FILE": str(cluster.scratch / "read")}, "needs", "role"),
         ]
-        for what, changed, why in refused:
-            done = client(cluster, objects, "channels", **changed)
+        for what, role, words, changed, why, reason in cases:
+            before = counted(running[role][1], reason)
+            logged = len(cluster.whole_log(role))
+            # One line a second is logged: what is refused within the same one is only counted.
+            time.sleep(1.1)
+            done = client(cluster, objects, *words, **changed)
             assert done.returncode != 0 and why in done.stderr, f"{what}: {done.stdout}{done.stderr}"
+            assert counted(running[role][1], reason) > before, f"{what}: not counted as {reason}"
+            lines = [json.loads(line) for line in cluster.whole_log(role)[logged:].splitlines()]
+            told = [line for line in lines if f'"{reason}"' in json.dumps(line) and "refused: " in json.dumps(line) and "127.0.0.1:" in json.dumps(line)]
+            assert told, f"{what}: not logged as {reason}: {lines}"
+        admin, tokens = running["node"][1], decoded(objects, "s-streaming-auth")
+        level = {"level": "info"}
+        equal(asked(admin, "/log/level", None), 401, "GET without a token")
+        equal(asked(admin, "/log/level", "nobody-knows-this-token-of-mine"), 401, "GET with a wrong token")
+        equal(asked(admin, "/log/level", tokens["read"]), 200, "GET as read")
+        equal(asked(admin, "/log/level", tokens["write"], level), 403, "PUT as write")
+        equal(asked(admin, "/log/level", tokens["token"], level), 200, "PUT as admin")
+        for role in running:
+            text = cluster.whole_log(role)
+            equal([name for name, secret in tokens.items() if name != "tokens" and secret in text], [], f"tokens in the log of {role}")
 
+
+def asked(address, path, token, body=None):
+    """The status of a page of the admin port."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    request = urllib.request.Request(address + path, headers=headers, method="PUT" if body else "GET", data=body and json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=5, context=ANYBODY) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@check("P34", "mutual TLS and tokens as rendered: probes and the test pod pass; changed Secrets are used without a restart, the old ones no more")
+def renewed():
+    with secured_cluster() as (cluster, ports, objects, running, more):
+        _, coord_admin, _, node_admin = ports[3:7]
         new = render.template(render.merged(values(ports[0], ports[2], ports[3:7]), more), kubernetes="1.32")
         before = {port: shown(port) for port in (coord_admin, node_admin)}
         assert all(before.values()), "no certificate on the admin ports"

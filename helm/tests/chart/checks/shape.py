@@ -10,16 +10,16 @@ import kubernetes_validate
 import referencing
 import yaml
 
-from chart import render, tools
+from chart import render
 from chart.registry import check, equal
 
 KUBERNETES = ("1.27", "1.31", "1.35", "1.37")
 CUSTOM = ("ServiceMonitor", "PrometheusRule", "Certificate")
 
 
-@check("R1", "helm lint --strict and helm package, Helm 3 and 4")
+@check("R1", "helm lint --strict and helm package, Helm 3.17, 3.18 and 4")
 def lint():
-    for version in render.both_helms():
+    for version in render.helms():
         for values in [None, render.CHART / "values-dev.yaml", render.CHART / "ci/every-extension-values.yaml"]:
             done = render.run_helm(version, "lint", "--strict", render.CHART, *(["-f", values] if values else []))
             assert done.returncode == 0, f"helm {version} lint {values}: {done.stdout}{done.stderr}"
@@ -53,12 +53,13 @@ def strict_schemas():
                 assert not errors, f"{name} on {kubernetes}: {item['kind']}: {errors[0].json_path}: {errors[0].message}"
 
 
-@check("R2", "Helm 3 and Helm 4 render the same objects")
-def same_on_both():
-    render.both_helms()
+@check("R2", "Helm 3.17, 3.18 and 4 render the same objects")
+def same_on_all():
+    first, *others = render.helms()
     for values in [*render.PRESETS, *render.SCENARIOS]:
-        one, other = (without_random(render.template(files=[values], helm=version)) for version in tools.HELMS)
-        equal(one, other, f"{values.name} on Helm 3 and 4")
+        wanted = without_random(render.template(files=[values], helm=first))
+        for other in others:
+            equal(without_random(render.template(files=[values], helm=other)), wanted, f"{values.name} on Helm {other} and {first}")
 
 
 def without_random(objects):

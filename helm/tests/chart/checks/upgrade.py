@@ -2,7 +2,7 @@
 
 import yaml
 
-from chart import apiserver, render
+from chart import apiserver, render, tools
 from chart.registry import check, equal
 
 
@@ -63,7 +63,7 @@ class Release:
 
 @check("R37", "install, upgrade with old values, roll back, uninstall: Helm 3 and 4, on a stand-in API server")
 def life():
-    for helm in render.both_helms():
+    for helm in render.helms(tools.OLDEST_AND_NEWEST):
         with apiserver.running() as (objects, kubeconfig):
             release = Release(helm, kubeconfig)
             secured = render.merged(render.QUORUM, {"tls": {"enabled": True}, "auth": {"enabled": True}})
@@ -89,7 +89,7 @@ def life():
 
 @check("R27", "log stores are not taken away without logstore.allowScaleDown: Helm 3 and 4, on a stand-in API server")
 def scale_down():
-    for helm in render.both_helms():
+    for helm in render.helms(tools.OLDEST_AND_NEWEST):
         with apiserver.running() as (objects, kubeconfig):
             release = Release(helm, kubeconfig)
             four = render.merged(render.QUORUM, {"logstore": {"replicas": 4}})
