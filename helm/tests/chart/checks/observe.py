@@ -146,6 +146,27 @@ def expressions():
     yield from (rule["expr"] for group in rules() for rule in group["rules"])
 
 
+PAGES = [tools.ROOT / "docs" / page for page in ("operate/observability.md", "replication.md")]
+
+
+@check("R46", "every metric of the sources is in the documentation with its labels, and no other is")
+def documented():
+    rows = {}
+    for page in PAGES:
+        for line in page.read_text().splitlines():
+            cells = [set(re.findall(r"`([a-z_]+)`", cell)) for cell in line.split("|")[1:-1]]
+            metrics = {name for name in (cells[0] if cells else ()) if name.startswith(("milvus_", "streaming_", "woodpecker_"))}
+            assert not metrics & rows.keys(), f"{page.name}: {metrics & rows.keys()} is there twice"
+            rows |= dict.fromkeys(metrics, cells[1] if len(cells) == 3 else None)
+    known = emitted()
+    equal(sorted(rows.keys() - known.keys()), [], "in the documentation, and in no source")
+    equal(sorted(known.keys() - rows.keys()), [], "in the sources, and not in the documentation")
+    for name, labels in rows.items():
+        # Those of what ships share their labels, which stand above their table.
+        if labels is not None:
+            equal(sorted(labels), sorted(known[name][1]), f"labels of {name}")
+
+
 @check("R32", "every metric and label in the alerts exists in the sources")
 def alerts():
     for group in rules():
