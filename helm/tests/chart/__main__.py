@@ -6,7 +6,7 @@ import time
 import traceback
 
 from chart import registry
-from chart.checks import config, groups, image, kubernetes, logstores, network, observe, pods, process, refusals, replicate, security, shape, upgrade  # noqa: F401
+from chart.checks import config, controllers, groups, image, kubernetes, logstores, network, observe, pods, process, refusals, replicate, security, shape, upgrade  # noqa: F401
 
 
 def outcome(check):

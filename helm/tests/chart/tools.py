@@ -96,12 +96,12 @@ def compose_schema():
 
 
 @functools.cache
-def apiserver():
-    """A real kube-apiserver, if it was built: that takes too long to be done on the way."""
-    named = os.environ.get("KUBE_APISERVER")
-    built = [pathlib.Path(named)] if named else sorted(HOME.glob("kube-apiserver-*"))
-    if not built or not built[-1].exists():
-        raise Skip("no API server: helm/tests/build-apiserver builds one, or set KUBE_APISERVER")
+def kubernetes(part):
+    """A part of a real Kubernetes, if it was built: that takes too long to be done on the way."""
+    home = pathlib.Path(os.environ.get("KUBERNETES_BIN") or HOME)
+    built = [home / part] if (home / part).exists() else sorted(home.glob(f"{part}-1.*"))
+    if not built:
+        raise Skip(f"no {part} in {home}: helm/tests/build-kubernetes builds it, or set KUBERNETES_BIN")
     return built[-1]
 
 
