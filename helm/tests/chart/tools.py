@@ -25,6 +25,7 @@ HELMS = {
 # What a release lives through is tried with these.
 OLDEST_AND_NEWEST = (next(iter(HELMS)), list(HELMS)[-1])
 PROMETHEUS_MODELS = "@kubernetes-models/prometheus-operator@6.0.0"
+MILVUS = "5.0.19"
 COMPOSE = "github.com/compose-spec/compose-go/v2@v2.6.4"
 
 
@@ -93,6 +94,18 @@ def compose_schema():
             told = fetch("compose schema", "go", "mod", "download", "-json", COMPOSE, cwd=scratch)
         shutil.copyfile(pathlib.Path(json.loads(told)["Dir"], "schema", "compose-spec.json"), path)
     return json.loads(path.read_text())
+
+
+@functools.cache
+def milvus_chart():
+    """Milvus' own chart: one that is named, or what its repository has."""
+    named = os.environ.get("MILVUS_CHART")
+    if named:
+        return named
+    package = HOME / f"milvus-{MILVUS}.tgz"
+    if not package.exists():
+        fetch("Milvus' chart", str(helm(OLDEST_AND_NEWEST[1])), "pull", "milvus", "--repo", "https://zilliztech.github.io/milvus-helm/", "--version", MILVUS, "-d", str(HOME))
+    return package
 
 
 @functools.cache

@@ -246,18 +246,26 @@ def notes(values):
     return done.stdout.split("\nNOTES:\n")[1]
 
 
+# Where Milvus is told of what is not there by default.
+OWN_PLACE = {
+    "etcd": {"rootPath": "blue", "endpoints": ["a:2379", "b:2379"]},
+    "config": {"rootCoord": {"dmlChannelNum": 7}, "msgChannel": {"chanNamePrefix": {"cluster": "blue"}}},
+}
+
+
+def told(text):
+    """The values for Milvus' chart in the notes."""
+    return yaml.safe_load(text[text.index("  # milvus-values.yaml") : text.index("Milvus' mixCoord")])
+
+
 @check("R40", "the notes give Milvus the settings the processes have, and warn of what keeps nothing")
 def milvus_settings():
-    values = render.merged(render.PROD, {
-        "preset": "dev",
-        "etcd": {"rootPath": "blue", "endpoints": ["a:2379", "b:2379"]},
-        "config": {"rootCoord": {"dmlChannelNum": 7}, "msgChannel": {"chanNamePrefix": {"cluster": "blue"}}},
-    })  # fmt: skip
+    values = render.merged(render.PROD, {"preset": "dev"}, OWN_PLACE)
     text = notes(values)
-    told = yaml.safe_load(text[text.index("  # milvus-values.yaml") : text.index("Milvus' mixCoord")])
-    equal((told["streaming"]["enabled"], told["pulsarv3"]["enabled"], told["woodpecker"]["enabled"]), (False, False, True))
-    equal(told["externalEtcd"]["endpoints"], ["a:2379", "b:2379"])
-    ours, milvus = render.configuration(render.template(values), "coord"), yaml.safe_load(told["extraConfigFiles"]["user.yaml"])
+    given = told(text)
+    equal((given["streaming"]["enabled"], given["pulsarv3"]["enabled"], given["woodpecker"]["enabled"]), (False, False, True))
+    equal(given["externalEtcd"]["endpoints"], ["a:2379", "b:2379"])
+    ours, milvus = render.configuration(render.template(values), "coord"), yaml.safe_load(given["extraConfigFiles"]["user.yaml"])
     equal(milvus["etcd"], {key: ours["etcd"][key] for key in ("rootPath", "metaSubPath")})
     equal(milvus["rootCoord"]["dmlChannelNum"], ours["rootCoord"]["dmlChannelNum"])
     equal(milvus["msgChannel"]["chanNamePrefix"]["cluster"], "blue")
@@ -265,3 +273,19 @@ def milvus_settings():
     assert "WARNING" not in text
     warned = notes({"etcd": {"bundled": {"persistence": {"enabled": False}}}, "node": {"replicas": 1}})
     equal(warned.count("WARNING"), 3, "warnings")
+
+
+@check("R47", "Milvus' own chart, given the settings in the notes: our etcd, a log of the kind woodpecker, no streaming node, no message queue of its own")
+def milvus_chart():
+    chart = tools.milvus_chart()
+    done = render.run_helm(render.DEFAULT, "template", "my", chart, values=told(notes(render.merged(render.PROD, {"preset": "dev"}, OWN_PLACE))))
+    assert done.returncode == 0, done.stderr
+    objects = [item for item in yaml.safe_load_all(done.stdout) if item]
+    files = next(item["data"] for item in objects if item["kind"] == "ConfigMap" and "default.yaml" in item.get("data", {}))
+    # Milvus reads one after the other.
+    read = render.merged(*(yaml.safe_load(files[name]) or {} for name in ("default.yaml", "user.yaml")))
+    equal((read["etcd"]["endpoints"], read["etcd"]["rootPath"], read["mq"]["type"], read["rootCoord"]["dmlChannelNum"]), (["a:2379", "b:2379"], "blue", "woodpecker", 7))
+    equal(read["msgChannel"]["chanNamePrefix"]["cluster"], "blue")
+    workloads = {item["metadata"]["name"] for item in objects if item["kind"] in ("Deployment", "StatefulSet")}
+    unwanted = {name for name in workloads for what in ("streamingnode", "woodpecker", "pulsar", "kafka", "etcd") if what in name}
+    assert workloads and not unwanted, f"{sorted(unwanted)} of {sorted(workloads)}"

@@ -55,6 +55,14 @@ SCHEMA = [
     ({"config": {"etcd": {"endpoints": ["x:1"]}}}, "etcd"),
     ({"node": {"config": {"minio": {"secretAccessKey": "x"}}}}, "minio"),
     ({"fullnameOverride": "Upper"}, "fullnameOverride"),
+    ({"podSecurityContext": {"runAsUser": "65532"}}, "runAsUser"),
+    ({"podSecurityContext": {"runAsNonroot": True}}, "runAsNonroot"),
+    ({"containerSecurityContext": {"capabilities": {"drop": ["all"]}}}, "drop"),
+    ({"log": {"level": "verbose"}}, "level"),
+    ({"image": {"repository": "Streaming"}}, "repository"),
+    ({"tls": {"existingSecret": "My_Secret"}}, "existingSecret"),
+    ({"auth": {"tokenKey": "a/b"}}, "tokenKey"),
+    ({"node": {"affinity": {"nodeAfinity": {}}}}, "nodeAfinity"),
     ({"serviceAccount": {"annotation": {}}}, "annotation"),
     ({"replicate": {"ports": {"grpc": 1}}}, "grpc"),
     ({"replicate": {"targets": {"east": {"serverName": "x"}}}}, "existingSecret"),
@@ -72,6 +80,49 @@ def schema():
         for values, key in wrong:
             said = render.refusal(values, helm=helm)
             assert "specifications of the schema" in said and key in said, f"helm {helm}, {values}: {said}"
+
+
+# One value of each kind; the text is none that any key takes.
+KINDS = {"text": "§ no such thing", "number": -7.5, "flag": True, "list": [["§"]], "map": {"§": {"§": 1}}, "null": None}
+# Text that is for people; Kubernetes' own maps, where null takes away what is set here.
+ANYTHING = {"dashboards.folder": {"text"}}
+NULLABLE = ("podSecurityContext.", "containerSecurityContext.")
+
+
+def leaves(values, path=()):
+    for key, value in values.items():
+        yield (*path, key), value
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+
+
+@check("R48", "every key of values.yaml refuses a value of each other kind, and text that is none of its own")
+def kinds():
+    import copy
+
+    import jsonschema
+    import yaml
+
+    values = yaml.safe_load((render.CHART / "values.yaml").read_text())
+    validator = jsonschema.Draft7Validator(json.loads((render.CHART / "values.schema.json").read_text()))
+    validator.validate(values)
+    accepted = []
+    for path, value in leaves(values):
+        name = ".".join(path)
+        for kind, wrong in KINDS.items():
+            fits = isinstance(value, bool) and kind == "flag" or kind in ANYTHING.get(name, ())
+            if kind == "null" and name.startswith(NULLABLE):
+                continue
+            changed = copy.deepcopy({path[0]: values[path[0]]})
+            place = changed
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = wrong
+            # The message of every engine of Helm's begins with where the error is.
+            found = [error for error in validator.iter_errors(changed) if tuple(error.absolute_path)[: len(path)] == path]
+            if bool(found) == fits:
+                accepted.append(f"{name}: {kind} {'refused' if found else 'accepted'}")
+    equal(accepted, [])
 
 
 EXTERNAL = render.PROD | {"preset": "dev"}
