@@ -129,6 +129,9 @@ volumeMounts:
 - name: MILVUS_SERVER_LABEL_RESOURCE_GROUP
   value: {{ . | quote }}
 {{- end }}
+{{- include "streaming.clientEnv" .root | nindent 0 }}
+- name: STREAMING_ADMIN
+  value: "{{ include "streaming.adminScheme" .root | lower }}://127.0.0.1:{{ int $role.ports.admin }}"
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_IP
@@ -167,6 +170,34 @@ volumeMounts:
   valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .userKey }}}}
 - name: STREAMING_CONF_ETCD_AUTH_PASSWORD
   valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .passwordKey }}}}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* What the verbs need to find the cluster and be let in: for the pod of `helm test`, and for whoever looks around in a pod. */}}
+{{- define "streaming.clientEnv" -}}
+- name: STREAMING_ETCD
+  value: {{ include "streaming.etcdEndpoints" . | quote }}
+- name: STREAMING_CLUSTER
+  value: {{ dig "msgChannel" "chanNamePrefix" "cluster" "by-dev" .Values.config | quote }}
+{{- if .Values.tls.enabled }}
+- {name: STREAMING_CA, value: /etc/streaming/tls/ca.crt}
+- {name: STREAMING_SERVER_NAME, value: {{ include "streaming.serverName" . }}}
+{{- if ne .Values.tls.clientAuth "none" }}
+- {name: STREAMING_CERT, value: /etc/streaming/tls/tls.crt}
+- {name: STREAMING_KEY, value: /etc/streaming/tls/tls.key}
+{{- end }}
+{{- end }}
+{{- if .Values.auth.enabled }}
+- {name: STREAMING_TOKEN_FILE, value: /etc/streaming/auth/token}
+{{- end }}
+{{- with .Values.etcd.tls }}
+{{- if .enabled }}
+- {name: STREAMING_ETCD_CA, value: /etc/streaming/etcd-tls/ca.crt}
+{{- if .clientCertificate }}
+- {name: STREAMING_ETCD_CERT, value: /etc/streaming/etcd-tls/tls.crt}
+- {name: STREAMING_ETCD_KEY, value: /etc/streaming/etcd-tls/tls.key}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}

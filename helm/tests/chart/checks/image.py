@@ -15,7 +15,7 @@ import tempfile
 import jsonschema
 import yaml
 
-from chart import render, tools
+from chart import registry, render, tools
 from chart.checks.process import BUSY, free_ports, status, until
 from chart.registry import Skip, check, equal
 
@@ -132,6 +132,12 @@ def guide():
                 done = render.run_helm(render.DEFAULT, "template", *rest)
                 assert done.returncode == 0, f"{line}: {done.stderr}"
     assert commands >= 4, f"only {commands} commands found in {GUIDE.name}"
+
+
+@check("I6", "every check is in the documentation, and no other is")
+def listed():
+    page = (GUIDE.parent / "helm-checks.md").read_text()
+    equal(sorted(set(re.findall(r"\b[RVPIK][0-9]+\b", page))), sorted({each.id for each in registry.CHECKS}))
 
 
 # What the base image brings besides files that the binary does not need: `cc` of distroless.

@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.request
 
-from chart import render
+from chart import render, tools
 from chart.checks import observe
 from chart.checks.replicate import SHIPPING
 from chart.checks.process import free_ports, run_test_pod, scratch_cluster, until, until_ready
@@ -155,7 +155,7 @@ ON_OCCASION = {
 }  # fmt: skip
 
 
-@check("P31", "every metric in alerts and dashboards is exposed by the running roles, but for those of failures")
+@check("P31", "every metric in alerts and dashboards is exposed by the running roles, but for those of failures; Prometheus reads what they expose")
 def exposed():
     with quorum() as (cluster, objects, stores, running):
         run_test_pod(cluster, objects)
@@ -173,3 +173,8 @@ def exposed():
         while missing() and time.monotonic() < deadline:
             run_test_pod(cluster, objects)
         equal(sorted(missing()), [], "used, and exposed by no role")
+        for address in addresses:
+            with urllib.request.urlopen(address + "/metrics", timeout=5) as answer:
+                done = subprocess.run([tools.promtool(), "check", "metrics"], input=answer.read(), capture_output=True)
+            # 3 is its opinion on names, some of which are Milvus'.
+            assert done.returncode in (0, 3), f"{address}: Prometheus cannot read /metrics: {done.stderr.decode()[-1000:]}"

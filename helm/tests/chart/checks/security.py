@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 
 from chart import render
-from chart.checks.process import ANYBODY, run_test_pod, scratch_cluster, status, until, until_ready, values
+from chart.checks.process import ANYBODY, inside, run_test_pod, scratch_cluster, status, until, until_ready, values
 from chart.registry import check, equal
 
 ON = {"tls": {"enabled": True}, "auth": {"enabled": True}}
@@ -118,6 +118,9 @@ def refused():
             equal(status(address.replace("https", "http") + "/livez"), None, f"{role}: the admin port in plaintext")
         done = client(cluster, objects, "channels")
         assert done.returncode == 0, done.stderr
+        for role in running:
+            for verb in ("channels", "health"):
+                inside(cluster, objects, role, verb)
         (cluster.scratch / "wrong").write_text("nobody-knows-this-token-of-mine")
         (cluster.scratch / "read").write_text(decoded(objects, "s-streaming-auth")["read"])
         (cluster.scratch / "line").write_text("one\n")
