@@ -218,13 +218,13 @@ def inside(cluster, objects, role, *words):
     """A verb as somebody calls it in a role's pod (`kubectl exec`): it finds the cluster and is let in."""
     container = render.main_container(objects, KINDS[role], f"s-streaming-{role}")
     cluster.mount(objects, render.named(objects, KINDS[role], f"s-streaming-{role}")["spec"]["template"]["spec"])
-    (streaming, *_), environment = cluster.container(container)
+    (streaming, *_), environment = cluster.container(container, cluster.scratch / f"{role}.yaml")
     done = subprocess.run([streaming, *words], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"{words} in the pod of a {role}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
-@check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works; SIGTERM ends with 0 in time")
+@check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works, and so do verbs in the roles' pods; SIGTERM ends with 0 in time")
 def round_trip():
     with rendered_cluster() as (cluster, objects, running, *_):
         out = run_test_pod(cluster, objects)
@@ -235,7 +235,7 @@ def round_trip():
         for role in running:
             assert "by-dev-rootcoord-dml_1" in inside(cluster, objects, role, "channels")
             assert {"coord": "mixcoord", "node": "streamingnode"}[role] in inside(cluster, objects, role, "health")
-            inside(cluster, objects, role, "doctor", "--data", str(cluster.scratch / "doctor"))
+        inside(cluster, objects, "coord", "doctor", "--data", str(cluster.scratch / "doctor"))
         for role in ("node", "coord"):
             process = running[role][0]
             grace = render.named(objects, "Deployment", f"s-streaming-{role}")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
