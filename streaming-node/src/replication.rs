@@ -24,6 +24,9 @@ pub struct Replication {
     config: Option<Arc<ReplicateConfiguration>>,
     /// What a secondary follows.
     source: Option<Source>,
+    /// How far it was at the sources of the topology that it does not follow any more. What is not above that is never taken
+    /// again: who ships may not know yet that it follows for the second time, and begin where it did the first time.
+    left: Vec<ReplicateCheckpoint>,
 }
 
 #[derive(Debug, Clone)]
@@ -32,6 +35,8 @@ struct Source {
     pchannel: String,
     /// The source's place of the last message that was taken.
     reached: Option<Reached>,
+    /// The tick there when it was left before, 0 if it never was.
+    left: u64,
     txn: Option<OpenTxn>,
 }
 
@@ -85,19 +90,20 @@ impl Fact<'_> {
 impl Replication {
     /// A WAL outside of any topology: a primary.
     pub fn new(cluster: &str, pchannel: &str) -> Self {
-        Self { cluster: cluster.into(), pchannel: pchannel.into(), config: None, source: None }
+        Self { cluster: cluster.into(), pchannel: pchannel.into(), config: None, source: None, left: Vec::new() }
     }
 
-    /// As it was when `config` and `checkpoint` were kept.
+    /// As it was when `config`, `checkpoint` and `left` were kept.
     pub fn recovered(
         cluster: &str,
         pchannel: &str,
         config: Option<ReplicateConfiguration>,
         checkpoint: Option<&ReplicateCheckpoint>,
+        left: Vec<ReplicateCheckpoint>,
     ) -> Self {
-        let mut replication = Self::new(cluster, pchannel);
+        let mut replication = Self { left, ..Self::new(cluster, pchannel) };
+        replication.source = config.as_ref().and_then(|config| replication.source(config));
         replication.config = config.map(Arc::new);
-        replication.source = replication.config.as_deref().and_then(|config| source(config, cluster, pchannel));
         if let (Some(source), Some(checkpoint)) = (&mut replication.source, checkpoint)
             && source.cluster == checkpoint.cluster_id
         {
@@ -112,15 +118,15 @@ impl Replication {
         self.config.as_deref()
     }
 
-    /// Where at its source a secondary is; `None` on a primary. Before the first message it has neither id nor tick.
+    /// Where at its source a secondary is; `None` on a primary. Before the first message it has no id, and the tick at which
+    /// it left this source before, or none.
     pub fn checkpoint(&self) -> Option<ReplicateCheckpoint> {
-        let source = self.source.as_ref()?;
-        Some(ReplicateCheckpoint {
-            cluster_id: source.cluster.clone(),
-            pchannel: source.pchannel.clone(),
-            message_id: source.reached.map(|reached| reached.confirmed.to_proto()),
-            time_tick: source.reached.map_or(0, |reached| reached.tick),
-        })
+        self.source.as_ref().map(Source::checkpoint)
+    }
+
+    /// Where it was at each source of the topology that it does not follow any more.
+    pub fn left(&self) -> &[ReplicateCheckpoint] {
+        &self.left
     }
 
     /// The clusters that follow this one.
@@ -152,7 +158,7 @@ impl Replication {
             if fact.kind.is_self_controlled() {
                 return Ok(());
             }
-            let follows = |config| self::source(config, &self.cluster, &self.pchannel).is_some();
+            let follows = |config| self.source(config).is_some();
             if fact.by_force && fact.config.as_ref().is_some_and(|config| !follows(config)) {
                 return Ok(());
             }
@@ -203,13 +209,38 @@ impl Replication {
             return;
         }
         let before = self.source.take();
-        self.source = source(config, &self.cluster, &self.pchannel);
-        if let (Some(source), Some(before)) = (&mut self.source, before)
-            && (&source.cluster, &source.pchannel) == (&before.cluster, &before.pchannel)
-        {
-            source.reached = before.reached;
+        self.source = self.source(config);
+        match (&mut self.source, before) {
+            (Some(source), Some(before)) if source.is_at(&before.cluster, &before.pchannel) => {
+                source.reached = before.reached;
+            }
+            (_, Some(before)) => {
+                self.left.retain(|left| !before.is_at(&left.cluster_id, &left.pchannel));
+                self.left.push(before.checkpoint());
+            }
+            (_, None) => {}
         }
+        self.left.retain(|left| config.clusters.iter().any(|cluster| cluster.cluster_id == left.cluster_id));
         self.config = Some(Arc::new(config.clone()));
+    }
+
+    /// Whom the WAL follows by a topology: pchannels with the same place in their clusters' lists belong together. A cluster
+    /// that is not in the topology, or the target of nobody, is a primary.
+    fn source(&self, config: &ReplicateConfiguration) -> Option<Source> {
+        let named = |id: &str| config.clusters.iter().find(|known| known.cluster_id == id);
+        let edge = config.cross_cluster_topology.iter().find(|edge| *edge.target_cluster_id == *self.cluster)?;
+        let (ours, theirs): (&MilvusCluster, &MilvusCluster) = (named(&self.cluster)?, named(&edge.source_cluster_id)?);
+        let index = ours.pchannels.iter().position(|name| *name == *self.pchannel)?;
+        let mut source = Source {
+            cluster: theirs.cluster_id.clone(),
+            pchannel: theirs.pchannels.get(index)?.clone(),
+            reached: None,
+            left: 0,
+            txn: None,
+        };
+        let before = self.left.iter().find(|left| source.is_at(&left.cluster_id, &left.pchannel));
+        source.left = before.map_or(0, |left| left.time_tick);
+        Some(source)
     }
 }
 
@@ -220,9 +251,23 @@ enum Refusal {
 }
 
 impl Source {
+    fn is_at(&self, cluster: &str, pchannel: &str) -> bool {
+        (&*self.cluster, &*self.pchannel) == (cluster, pchannel)
+    }
+
+    fn checkpoint(&self) -> ReplicateCheckpoint {
+        ReplicateCheckpoint {
+            cluster_id: self.cluster.clone(),
+            pchannel: self.pchannel.clone(),
+            message_id: self.reached.map(|reached| reached.confirmed.to_proto()),
+            time_tick: self.reached.map_or(self.left, |reached| reached.tick),
+        }
+    }
+
     /// A body has the tick of its commit, so what is not greater than the last tick is a repeat, whatever it is.
     fn judge(&self, tick: u64, id: MessageId, part: &Part) -> Result<(), Refusal> {
-        if self.reached.is_some_and(|reached| tick <= reached.tick) {
+        let reached = self.reached.map_or(self.left, |reached| reached.tick);
+        if reached > 0 && tick <= reached {
             return Err(Refusal::Repeat);
         }
         let disorder = |txn: i64| match self.txn {
@@ -261,21 +306,6 @@ impl Source {
             }
         }
     }
-}
-
-/// Whom the WAL follows: pchannels with the same place in their clusters' lists belong together. A cluster that is not in
-/// the topology, or the target of nobody, is a primary.
-fn source(config: &ReplicateConfiguration, cluster: &str, pchannel: &str) -> Option<Source> {
-    let named = |id: &str| config.clusters.iter().find(|known| known.cluster_id == id);
-    let edge = config.cross_cluster_topology.iter().find(|edge| edge.target_cluster_id == cluster)?;
-    let (ours, theirs): (&MilvusCluster, &MilvusCluster) = (named(cluster)?, named(&edge.source_cluster_id)?);
-    let index = ours.pchannels.iter().position(|name| name == pchannel)?;
-    Some(Source {
-        cluster: theirs.cluster_id.clone(),
-        pchannel: theirs.pchannels.get(index)?.clone(),
-        reached: None,
-        txn: None,
-    })
 }
 
 #[cfg(test)]

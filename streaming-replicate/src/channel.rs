@@ -100,8 +100,8 @@ impl Channel {
         let place = match &checkpoint.message_id {
             Some(id) => Place { id: id.try_into()?, tick: TimeTick(checkpoint.time_tick) },
             None => {
-                let (source, target) = (&self.source_cluster, &self.target_cluster);
-                introduction::find(&self.source, &self.source_channel, source, target).await?
+                let (clusters, left) = ((&*self.source_cluster, &*self.target_cluster), TimeTick(checkpoint.time_tick));
+                introduction::find(&self.source, &self.source_channel, clusters, left).await?
             }
         };
         let (sender, answers) = self.target.replicate_stream(&self.target_channel).await?;

@@ -18,8 +18,14 @@ pub(crate) fn follows(topology: &ReplicateConfiguration, source: &str, target: &
     edges.iter().any(|edge| edge.source_cluster_id == source && edge.target_cluster_id == target)
 }
 
-/// Finds the last message that made `target` follow `source` from then on. Waits for it if there is none yet.
-pub(crate) async fn find(client: &Client, pchannel: &str, source: &str, target: &str) -> Result<Place, ConsumeError> {
+/// Finds the last message that made `target` follow `source` from then on. Waits for it if there is none yet above the tick
+/// at which the target left this source: one that follows again may know it before its source does.
+pub(crate) async fn find(
+    client: &Client,
+    pchannel: &str,
+    (source, target): (&str, &str),
+    left: TimeTick,
+) -> Result<Place, ConsumeError> {
     let end = end_of(client, pchannel).await?;
     let mut options = ConsumeOptions::new(pchannel, DeliverPolicy::All);
     options.filters.push(DeliverFilter::message_types([MessageType::AlterReplicateConfig]));
@@ -33,10 +39,7 @@ pub(crate) async fn find(client: &Client, pchannel: &str, source: &str, target: 
                 let header = message.header::<AlterReplicateConfigMessageHeader>().ok();
                 if let Some(topology) = header.and_then(|header| header.replicate_configuration) {
                     let now = follows(&topology, source, target);
-                    if !now {
-                        // It followed once before. That it does so again may not be here yet, for it comes from the target.
-                        found = None;
-                    } else if !followed {
+                    if now && !followed && tick > left {
                         found = message.last_confirmed().ok().map(|id| Place { id, tick });
                     }
                     followed = now;

@@ -29,6 +29,7 @@ pub struct Checkpoint {
     pub tick: u64,
     pub replicate_config: Option<common::ReplicateConfiguration>,
     pub replicate_checkpoint: Option<common::ReplicateCheckpoint>,
+    pub replicate_left: Vec<common::ReplicateCheckpoint>,
 }
 
 impl Default for Checkpoint {
@@ -40,7 +41,7 @@ impl Default for Checkpoint {
 
 impl Checkpoint {
     pub fn at(id: EntryId, tick: u64) -> Self {
-        Self { id, tick, replicate_config: None, replicate_checkpoint: None }
+        Self { id, tick, replicate_config: None, replicate_checkpoint: None, replicate_left: Vec::new() }
     }
 
     pub fn to_proto(&self) -> WalCheckpoint {
@@ -51,6 +52,7 @@ impl Checkpoint {
             recovery_magic: MAGIC,
             replicate_config: self.replicate_config.clone(),
             replicate_checkpoint: self.replicate_checkpoint.clone(),
+            replicate_left: self.replicate_left.clone(),
         }
     }
 
@@ -61,6 +63,7 @@ impl Checkpoint {
             tick: proto.time_tick,
             replicate_config: proto.replicate_config.clone(),
             replicate_checkpoint: proto.replicate_checkpoint.clone(),
+            replicate_left: proto.replicate_left.clone(),
         })
     }
 }
@@ -99,7 +102,8 @@ impl State {
             segments.remove(id);
         }
         let config = observed.replicate_config.clone();
-        let replication = Replication::recovered(cluster, pchannel, config, observed.replicate_checkpoint.as_ref());
+        let (checkpoint, left) = (observed.replicate_checkpoint.as_ref(), observed.replicate_left.clone());
+        let replication = Replication::recovered(cluster, pchannel, config, checkpoint, left);
         Self {
             loaded: observed.tick,
             observed,
@@ -187,6 +191,7 @@ impl State {
         Checkpoint {
             replicate_config: self.replication.config().cloned(),
             replicate_checkpoint: self.replication.checkpoint(),
+            replicate_left: self.replication.left().to_vec(),
             ..self.observed
         }
     }

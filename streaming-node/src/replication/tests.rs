@@ -149,7 +149,7 @@ fn role_changes_where_the_message_is() {
     assert_eq!(take(&mut replication, &insert(None)), None);
 
     take(&mut replication, &alter(topology(&[("a", "b")])));
-    assert_eq!(replication.checkpoint().unwrap().time_tick, 0, "followed anew");
+    assert_eq!(replication.checkpoint().unwrap().message_id, None, "followed anew");
 }
 
 #[test]
@@ -231,12 +231,41 @@ fn recovery_gives_the_same_state_wherever_the_checkpoint_was() {
         let mut first = Replication::new("b", "b-p_1");
         log[..kept].iter().for_each(|fact| first.apply(fact, false));
         let checkpoint = first.checkpoint();
-        let mut again = Replication::recovered("b", "b-p_1", first.config().cloned(), checkpoint.as_ref());
+        let mut again = Replication::recovered("b", "b-p_1", first.config().cloned(), checkpoint.as_ref(), Vec::new());
         assert_eq!(again.checkpoint(), checkpoint);
         // The log is read from before the open transaction on.
         log.iter().enumerate().for_each(|(at, fact)| again.apply(fact, at < kept));
         assert_eq!(again.checkpoint().unwrap().time_tick, 20, "{kept}");
         let outcome = |entry: usize| code(again.judge(&fact(MessageType::Insert, Some(&headers[entry]), Some(9))));
         assert_eq!((outcome(3), outcome(4)), (IGNORED, None), "{kept}");
+    }
+}
+
+#[test]
+fn what_it_had_of_a_source_before_it_left_is_not_taken_when_it_follows_again() {
+    let mut first = secondary();
+    assert_eq!(take(&mut first, &insert(Some(&header(1, 10)))), None);
+    let leaves = header(2, 20);
+    first.apply(&Fact { header: Some(&leaves), ..alter(topology(&[("b", "a")])) }, false);
+    assert_eq!(first.checkpoint(), None);
+    let left = first.left().to_vec();
+    assert_eq!(left.iter().map(|left| (left.cluster_id.as_str(), left.time_tick)).collect::<Vec<_>>(), [("a", 20)]);
+
+    let restarted = Replication::recovered("b", "b-p_1", first.config().cloned(), None, left);
+    for mut again in [first, restarted] {
+        again.apply(&alter(topology(&[("a", "b")])), false);
+        let checkpoint = again.checkpoint().unwrap();
+        assert_eq!((checkpoint.message_id, checkpoint.time_tick), (None, 20), "where the source's new messages begin");
+        assert_eq!(take(&mut again, &insert(Some(&header(1, 10)))), IGNORED);
+        assert_eq!(take(&mut again, &insert(Some(&leaves))), IGNORED);
+        assert_eq!(take(&mut again, &insert(Some(&header(3, 30)))), None);
+        again.apply(&alter(topology(&[("c", "b")])), false);
+        again.apply(&alter(topology(&[("b", "c")])), false);
+        let left: Vec<_> = again.left().iter().map(|left| (left.cluster_id.as_str(), left.time_tick)).collect();
+        assert_eq!(left, [("a", 30), ("c", 0)]);
+        let mut without = topology(&[]);
+        without.clusters.retain(|cluster| cluster.cluster_id != "a");
+        again.apply(&alter(without), false);
+        assert_eq!(again.left().len(), 1, "a cluster that is out of the topology is forgotten");
     }
 }
