@@ -28,6 +28,8 @@ struct Texts {
     bytes: String,
     /// By key.
     entries: Vec<Entry>,
+    /// A bit for every key that was ever here: most of those that are asked for never were.
+    met: u64,
 }
 
 /// Where a property stands.
@@ -50,11 +52,15 @@ const BYTES: usize = 256;
 const ENTRIES: usize = 10;
 
 impl Properties {
+    // Inlined so that a known key's head is computed by the compiler.
+    #[inline]
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.as_ref()?.get(key)
+        let (texts, head) = (self.0.as_ref()?, head(key));
+        if texts.met & bit(head) == 0 { None } else { texts.get(head, key) }
     }
 
+    #[inline]
     #[must_use]
     pub fn contains(&self, key: &str) -> bool {
         self.get(key).is_some()
@@ -87,44 +93,44 @@ impl Properties {
 
     /// To be changed: its own, if they were shared.
     fn texts(&mut self) -> &mut Texts {
-        let empty = || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: Vec::with_capacity(ENTRIES) });
+        let empty =
+            || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: Vec::with_capacity(ENTRIES), met: 0 });
         Arc::make_mut(self.0.get_or_insert_with(empty))
     }
 }
 
 impl Texts {
-    fn get(&self, key: &str) -> Option<&str> {
-        let at = self.find(key)?;
+    fn get(&self, head: u64, key: &str) -> Option<&str> {
+        let at = self.find(head, key)?;
         Some(self.at(self.entries[at].value))
     }
 
     fn set(&mut self, key: &str, value: &str) {
-        let value = self.push(value);
-        match self.find(key) {
+        let (head, value) = (head(key), self.push(value));
+        match self.find(head, key) {
             Some(at) => self.entries[at].value = value,
             None => {
                 let key = self.push(key);
-                self.insert(key, value);
+                self.insert(Entry { head, key, value });
             }
         }
     }
 
     /// A property with a new key.
-    fn insert(&mut self, key: Span, value: Span) {
-        let text = self.at(key);
-        let head = head(text);
-        let at = self.entries.partition_point(|entry| (entry.head, self.at(entry.key)) < (head, text));
-        self.entries.insert(at, Entry { head, key, value });
+    fn insert(&mut self, entry: Entry) {
+        let key = |entry: &Entry| (entry.head, self.at(entry.key));
+        let at = self.entries.partition_point(|other| key(other) < key(&entry));
+        self.entries.insert(at, entry);
+        self.met |= bit(entry.head);
     }
 
     fn remove(&mut self, key: &str) {
-        if let Some(at) = self.find(key) {
+        if let Some(at) = self.find(head(key), key) {
             self.entries.remove(at);
         }
     }
 
-    fn find(&self, key: &str) -> Option<usize> {
-        let head = head(key);
+    fn find(&self, head: u64, key: &str) -> Option<usize> {
         let is_same = |entry: &Entry| {
             entry.head == head && entry.key.len() == key.len() && (key.len() <= HEAD || self.at(entry.key) == key)
         };
@@ -146,12 +152,20 @@ impl Texts {
 const HEAD: usize = size_of::<u64>();
 
 /// The first bytes of a key, in the order of the keys.
+#[inline]
 fn head(key: &str) -> u64 {
     let mut head = [0; HEAD];
-    for (head, byte) in head.iter_mut().zip(key.bytes()) {
-        *head = byte;
+    match key.as_bytes().first_chunk() {
+        Some(first) => head = *first,
+        None => head[..key.len()].copy_from_slice(key.as_bytes()),
     }
     u64::from_be_bytes(head)
+}
+
+/// One of 64 bits, by a hash of the head.
+#[inline]
+fn bit(head: u64) -> u64 {
+    1 << (head.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
 impl Span {
@@ -237,9 +251,11 @@ impl Properties {
             }
             Ok(())
         })?;
-        match texts.find(texts.at(entry.key)) {
+        let key = texts.at(entry.key);
+        entry.head = head(key);
+        match texts.find(entry.head, key) {
             Some(at) => texts.entries[at].value = entry.value,
-            None => texts.insert(entry.key, entry.value),
+            None => texts.insert(entry),
         }
         Ok(())
     }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use futures::TryStreamExt;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use streaming_proto::streaming::{
     ProduceMessageResponse, ProduceResponse, produce_message_response::Response as Answer, produce_response::Response,
 };
 use streaming_types::{StreamingError, local::Stream};
 use tokio::sync::mpsc;
+use tonic::Status;
 use woodpecker_base::{backoff::Backoff, clock::Instant};
 
 use super::{
@@ -189,11 +190,13 @@ impl Actor {
             let can_send = self.window.has_next();
             tokio::select! {
                 biased;
-                response = responses.try_next() => match response {
-                    Ok(Some(response)) => self.on_response(response, &mut serving),
-                    Ok(None) => return Err(serving.leaving.unwrap_or_else(|| StreamingError::unknown("the node ended the stream"))),
-                    Err(status) => return Err(serving.leaving.unwrap_or_else(|| status_error(&status))),
-                },
+                response = responses.next() => {
+                    self.on_response(response, &mut serving)?;
+                    // Those that are here already.
+                    while self.window.has_sent() && let Some(response) = responses.next().now_or_never() {
+                        self.on_response(response, &mut serving)?;
+                    }
+                }
                 // The old owner may never learn that it lost the channel.
                 _ = &mut newer, if serving.leaving.is_none() => {
                     serving.leave(StreamingError::unknown("the channel has a new owner"));
@@ -230,14 +233,27 @@ impl Actor {
         Err(serving.leaving.take().unwrap_or_else(|| StreamingError::unknown("requests were not answered")))
     }
 
-    fn on_response(&mut self, response: ProduceResponse, serving: &mut Serving) {
-        match response.response {
-            Some(Response::Produce(answer)) => self.on_answer(answer, serving),
-            Some(Response::Close(_)) => serving.leave(StreamingError::unknown("the node closes the stream")),
-            // The node holds back what comes too fast by itself. A second `create` says nothing, and arms of later protocol
-            // versions are not for us.
-            Some(Response::RateLimit(_) | Response::Create(_)) | None => {}
-        }
+    /// The error is why the stream has ended.
+    fn on_response(
+        &mut self,
+        response: Option<Result<ProduceResponse, Status>>,
+        serving: &mut Serving,
+    ) -> Result<(), StreamingError> {
+        let end = match response {
+            Some(Ok(response)) => {
+                match response.response {
+                    Some(Response::Produce(answer)) => self.on_answer(answer, serving),
+                    Some(Response::Close(_)) => serving.leave(StreamingError::unknown("the node closes the stream")),
+                    // The node holds back what comes too fast by itself. A second `create` says nothing, and arms of later
+                    // protocol versions are not for us.
+                    Some(Response::RateLimit(_) | Response::Create(_)) | None => {}
+                }
+                return Ok(());
+            }
+            Some(Err(status)) => status_error(&status),
+            None => StreamingError::unknown("the node ended the stream"),
+        };
+        Err(serving.leaving.take().unwrap_or(end))
     }
 
     fn on_answer(&mut self, answer: ProduceMessageResponse, serving: &mut Serving) {

@@ -56,7 +56,8 @@ pub fn serve(
         limits.mark_changed();
     }
     metrics::producer_opened();
-    let producer = Producer {
+    // In a box, because it moves for every answer.
+    let producer = Box::new(Producer {
         pchannel: wal.channel().name().into(),
         node: services.identity.server_id(),
         max_message_bytes: services.settings.max_message_bytes,
@@ -78,7 +79,7 @@ pub fn serve(
         ending: None,
         limits,
         stage: Stage::Opening,
-    };
+    });
     Ok(stream::unfold(producer, |mut producer| async {
         let response = producer.next().await?;
         Some((response, producer))
@@ -175,9 +176,10 @@ impl Producer {
             self.stage = Stage::Draining(end);
             return None;
         }
-        let room = self.in_flight < IN_FLIGHT && self.in_flight_bytes < self.max_in_flight_bytes;
-        // While messages that bring data wait for the rate, others are looked for behind them.
-        let reads = self.waiting.is_empty() || *self.limits.borrow() != Limit::None;
+        if let Ok(answer) = self.answers.try_recv() {
+            return Some(Response::Produce(self.answered(answer)));
+        }
+        let reads = self.reads();
         tokio::select! {
             biased;
             Some(answer) = self.answers.recv() => Some(Response::Produce(self.answered(answer))),
@@ -199,19 +201,36 @@ impl Producer {
                 self.admit_first();
                 None
             }
-            request = self.requests.next(), if reads && room && self.ending.is_none() => match request {
-                Some(Ok(request)) => self.request(request).map(Response::Produce),
-                Some(Err(_)) => {
-                    self.ending = Some(End::Unreadable);
-                    None
+            request = self.requests.next(), if reads => {
+                let mut refused = self.requested(request);
+                // Those that are here already, as long as none needs an answer now.
+                while refused.is_none()
+                    && self.reads()
+                    && let Some(request) = self.requests.next().now_or_never()
+                {
+                    refused = self.requested(request);
                 }
-                // Half-closed.
-                None => {
-                    self.ending = Some(End::Client);
-                    None
-                }
-            },
+                refused.map(Response::Produce)
+            }
         }
+    }
+
+    /// Whether there is room for a request.
+    fn reads(&self) -> bool {
+        let room = self.in_flight < IN_FLIGHT && self.in_flight_bytes < self.max_in_flight_bytes;
+        // While messages that bring data wait for the rate, others are looked for behind them.
+        let passes = self.waiting.is_empty() || *self.limits.borrow() != Limit::None;
+        room && passes && self.ending.is_none()
+    }
+
+    fn requested(&mut self, request: Option<Result<ProduceRequest, Status>>) -> Option<ProduceMessageResponse> {
+        match request {
+            Some(Ok(request)) => return self.request(request),
+            Some(Err(_)) => self.ending = Some(End::Unreadable),
+            // Half-closed.
+            None => self.ending = Some(End::Client),
+        }
+        None
     }
 
     /// Keeps a message until there is room for it. It counts as in flight meanwhile.

@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::EntryRef};
 
 use super::group::{Append, Placed};
 
@@ -76,12 +76,13 @@ impl Windows {
 
     /// Asks for a key, and takes it if nobody has it.
     pub fn claim(&mut self, vchannel: &str, key: &str) -> Claim {
-        let window = self.window(vchannel);
-        match window.known.get(key) {
-            Some(Known::Pending(_)) => Claim::Pending,
-            Some(Known::Done(done)) => Claim::Done(done.clone()),
-            None => {
-                window.known.insert(key.into(), Known::Pending(Vec::new()));
+        match self.window(vchannel).known.entry_ref(key) {
+            EntryRef::Occupied(known) => match known.get() {
+                Known::Pending(_) => Claim::Pending,
+                Known::Done(done) => Claim::Done(done.clone()),
+            },
+            EntryRef::Vacant(free) => {
+                free.insert(Known::Pending(Vec::new()));
                 Claim::New
             }
         }
@@ -100,21 +101,24 @@ impl Windows {
 
     /// The message with a key was appended; gives back its repeats.
     pub fn done(&mut self, vchannel: &str, key: &str, done: Done) -> Vec<Append> {
-        let share = self.share();
+        let (share, tick) = (self.share(), done.placed.tick);
         let window = self.window(vchannel);
-        let (key, repeats) = match window.known.remove_entry(key) {
-            Some((key, Known::Pending(repeats))) => (key, repeats),
-            // The log holds it twice; the first one counts.
-            Some((key, first)) => {
-                window.known.insert(key, first);
-                return Vec::new();
-            }
-            None => (key.into(), Vec::new()),
+        let cost = done.cost(key);
+        let (key, repeats) = match window.known.entry_ref(key) {
+            EntryRef::Occupied(mut known) => match known.get_mut() {
+                // The log holds it twice; the first one counts.
+                Known::Done(_) => return Vec::new(),
+                Known::Pending(repeats) => {
+                    let repeats = std::mem::take(repeats);
+                    known.insert(Known::Done(done));
+                    (Arc::clone(known.key()), repeats)
+                }
+            },
+            EntryRef::Vacant(free) => (Arc::clone(free.insert_entry(Known::Done(done)).key()), Vec::new()),
         };
-        window.bytes += done.cost(&key);
-        window.newest = done.placed.tick;
-        window.order.push_back(Arc::clone(&key));
-        window.known.insert(key, Known::Done(done));
+        window.bytes += cost;
+        window.newest = tick;
+        window.order.push_back(key);
         window.evict(share);
         repeats
     }
