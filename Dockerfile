@@ -2,6 +2,8 @@
 # One image with the one binary: `docker build -t streaming:0.1.0 .`
 # The final stage has no shell; the process is PID 1, runs as 65532 and writes only where a volume is mounted.
 
+# A base image of your own must bring glibc, libgcc and the authorities in /etc/ssl/certs: without any authority the client of object
+# storage cannot be made, even for plaintext.
 ARG RUST_IMAGE=rust:1.95-bookworm
 ARG BASE_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 

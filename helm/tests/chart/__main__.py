@@ -6,7 +6,7 @@ import time
 import traceback
 
 from chart import registry
-from chart.checks import config, controllers, groups, image, kubernetes, logstores, network, observe, pods, process, refusals, replicate, security, shape, upgrade  # noqa: F401
+from chart.checks import config, controllers, groups, image, kubelet, kubernetes, logstores, network, observe, pods, process, refusals, replicate, security, shape, upgrade  # noqa: F401
 
 
 def outcome(check):
@@ -24,15 +24,24 @@ def outcome(check):
     return result, reason, time.monotonic() - begun
 
 
+def on_request():
+    raise registry.Skip("asks a real Kubernetes: helm/tests/run K")
+
+
 def main():
     chosen = sys.argv[1:]
-    unknown = set(chosen) - {check.id for check in registry.CHECKS}
+    known = {check.id for check in registry.CHECKS}
+    unknown = set(chosen) - known - {id[0] for id in known}
     if unknown:
         sys.exit(f"no such check: {', '.join(sorted(unknown))}")
     started = time.monotonic()
     counts = {"pass": 0, "fail": 0, "skip": 0}
     checks = sorted(registry.CHECKS, key=lambda check: (check.id[0], int(check.id[1:])))
-    checks = [check for check in checks if not chosen or check.id in chosen]
+    checks = [check for check in checks if not chosen or check.id in chosen or check.id[0] in chosen]
+    for check in checks:
+        # What takes minutes to build, and more to run beside other work, is not part of every run.
+        if check.id[0] == "K" and not chosen:
+            check.run = on_request
     # Processes mostly wait and renders mostly compute: one lane each.
     with concurrent.futures.ThreadPoolExecutor(1) as processes, concurrent.futures.ThreadPoolExecutor(1) as renders:
         running = [(check, (processes if check.id[0] == "P" else renders).submit(outcome, check)) for check in checks]

@@ -73,8 +73,8 @@ class Cluster:
         # Admission marks every new node as not ready yet.
         self.must("PATCH", f"/api/v1/nodes/{name}", {"spec": {"taints": []}}, MERGE)
 
-    def volume(self, name):
-        spec = {"capacity": {"storage": "100Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": f"/volumes/{name}"}}
+    def volume(self, name, path=None):
+        spec = {"capacity": {"storage": "100Gi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": str(path or f"/volumes/{name}")}}
         self.must("POST", "/api/v1/persistentvolumes", {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec})
 
     def evict(self, pod):
@@ -141,8 +141,8 @@ class Containers:
 
 
 @contextlib.contextmanager
-def running(controllers=False):
-    """A cluster; with controllers and scheduler a pair of it and what is said to run the containers."""
+def running(controllers=False, said=True):
+    """A cluster; with controllers and scheduler a pair of it and what says that containers run, unless it is not said."""
     parts = ["kube-apiserver", *(("kube-controller-manager", "kube-scheduler") if controllers else ())]
     binaries = {part: tools.kubernetes(part) for part in parts}
     for needed in ("etcd", "kubectl", "openssl"):
@@ -180,7 +180,7 @@ def running(controllers=False):
                 until(lambda: cluster.kubectl("get", "--raw", "/readyz").returncode == 0, 120, f"the API server: {(scratch / 'log').read_text()[-2000:]}")
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
         cluster.must("POST", "/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": labels}})
-        if not controllers:
+        if not controllers or not said:
             yield cluster
             return
         containers = Containers(cluster)

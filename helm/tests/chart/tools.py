@@ -83,6 +83,18 @@ def promtool():
 
 
 @functools.cache
+def containers():
+    """The root directory of containerd, runc and the network plugins, from Debian's packages, which are not installed."""
+    home = HOME / "containers"
+    if not (home / "usr/bin/containerd").exists():
+        with tempfile.TemporaryDirectory(dir=HOME) as scratch:
+            fetch("containerd", "apt-get", "download", "-qq", "containerd", "runc", "containernetworking-plugins", cwd=scratch)
+            for package in pathlib.Path(scratch).glob("*.deb"):
+                fetch("containerd", "dpkg-deb", "-x", str(package), str(home))
+    return home
+
+
+@functools.cache
 def compose_schema():
     """The compose file's JSON schema, as Docker's own loader has it."""
     import json

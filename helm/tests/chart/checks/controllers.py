@@ -1,5 +1,5 @@
-"""What the controllers and the scheduler of a real Kubernetes make of the chart: rollouts, claims, evictions, placement. Containers
-are only said to run; that the real ones start, drain and end is shown by the P checks."""
+"""What the controllers and the scheduler of a real Kubernetes make of the chart: rollouts, claims, evictions, placement. Machines
+and containers are only said to be there, so there may be many; K38 has real ones."""
 
 import collections
 
