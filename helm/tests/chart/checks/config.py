@@ -1,5 +1,8 @@
 """The binary's configuration file, as the chart writes it."""
 
+import concurrent.futures
+import functools
+import json
 import pathlib
 import subprocess
 import tempfile
@@ -75,3 +78,39 @@ def binary_takes_it():
             variables = {key: entry.get("value", "text") for key, entry in entries.items() if key.startswith("STREAMING_CONF_")}
             done = dump(role, text, variables)
             assert done.returncode == 0, f"{name} {role}: {done.stderr}"
+
+
+# One value of each kind; as text only such keys take it that take any.
+KINDS = {"string": "§ no such thing", "boolean": True, "array": [["§"]], "object": {"§": {"§": 1}}}
+
+
+def keys(rule, path=()):
+    """(path, types) of every key of the configuration."""
+    for name, inner in rule["properties"].items():
+        if "properties" in inner:
+            yield from keys(inner, (*path, name))
+        else:
+            # Words that are listed have no type.
+            types = [] if {"enum", "oneOf"} & inner.keys() else inner.get("type", "string")
+            yield (*path, name), {types} if isinstance(types, str) else set(types)
+
+
+@check("P48", "the binary refuses a configuration in which a key has a value of another kind, and names the key")
+def kinds_of_keys():
+    schema = json.loads(subprocess.check_output([tools.streaming(), "config", "schema"], text=True))
+    wrong = [(path, kind) for path, types in keys(schema) for kind in KINDS if kind not in types]
+    assert len(wrong) > 500, f"only {len(wrong)} cases"
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def told(case):
+            path, kind = case
+            content = functools.reduce(lambda inner, name: {name: inner}, reversed(path), KINDS[kind])
+            file = pathlib.Path(scratch, f"{'.'.join(path)}-{kind}.yaml")
+            file.write_text(json.dumps(content))
+            done = subprocess.run([tools.streaming(), "standalone", "--config", file, "--dump-config"], capture_output=True, text=True)
+            return done.returncode, done.stderr
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            for (path, kind), (code, said) in zip(wrong, pool.map(told, wrong)):
+                name = ".".join(path)
+                assert code == 1 and name.lower() in said.lower(), f"{name} as {kind}: exit {code}: {said}"
