@@ -245,7 +245,7 @@ def round_trip():
 
 # Seconds until all is ready if what it needs is there. SeaweedFS takes 7 or twice 7 of them: at its start a process lets eight
 # conditional PUTs of one key race, and SeaweedFS decides that slowly.
-PROMPT = 30
+PROMPT = 45
 
 
 @check("P15", f"with what they need there, ready within {PROMPT} s; started before etcd or before object storage: alive, not ready, say what they wait for, and ready without a restart once it is there")
