@@ -30,7 +30,8 @@ def least():
     container = render.main_container(objects, "Deployment", "s-streaming-replicate")
     equal([port["name"] for port in container["ports"]], ["admin"])
     names = set(render.environment(container))
-    equal(names, {"STREAMING_CONFIG", "POD_NAME", "POD_IP"})
+    # Where the cluster is, for the verbs; nothing of object storage.
+    equal(names, {"STREAMING_CONFIG", "STREAMING_ETCD", "STREAMING_CLUSTER", "STREAMING_ADMIN", "POD_NAME", "POD_IP"})
     assert "minio" not in render.configuration(objects, "replicate")
     service = render.named(objects, "Service", "s-streaming-replicate")["spec"]
     equal([port["name"] for port in service["ports"]], ["admin"])
