@@ -20,8 +20,9 @@ use woodpecker_base::{
 
 use crate::timestamps::{TimestampError, TimestampSource};
 
-/// Timestamps asked for at a time, unless they are used up faster than they expire.
-const BATCH: u32 = 1000;
+/// Timestamps asked for at a time, unless they are used up faster than they expire. As many as several groups may need: with
+/// fewer than two in hand, more are asked for.
+const BATCH: u32 = 4096;
 const LARGEST_BATCH: u32 = 1 << 16;
 /// A batch older than this is too far behind the cluster's time to close a group on an idle WAL.
 const EXPIRY: Duration = Duration::from_millis(50);
@@ -204,7 +205,7 @@ mod tests {
 
     use async_trait::async_trait;
 
-    use super::*;
+    use super::{super::time_tick::TICKS_PER_GROUP, *};
 
     /// A coordinator whose clock the test moves.
     #[derive(Debug, Default)]
@@ -259,6 +260,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn small_groups_share_a_batch() {
+        let source = source(5 * SECOND);
+        let mut ticks = above(0, &source).await;
+        for _ in 0..100 {
+            ready(&mut ticks, TICKS_PER_GROUP).await;
+            ticks.take();
+            ticks.take();
+        }
+        assert_eq!(source.asked.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn ticks_of_a_new_term_are_above_the_log_even_if_the_coordinator_is_behind() {
         let mut ticks = above(9 * SECOND, &source(5 * SECOND)).await;
         ready(&mut ticks, 257).await;
@@ -304,7 +317,7 @@ mod tests {
     async fn barrier_is_past_only_within_what_the_coordinator_gave() {
         let mut ticks = above(0, &source(5 * SECOND)).await;
         assert!(ticks.is_past(5 * SECOND, 257));
-        assert!(!ticks.is_past(5 * SECOND + 900, 257), "too near to the end of the batch");
+        assert!(!ticks.is_past(5 * SECOND + u64::from(BATCH) - 100, 257), "too near to the end of the batch");
         assert!(!ticks.is_past(6 * SECOND, 257));
         assert!(!ticks.is_past(u64::MAX, 257));
         let barrier = 5 * SECOND + 300;
