@@ -17,11 +17,20 @@ pub struct Message {
 }
 
 /// A message that stands in a log.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct ImmutableMessage {
     pub id: Option<MessageId>,
     pub payload: Bytes,
     pub properties: Properties,
+    /// Payload and properties as they are encoded, for a message that is written many times. Empty where nobody has them at
+    /// hand.
+    pub encoded: Bytes,
+}
+
+impl PartialEq for ImmutableMessage {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.id, &self.payload, &self.properties) == (&other.id, &other.payload, &other.properties)
+    }
 }
 
 /// `bytes payload = 1; map<string, string> properties = 2;`
@@ -60,6 +69,9 @@ impl prost::Message for ImmutableMessage {
         if let Some(id) = &self.id {
             message::encode(1, id, buffer);
         }
+        if !self.encoded.is_empty() {
+            return buffer.put_slice(&self.encoded);
+        }
         encode_payload(2, &self.payload, buffer);
         self.properties.encode(3, buffer);
     }
@@ -81,6 +93,9 @@ impl prost::Message for ImmutableMessage {
 
     fn encoded_len(&self) -> usize {
         let id = self.id.as_ref().map_or(0, |id| message::encoded_len(1, id));
+        if !self.encoded.is_empty() {
+            return id + self.encoded.len();
+        }
         id + payload_len(2, &self.payload) + self.properties.encoded_len(3)
     }
 

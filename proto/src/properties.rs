@@ -6,10 +6,11 @@ use prost::{
     DecodeError,
     bytes::{Buf, BufMut},
     encoding::{
-        self, DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
-        encoded_len_varint, key_len, merge_loop, skip_field,
+        DecodeContext, WireType, check_wire_type, decode_key, decode_varint, encode_key, encode_varint,
+        encoded_len_varint, key_len, merge_loop, skip_field, string,
     },
 };
+use smallvec::SmallVec;
 
 /// Texts by key, in the order of the keys; on the wire a `map<string, string>`. A clone shares them until it is changed.
 ///
@@ -27,7 +28,7 @@ struct Texts {
     /// All keys and values, and what was replaced or removed.
     bytes: String,
     /// By key.
-    entries: Vec<Entry>,
+    entries: SmallVec<[Entry; ENTRIES]>,
     /// A bit for every key that was ever here: most of those that are asked for never were.
     met: u64,
 }
@@ -49,7 +50,7 @@ struct Span {
 
 /// Room for what the streaming system and a user usually put into a message.
 const BYTES: usize = 256;
-const ENTRIES: usize = 10;
+const ENTRIES: usize = 8;
 
 impl Properties {
     // Inlined so that a known key's head is computed by the compiler.
@@ -93,8 +94,7 @@ impl Properties {
 
     /// To be changed: its own, if they were shared.
     fn texts(&mut self) -> &mut Texts {
-        let empty =
-            || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: Vec::with_capacity(ENTRIES), met: 0 });
+        let empty = || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: SmallVec::new(), met: 0 });
         Arc::make_mut(self.0.get_or_insert_with(empty))
     }
 }
@@ -107,21 +107,21 @@ impl Texts {
 
     fn set(&mut self, key: &str, value: &str) {
         let (head, value) = (head(key), self.push(value));
-        match self.find(head, key) {
-            Some(at) => self.entries[at].value = value,
-            None => {
+        // They mostly come in the order of their keys.
+        let at = match self.entries.last() {
+            Some(last) if (last.head, self.at(last.key)) >= (head, key) => {
+                self.entries.partition_point(|entry| (entry.head, self.at(entry.key)) < (head, key))
+            }
+            _ => self.entries.len(),
+        };
+        match self.entries.get(at) {
+            Some(entry) if self.at(entry.key) == key => self.entries[at].value = value,
+            _ => {
                 let key = self.push(key);
-                self.insert(Entry { head, key, value });
+                self.entries.insert(at, Entry { head, key, value });
+                self.met |= bit(head);
             }
         }
-    }
-
-    /// A property with a new key.
-    fn insert(&mut self, entry: Entry) {
-        let key = |entry: &Entry| (entry.head, self.at(entry.key));
-        let at = self.entries.partition_point(|other| key(other) < key(&entry));
-        self.entries.insert(at, entry);
-        self.met |= bit(entry.head);
     }
 
     fn remove(&mut self, key: &str) {
@@ -240,55 +240,48 @@ impl Properties {
         context: DecodeContext,
     ) -> Result<(), DecodeError> {
         check_wire_type(WireType::LengthDelimited, wire_type)?;
-        let texts = self.texts();
-        let mut entry = Entry::default();
-        merge_loop(&mut entry, buffer, context, |entry, buffer, context| {
+        let mut rest = buffer.chunk();
+        if let Some((key, value)) = whole(&mut rest).and_then(pair) {
+            self.texts().set(key, value);
+            let read = buffer.chunk().len() - rest.len();
+            buffer.advance(read);
+            return Ok(());
+        }
+        // In several parts, not as everybody writes it, or wrong.
+        let mut texts = (String::new(), String::new());
+        merge_loop(&mut texts, buffer, context, |(key, value), buffer, context| {
             let (tag, wire_type) = decode_key(buffer)?;
             match tag {
-                KEY => entry.key = texts.read(wire_type, buffer, context)?,
-                VALUE => entry.value = texts.read(wire_type, buffer, context)?,
-                _ => skip_field(wire_type, tag, buffer, context)?,
+                KEY => string::merge(wire_type, key, buffer, context),
+                VALUE => string::merge(wire_type, value, buffer, context),
+                _ => skip_field(wire_type, tag, buffer, context),
             }
-            Ok(())
         })?;
-        let key = texts.at(entry.key);
-        entry.head = head(key);
-        match texts.find(entry.head, key) {
-            Some(at) => texts.entries[at].value = entry.value,
-            None => texts.insert(entry),
-        }
+        self.set(texts.0, texts.1);
         Ok(())
     }
 }
 
-impl Texts {
-    fn read(
-        &mut self,
-        wire_type: WireType,
-        buffer: &mut impl Buf,
-        context: DecodeContext,
-    ) -> Result<Span, DecodeError> {
-        let mut rest = buffer.chunk();
-        if wire_type == WireType::LengthDelimited
-            && let Some(text) = whole_text(&mut rest)
-        {
-            let (span, read) = (self.push(text), buffer.chunk().len() - rest.len());
-            buffer.advance(read);
-            return Ok(span);
-        }
-        // In several parts, or wrong.
-        let mut text = String::new();
-        encoding::string::merge(wire_type, &mut text, buffer, context)?;
-        Ok(self.push(&text))
-    }
+/// What is there with its length.
+fn whole<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let len = usize::try_from(decode_varint(rest).ok()?).ok()?;
+    let (bytes, after) = rest.split_at_checked(len)?;
+    *rest = after;
+    Some(bytes)
 }
 
-/// A text that is there with its length.
-fn whole_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
-    let len = usize::try_from(decode_varint(rest).ok()?).ok()?;
-    let (text, after) = rest.split_at_checked(len)?;
-    *rest = after;
-    std::str::from_utf8(text).ok()
+/// Key and value, if they are all there is, in this order.
+fn pair(mut property: &[u8]) -> Option<(&str, &str)> {
+    let mut text = |tag: u32| match property.split_first() {
+        Some((first, mut rest)) if u32::from(*first) == (tag << 3 | 2u32) => {
+            let text = std::str::from_utf8(whole(&mut rest)?).ok()?;
+            property = rest;
+            Some(text)
+        }
+        _ => Some(""),
+    };
+    let pair = (text(KEY)?, text(VALUE)?);
+    property.is_empty().then_some(pair)
 }
 
 impl Entry {

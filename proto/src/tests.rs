@@ -53,7 +53,7 @@ fn message() -> Option<messages::Message> {
 }
 
 fn immutable() -> Option<common::ImmutableMessage> {
-    Some(common::ImmutableMessage { id: id(), payload: "x".into(), properties: properties() })
+    Some(common::ImmutableMessage { id: id(), payload: "x".into(), properties: properties(), ..Default::default() })
 }
 
 fn error() -> StreamingError {
