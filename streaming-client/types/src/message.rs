@@ -119,7 +119,12 @@ impl TryFrom<common::ImmutableMessage> for ImmutableMessage {
 
 impl From<ImmutableMessage> for common::ImmutableMessage {
     fn from(message: ImmutableMessage) -> Self {
-        Self { id: Some(message.id.to_proto()), payload: message.payload, properties: message.properties.into_proto() }
+        Self {
+            id: Some(message.id.to_proto()),
+            payload: message.payload,
+            properties: message.properties.into_proto(),
+            ..Self::default()
+        }
     }
 }
 

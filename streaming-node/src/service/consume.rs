@@ -3,10 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use futures::{StreamExt, stream};
-use streaming_proto::streaming::{
-    CloseConsumerResponse, ConsumeMessageReponse, ConsumeRequest, ConsumeResponse, CreateConsumerResponse,
-    CreateVChannelConsumerRequest, CreateVChannelConsumerResponse, consume_request, consume_response::Response,
-    create_v_channel_consumer_response,
+use streaming_proto::{
+    common::ImmutableMessage,
+    streaming::{
+        CloseConsumerResponse, ConsumeMessageReponse, ConsumeRequest, ConsumeResponse, CreateConsumerResponse,
+        CreateVChannelConsumerRequest, CreateVChannelConsumerResponse, consume_request, consume_response::Response,
+        create_v_channel_consumer_response,
+    },
 };
 use streaming_types::{DeliverFilter, DeliverPolicy, StreamingError, local::Stream};
 use tonic::Status;
@@ -160,7 +163,8 @@ fn respond(response: Response) -> Option<Result<ConsumeResponse, Status>> {
     Some(Ok(ConsumeResponse { response: Some(response) }))
 }
 
-fn deliver(message: &Stored) -> Option<Result<ConsumeResponse, Status>> {
-    let message = Some(message.message.clone().into());
-    respond(Response::Consume(ConsumeMessageReponse { consumer_id: CONSUMER_ID, message }))
+fn deliver(stored: &Stored) -> Option<Result<ConsumeResponse, Status>> {
+    let mut message: ImmutableMessage = stored.message.clone().into();
+    message.encoded = stored.record.clone();
+    respond(Response::Consume(ConsumeMessageReponse { consumer_id: CONSUMER_ID, message: Some(message) }))
 }

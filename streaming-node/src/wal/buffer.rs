@@ -93,30 +93,32 @@ impl Buffer {
         Self { state: Mutex::new(state), changed, written, capacity }
     }
 
-    /// Adds messages that are durable, the tick that closes them and where to start for what follows.
+    /// Adds messages that are durable, the tick that closes them and where to start for what follows. Who reads from now on
+    /// finds them; who waits has to be [woken](Self::wake). Says whether there were any messages.
     pub fn publish(
         &self,
         messages: impl IntoIterator<Item = Arc<Stored>>,
         (tick, confirmed): (u64, Option<EntryId>),
         now: Instant,
-    ) {
-        let wrote;
-        {
-            let mut state = self.lock();
-            let before = state.watermark.last;
-            for message in messages {
-                state.watermark.last = message.id;
-                state.bytes += message.bytes;
-                self.capacity.node.held.fetch_add(message.bytes, Ordering::Relaxed);
-                state.entries.push_back((message, now));
-            }
-            wrote = state.watermark.last > before;
-            state.watermark.tick = tick;
-            state.watermark.confirmed = confirmed;
-            state.evict(&self.capacity, now);
+    ) -> bool {
+        let mut state = self.lock();
+        let before = state.watermark.last;
+        for message in messages {
+            state.watermark.last = message.id;
+            state.bytes += message.bytes;
+            self.capacity.node.held.fetch_add(message.bytes, Ordering::Relaxed);
+            state.entries.push_back((message, now));
         }
+        state.watermark.tick = tick;
+        state.watermark.confirmed = confirmed;
+        state.evict(&self.capacity, now);
+        state.watermark.last > before
+    }
+
+    /// Wakes readers; whether messages were `written` concerns some of them.
+    pub fn wake(&self, written: bool) {
         self.changed.send_replace(());
-        if wrote {
+        if written {
             self.written.send_replace(());
         }
     }

@@ -42,7 +42,7 @@ pub fn split(record: Bytes, entry_bytes: usize) -> Vec<Bytes> {
         let (start, end) = (index * entry_bytes, ((index + 1) * entry_bytes).min(record.len()));
         let marks = [(key::CHUNK_INDEX, index.to_string()), (key::CHUNK_TOTAL, total.to_string())];
         let properties = Properties::from_iter(marks).into_proto();
-        let entry = common::ImmutableMessage { id: None, payload: record.slice(start..end), properties };
+        let entry = common::ImmutableMessage { payload: record.slice(start..end), properties, ..Default::default() };
         Bytes::from(entry.encode_to_vec())
     };
     (0..total).map(piece).collect()

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use streaming_types::{MessageType, TimeTick, TxnContext, properties::key, txn::place_body_at_commit};
 
 use super::{group::scope, record::Stored};
@@ -93,7 +94,7 @@ impl Open {
             if let Ok(confirmed) = confirmed {
                 place_body_at_commit(&mut message, tick, confirmed);
             }
-            Arc::new(Stored { id, tick: tick.into(), kind, bytes, message })
+            Arc::new(Stored { id, tick: tick.into(), kind, bytes, message, record: Bytes::new() })
         };
         let mut whole = Vec::with_capacity(self.bodies.len() + 2);
         whole.push(self.begin);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use streaming_proto::messages::ReplicateHeader;
 use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick, TxnContext, message::Produced};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -28,6 +29,8 @@ pub struct Append {
     pub confirmed: Option<EntryId>,
     /// Payload and properties as they came.
     pub bytes: usize,
+    /// The message as the log has it. Given by the log writer.
+    pub record: Bytes,
     /// The message's share of the WAL's budget, given back when it is dropped.
     pub _charge: Option<OwnedSemaphorePermit>,
     /// Segments that the message ends, if its producer wants to know. Given by the shard layer.
@@ -51,6 +54,7 @@ impl Append {
             tick: 0,
             confirmed: None,
             bytes: message.payload.len() + message.properties.size(),
+            record: Bytes::new(),
             _charge: Some(charge),
             flushed: None,
             outcome: None,
@@ -71,6 +75,7 @@ impl Append {
             tick: 0,
             confirmed: None,
             bytes: message.payload.len() + message.properties.size(),
+            record: Bytes::new(),
             _charge: charge,
             flushed: None,
             repeats: None,

@@ -83,7 +83,8 @@ impl Service<Group> for LogWriter {
     fn call(&mut self, mut group: Group) -> Self::Future {
         let mut entries = Entries::default();
         for append in &mut group.appends {
-            entries.add(record::encode(&mut append.message, self.term), self.entry_bytes);
+            append.record = record::encode(&mut append.message, self.term);
+            entries.add(append.record.clone(), self.entry_bytes);
         }
         let mut tick = group.closing.filter(|closing| closing.persisted).map(|closing| {
             let mut tick = record::tick(closing.tick, closing.confirmed, self.node);

@@ -30,6 +30,7 @@ impl Publisher {
         if let Some(Err(error)) = group.written {
             return Err(error);
         }
+        let mut wrote = false;
         if let Some(closing) = group.closing {
             metrics::appended(group.appends.len(), group.appends.iter().map(|append| append.bytes).sum());
             metrics::sync(closing.persisted);
@@ -38,17 +39,20 @@ impl Publisher {
             messages.extend(group.appends.iter_mut().filter_map(stored).map(Arc::new));
             let tick = group.tick.and_then(|(id, tick)| Stored::new(id, tick).ok());
             messages.extend(tick.map(Arc::new));
-            self.buffer.publish(messages, (closing.tick, closing.confirmed), now);
+            wrote = self.buffer.publish(messages, (closing.tick, closing.confirmed), now);
         }
         for append in group.appends.into_iter().chain(group.settled) {
             append.answer();
         }
+        // Not before, because readers may be many, and would be ahead of those who wait for their answers.
+        self.buffer.wake(wrote);
         Ok(group.closing)
     }
 
     /// Gives readers a tick, by which everything up to it is there.
     pub fn tick(&self, tick: u64, confirmed: Option<EntryId>, now: Instant) {
-        self.buffer.publish([], (tick, confirmed), now);
+        let wrote = self.buffer.publish([], (tick, confirmed), now);
+        self.buffer.wake(wrote);
     }
 
     /// Makes every reader give its client a tick.
@@ -62,7 +66,7 @@ impl Publisher {
 fn stored(append: &mut Append) -> Option<Stored> {
     let Some(Ok(placed)) = &append.outcome else { return None };
     match Stored::new(entry_id(placed.id), std::mem::take(&mut append.message)) {
-        Ok(stored) => Some(stored),
+        Ok(stored) => Some(Stored { record: std::mem::take(&mut append.record), ..stored }),
         Err(error) => {
             append.outcome = Some(Err(unreadable(&error)));
             None

@@ -20,6 +20,8 @@ pub struct Stored {
     /// Memory it holds, about.
     pub bytes: usize,
     pub message: ImmutableMessage,
+    /// The message as [`encode`] wrote it, if it did. For readers, who get the same.
+    pub record: Bytes,
 }
 
 /// An entry that is no message. The log's checksums held, so something else than this service wrote it.
@@ -42,7 +44,7 @@ impl Stored {
         let tick = message.time_tick().map_err(bad)?.into();
         let kind = message.properties.message_type().map_err(bad)?;
         let bytes = message.payload.len() + message.properties.size();
-        Ok(Self { id, tick, kind, bytes, message })
+        Ok(Self { id, tick, kind, bytes, message, record: Bytes::new() })
     }
 
     /// A tick that is told in memory only, for a reader that has met everything up to the watermark.
@@ -73,9 +75,9 @@ pub fn set_confirmed(properties: &mut Properties, confirmed: Option<EntryId>) {
 pub fn encode(message: &mut Message, term: i64) -> Bytes {
     message.properties.set_wal_term(term);
     let record = common::ImmutableMessage {
-        id: None,
         payload: std::mem::take(&mut message.payload),
         properties: std::mem::take(&mut message.properties).into_proto(),
+        ..common::ImmutableMessage::default()
     };
     let encoded = Bytes::from(record.encode_to_vec());
     let length = record.payload.len();
