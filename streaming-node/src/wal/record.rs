@@ -149,6 +149,18 @@ mod tests {
     }
 
     #[test]
+    fn readers_are_written_the_record_itself() {
+        for length in [0, 1, 20_000] {
+            let mut sent = message(&vec![7; length]);
+            let record = encode(&mut sent, 36);
+            let plain = common::ImmutableMessage::from(sent.into_immutable(MessageId::new(1, 4)));
+            let with = common::ImmutableMessage { encoded: record, ..plain.clone() };
+            assert_eq!(with.encoded_len(), plain.encoded_len());
+            assert_eq!(with.encode_to_vec(), plain.encode_to_vec());
+        }
+    }
+
+    #[test]
     fn memory_ticks_carry_the_last_id_as_theirs_and_where_to_resume() {
         let last = EntryId { segment: 2, entry: 3 };
         let stored = Stored::memory_tick(Watermark { tick: 9, last, confirmed: None }, 1).unwrap();
