@@ -18,8 +18,8 @@ use crate::{roles::Machine, verbs::line_message};
 pub(super) const PRODUCERS: usize = 4;
 /// Small messages each producer has on its way.
 pub(super) const SMALL_IN_FLIGHT: usize = 512;
-/// Small messages of each producer for each operation of the latency measurements.
-pub(super) const SMALL_FACTOR: usize = 20;
+/// Small messages of each producer for each operation of the latency measurements: enough to be under way for most of a second.
+pub(super) const SMALL_FACTOR: usize = 100;
 /// For large messages, small ones, and latencies.
 const CHANNELS: usize = 3;
 const READY: Duration = Duration::from_secs(60);

@@ -292,10 +292,12 @@ mod tests {
     async fn changes_wake_followers() {
         let (buffer, now) = (buffer(1 << 20), Clock::system().now());
         assert_eq!(buffer.followers(), 0);
-        let mut changed = buffer.subscribe();
+        let (mut changed, written) = (buffer.subscribe(), buffer.written());
         assert_eq!(buffer.followers(), 1);
-        buffer.publish([at(1)], (200, None), now);
-        assert!(changed.has_changed().unwrap());
+        let wrote = buffer.publish([at(1)], (200, None), now);
+        assert!(wrote && !changed.has_changed().unwrap(), "answers come first");
+        buffer.wake(wrote);
+        assert!(changed.has_changed().unwrap() && written.has_changed().unwrap());
         changed.borrow_and_update();
         buffer.beat(now);
         assert!(changed.has_changed().unwrap());
