@@ -8,6 +8,7 @@
 mod access;
 mod connector;
 mod gate;
+mod gather;
 mod guard;
 mod refusals;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
+use self::gather::Gathered;
 pub use self::{
     access::{Denied, Need, Role, Tokens, TokensError},
     connector::{Connector, Dialed, Shown, Token, TokenError, tcp_connector},
@@ -133,7 +135,7 @@ impl Listener {
             // Small frames carry acks: waiting to fill a packet would cost each of them a round trip.
             stream.set_nodelay(true)?;
             let peer = stream.peer_addr().ok();
-            Ok(Connection::new(stream, peer))
+            Ok(Connection::new(Gathered::new(stream), peer))
         });
         Ok(Self::injected(address, connections.boxed()))
     }

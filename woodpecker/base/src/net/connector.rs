@@ -12,7 +12,7 @@ use tonic::{
 };
 use tower::{ServiceExt, util::BoxCloneSyncService};
 
-use super::{Connection, tls::ClientTls};
+use super::{Connection, gather::Gathered, tls::ClientTls};
 
 /// A channel whose calls show the token of the connector that made it.
 pub type Dialed = InterceptedService<Channel, Shown>;
@@ -100,7 +100,7 @@ pub fn tcp_connector() -> Connector {
         let stream = tokio::net::TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
         let peer = stream.peer_addr().ok();
-        Ok(Connection::new(stream, peer))
+        Ok(Connection::new(Gathered::new(stream), peer))
     })
 }
 
