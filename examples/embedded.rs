@@ -35,6 +35,7 @@ async fn open(directory: &Path, tasks: &Tasks) -> anyhow::Result<Client> {
         segment_bytes: 64 << 20,
         segment_age: Duration::from_secs(600),
         in_flight_bytes: 16 << 20,
+        read_ahead_bytes: Settings::READ_AHEAD_BYTES,
     };
     Ok(Client::new(settings, Arc::new(metadata), backends, clock, random, tasks.clone()))
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::future::join_all;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use woodpecker_base::{
     clock::Clock,
     metadata::{MetadataError, MetadataStore},
@@ -48,6 +48,13 @@ pub struct Settings {
     pub segment_age: Duration,
     /// Bytes one writer may have in flight before [`crate::Writer::reserve`] waits.
     pub in_flight_bytes: usize,
+    /// Bytes that all readers together may have read ahead. A reader that gets none of them goes on, chunk by chunk.
+    pub read_ahead_bytes: usize,
+}
+
+impl Settings {
+    /// Room for a few readers that catch up at full speed.
+    pub const READ_AHEAD_BYTES: usize = 64 << 20;
 }
 
 /// A connection to an instance of Woodpecker. Cheap to clone.
@@ -66,6 +73,8 @@ pub(crate) struct Inner {
     pub clock: Clock,
     pub random: Random,
     pub tasks: Tasks,
+    /// Kibibytes that readers may still read ahead.
+    pub read_ahead: Arc<Semaphore>,
     backends: BTreeMap<String, Arc<dyn Backend>>,
     sealed: OnceLock<Arc<SealedStore>>,
     /// All media are known to be this instance's.
@@ -92,6 +101,7 @@ impl Client {
         let holds = Holds::new(catalog.clone(), clock.clone(), tasks.clone());
         let (sealed, writers) = (OnceLock::new(), Mutex::default());
         let claimed = OnceCell::new();
+        let read_ahead = Arc::new(Semaphore::new(settings.read_ahead_bytes / 1024));
         let inner = Inner {
             settings,
             catalog,
@@ -101,6 +111,7 @@ impl Client {
             clock,
             random,
             tasks,
+            read_ahead,
             backends,
             sealed,
             claimed,

@@ -73,6 +73,7 @@ async fn client(root: &Path, etcd: &Etcd) -> Client {
         segment_bytes: 256 << 20,
         segment_age: Duration::from_secs(600),
         in_flight_bytes: 64 << 20,
+        read_ahead_bytes: Settings::READ_AHEAD_BYTES,
     };
     Client::new(settings, Arc::new(metadata), backends, clock, random, tasks)
 }

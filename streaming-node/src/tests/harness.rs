@@ -162,6 +162,7 @@ impl World {
             segment_bytes: 1 << 20,
             segment_age: Duration::from_secs(600),
             in_flight_bytes: 16 << 20,
+            read_ahead_bytes: woodpecker::Settings::READ_AHEAD_BYTES,
         };
         let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
         let metadata: Arc<dyn MetadataStore> = Arc::new(self.metadata.clone());

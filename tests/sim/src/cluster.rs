@@ -144,6 +144,7 @@ impl Machine {
             segment_bytes: 1 << 14,
             segment_age: Duration::from_secs(600),
             in_flight_bytes: 64 << 20,
+            read_ahead_bytes: woodpecker::Settings::READ_AHEAD_BYTES,
         };
         let metadata = Arc::new(self.metadata.clone());
         Ok(woodpecker::Client::new(settings, metadata, backends, clock(), self.random.clone(), tasks.clone()))

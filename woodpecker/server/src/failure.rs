@@ -2,42 +2,40 @@
 //! if that was what it failed for.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
-use crate::{lock, metrics};
+use crate::metrics;
 
 /// The first failure; the others follow from it.
 #[derive(Debug, Default)]
 pub struct Failure {
     failed: AtomicBool,
-    reason: Mutex<Option<Arc<str>>>,
-    /// Told when it happens.
-    pub happened: Notify,
+    reason: watch::Sender<Option<Arc<str>>>,
 }
 
 impl Failure {
     pub fn set(&self, reason: &Arc<str>) {
-        {
-            let mut known = lock(&self.reason);
-            if known.is_some() {
-                return;
+        let first = self.reason.send_if_modified(|known| {
+            let first = known.is_none();
+            if first {
+                *known = Some(reason.clone());
+                self.failed.store(true, Ordering::Release);
             }
-            *known = Some(reason.clone());
-            self.failed.store(true, Ordering::Release);
+            first
+        });
+        if first {
+            tracing::error!(%reason, "the store takes no more appends; reads go on");
+            metrics::writable(false);
         }
-        tracing::error!(%reason, "the store takes no more appends; reads go on");
-        metrics::writable(false);
-        // Kept for a watcher that is busy just now.
-        self.happened.notify_one();
     }
 
     /// The store takes appends again.
     pub fn clear(&self) {
-        let reason = lock(&self.reason).take();
+        let reason = self.reason.send_replace(None);
         self.failed.store(false, Ordering::Release);
         if let Some(reason) = reason {
             tracing::info!(%reason, "there is room again: the store takes appends");
@@ -45,7 +43,12 @@ impl Failure {
         }
     }
 
+    /// The reason from now on.
+    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.reason.subscribe()
+    }
+
     pub fn reason(&self) -> Option<Arc<str>> {
-        if self.failed.load(Ordering::Acquire) { lock(&self.reason).clone() } else { None }
+        if self.failed.load(Ordering::Acquire) { self.reason.borrow().clone() } else { None }
     }
 }

@@ -43,8 +43,9 @@ struct Pending {
 struct Done {
     /// Everything up to this ticket is durable.
     ticket: u64,
-    /// After a failed commit nothing more is taken: what the file holds is then unknown.
-    failed: Option<Arc<str>>,
+    /// Of those up to here that are not known to be durable it is unknown, and why: their commit failed, and the next one
+    /// carries them again.
+    failed: Option<(u64, Arc<str>)>,
 }
 
 /// A write that was asked for.
@@ -76,9 +77,7 @@ impl Ledger {
                 }
                 writing.commit_pending(&*store).await;
             }
-            writing.done.send_modify(|done| {
-                done.failed.get_or_insert_with(|| "the store is stopping".into());
-            });
+            writing.done.send_modify(|done| done.failed = Some((u64::MAX, "the store is stopping".into())));
         });
         Ok((ledger, facts))
     }
@@ -86,13 +85,14 @@ impl Ledger {
     /// Waits until a write is durable.
     ///
     /// # Errors
-    /// [`Refusal::Failed`]: whether it is durable is unknown, and no other will be.
-    pub async fn settled(&self, ticket: Ticket) -> Result<(), Refusal> {
+    /// [`Refusal::Failed`]: whether it is durable is unknown, and it may become so later.
+    pub async fn settled(&self, Ticket(ticket): Ticket) -> Result<(), Refusal> {
         let mut done = self.done.subscribe();
-        let settled = done.wait_for(|done| done.ticket >= ticket.0 || done.failed.is_some()).await;
+        let failed = |done: &Done| done.failed.clone().filter(|(through, _)| *through >= ticket);
+        let settled = done.wait_for(|done| done.ticket >= ticket || failed(done).is_some()).await;
         // The sender lives in the ledger, so that there always is an answer.
-        match settled.map(|done| (done.ticket >= ticket.0, done.failed.clone())) {
-            Ok((false, Some(reason))) => Err(Refusal::Failed(reason)),
+        match settled.map(|done| (done.ticket >= ticket, failed(&done))) {
+            Ok((false, Some((_, reason)))) => Err(Refusal::Failed(reason)),
             _ => Ok(()),
         }
     }
@@ -146,34 +146,46 @@ impl Ledger {
             let mut pending = lock(&self.pending);
             (std::mem::take(&mut pending.writes), std::mem::take(&mut pending.prefixes), pending.ticket)
         };
-        if self.done.borrow().failed.is_some() {
-            return;
+        let outcome = commit(store, &writes, &prefixes).await;
+        if outcome.is_err() {
+            lock(&self.pending).put_back(writes, prefixes);
         }
-        let outcome = commit(store, writes, prefixes).await;
         self.done.send_modify(|done| match outcome {
             Ok(()) => done.ticket = ticket,
             Err(error) => {
-                tracing::error!(%error, "the store's facts cannot be written any more");
-                done.failed = Some(error.to_string().into());
+                tracing::error!(%error, "the store's facts cannot be written");
+                done.failed = Some((ticket, error.to_string().into()));
             }
         });
     }
 }
 
+impl Pending {
+    /// What could not be committed goes before what came meanwhile.
+    fn put_back(&mut self, writes: BTreeMap<String, Option<Bytes>>, prefixes: Vec<String>) {
+        for (key, value) in writes {
+            if !self.prefixes.iter().any(|prefix| key.starts_with(prefix)) {
+                self.writes.entry(key).or_insert(value);
+            }
+        }
+        self.prefixes.splice(..0, prefixes);
+    }
+}
+
 async fn commit(
     store: &dyn MetadataStore,
-    writes: BTreeMap<String, Option<Bytes>>,
-    prefixes: Vec<String>,
+    writes: &BTreeMap<String, Option<Bytes>>,
+    prefixes: &[String],
 ) -> Result<(), MetadataError> {
     for prefix in prefixes {
-        store.commit(Txn::new().delete_prefix(prefix)).await?;
+        store.commit(Txn::new().delete_prefix(prefix.clone())).await?;
     }
-    let mut writes = writes.into_iter().peekable();
+    let mut writes = writes.iter().peekable();
     while writes.peek().is_some() {
         let some = writes.by_ref().take(Txn::MAX_OPERATIONS);
         let txn = some.fold(Txn::new(), |txn, (key, value)| match value {
-            Some(value) => txn.put(key, value),
-            None => txn.delete(key),
+            Some(value) => txn.put(key.clone(), value.clone()),
+            None => txn.delete(key.clone()),
         });
         store.commit(txn).await?;
     }
@@ -182,10 +194,17 @@ async fn commit(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicBool, Ordering},
+        time::Duration,
+    };
 
+    use async_trait::async_trait;
     use futures::future::join_all;
-    use woodpecker_base::{clock::Clock, metadata::RedbStore};
+    use woodpecker_base::{
+        clock::Clock,
+        metadata::{KeyValue, LeaseId, MemoryStore, RedbStore, Revision, Snapshot, TxnOutcome, Watch},
+    };
     use woodpecker_core::ids::StoreId;
 
     use super::*;
@@ -235,6 +254,71 @@ mod tests {
         assert_eq!(facts.replicas.len(), 500);
         assert_eq!(facts.replicas[&key(499)], record(499));
         assert!(!facts.replicas.contains_key(&key(8)) && facts.released[&(1, 7)].contains(8));
+    }
+
+    /// A metadata store that refuses to commit while the switch is on.
+    #[derive(Debug)]
+    struct Refusing {
+        store: MemoryStore,
+        refusing: AtomicBool,
+    }
+
+    #[async_trait]
+    impl MetadataStore for Refusing {
+        async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
+            self.store.get(key).await
+        }
+
+        async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
+            self.store.list(prefix).await
+        }
+
+        async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+            if self.refusing.load(Ordering::Relaxed) {
+                return Err(MetadataError::Unavailable("no room".to_owned()));
+            }
+            self.store.commit(txn).await
+        }
+
+        async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
+            self.store.watch(prefix, from).await
+        }
+
+        async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
+            self.store.grant_lease(ttl).await
+        }
+
+        async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
+            self.store.keep_alive(lease).await
+        }
+
+        async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
+            self.store.revoke_lease(lease).await
+        }
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_committed_is_with_the_next_commit_and_newer_facts_win() {
+        let store = MemoryStore::new(Clock::system());
+        let store = Arc::new(Refusing { store, refusing: AtomicBool::new(false) });
+        let tasks = Tasks::new();
+        let (ledger, _) = Ledger::open(store.clone(), &tasks).await.unwrap();
+        let record = |fenced| ReplicaRecord { fenced, ..ReplicaRecord::default() };
+        ledger.settled(ledger.put_replica(key(1), record(1))).await.unwrap();
+
+        store.refusing.store(true, Ordering::Relaxed);
+        let of_other = ReplicaKey { namespace: 11, ..key(1) };
+        for (key, fenced) in [(key(1), 2), (key(2), 2), (of_other, 2)] {
+            let refusal = ledger.settled(ledger.put_replica(key, record(fenced))).await.unwrap_err();
+            assert!(matches!(refusal, Refusal::Failed(_)), "{refusal:?}");
+        }
+        ledger.settled(ledger.forget_namespace(11)).await.unwrap_err();
+        store.refusing.store(false, Ordering::Relaxed);
+        ledger.settled(ledger.put_replica(key(1), record(3))).await.unwrap();
+
+        let facts = Facts::read(&store.list("").await.unwrap().items).unwrap();
+        let known: Vec<_> = facts.replicas.into_iter().map(|(key, record)| (key, record.fenced)).collect();
+        assert_eq!(known, [(key(1), 3), (key(2), 2)]);
     }
 
     #[tokio::test]

@@ -84,6 +84,11 @@ pub fn disk(space: Space) {
     gauge!("woodpecker_logstore_disk_free_bytes").set(as_f64(space.free));
 }
 
+/// 1 if the store knows in which zone it is.
+pub fn has_zone(known: bool) {
+    gauge!("woodpecker_logstore_has_zone").set(if known { 1.0 } else { 0.0 });
+}
+
 /// 1 while the store takes appends, 0 after its disk failed.
 pub fn writable(writable: bool) {
     gauge!("woodpecker_logstore_writable").set(if writable { 1.0 } else { 0.0 });

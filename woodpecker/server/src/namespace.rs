@@ -30,6 +30,8 @@ const LABELLED: u32 = 64;
 const NUMBERS: u32 = 1 << 24;
 /// How long to wait for space in a namespace to come back.
 const KEPT_PAUSE: Duration = Duration::from_secs(5);
+/// The longest that an append is held back for the rate.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// One namespace.
 #[derive(Debug)]
@@ -48,8 +50,8 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Refuses what the quota does not allow; `new_log` if the append begins a log here.
-    pub fn admit(&self, bytes: u64, log: u64, begins: bool, clock: &Clock) -> Result<(), Refusal> {
+    /// Refuses what the quota does not allow, but for its rate; `begins` if the append begins a log here.
+    pub fn admit(&self, bytes: u64, log: u64, begins: bool) -> Result<(), Refusal> {
         let Quota { bytes_kept, logs, .. } = self.quota;
         let over = |what, retry_after| Err(Refusal::Quota { what, retry_after });
         if bytes_kept > 0 && self.bytes.load(Ordering::Relaxed) + bytes > bytes_kept {
@@ -61,7 +63,21 @@ impl Namespace {
                 return over("logs", KEPT_PAUSE);
             }
         }
-        lock(&self.rate).take(bytes, clock.now()).or_else(|wait| over("bytes per second", wait))
+        Ok(())
+    }
+
+    /// Takes so many bytes of the quota's rate, waiting for a short time until they come. Who is told to try again sends
+    /// all that is on its way anew; who waits holds its stream back, and sends nothing twice.
+    pub async fn keep_pace(&self, bytes: u64, clock: &Clock) -> Result<(), Refusal> {
+        let patience = clock.now() + PATIENCE;
+        loop {
+            let now = clock.now();
+            let Err(wait) = lock(&self.rate).take(bytes, now) else { return Ok(()) };
+            if now + wait > patience {
+                return Err(Refusal::Quota { what: "bytes per second", retry_after: wait });
+            }
+            clock.sleep(wait).await;
+        }
     }
 
     /// A replica of a log holds entries from now on.
@@ -109,7 +125,8 @@ impl Namespace {
 #[derive(Debug)]
 pub struct Namespaces {
     known: Mutex<BTreeMap<Arc<str>, Arc<Namespace>>>,
-    making: tokio::sync::Mutex<()>,
+    /// The last number that was given away, also to one that may not have become durable.
+    making: tokio::sync::Mutex<u32>,
     settings: Arc<Settings>,
     clock: Clock,
 }
@@ -164,14 +181,15 @@ impl Namespaces {
         if name.is_empty() || name.len() > NAME_BYTES || !printable {
             return Err(Refusal::Invalid("a namespace is 1 to 512 printable ASCII characters"));
         }
-        let _one_at_a_time = self.making.lock().await;
+        let mut last = self.making.lock().await;
         if let Some(known) = self.find(name)? {
             return Ok(known);
         }
-        let number = self.all().iter().map(|namespace| namespace.number).max().unwrap_or(0) + 1;
+        let number = self.all().iter().map(|namespace| namespace.number).max().unwrap_or(0).max(*last) + 1;
         if number >= NUMBERS {
             return Err(Refusal::Quota { what: "namespaces of the store", retry_after: Duration::ZERO });
         }
+        *last = number;
         ledger.settled(ledger.put_namespace(name, &NamespaceRecord { number, deleted: false })).await?;
         let namespace = self.make(name, number);
         lock(&self.known).insert(namespace.name.clone(), namespace.clone());

@@ -148,6 +148,12 @@ impl LogStore {
         self.store.failure().reason()
     }
 
+    /// The same from now on.
+    #[must_use]
+    pub fn failures(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.store.failure().subscribe()
+    }
+
     /// Every namespace with what it uses.
     #[must_use]
     pub fn namespaces(&self) -> Vec<NamespaceStatus> {

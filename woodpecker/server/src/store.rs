@@ -155,7 +155,8 @@ impl Store {
             if begins && self.is_decommissioning() {
                 return Err(Refusal::Decommissioning);
             }
-            replica.namespace.admit(bytes, replica.key.log, begins, &self.clock)?;
+            replica.namespace.admit(bytes, replica.key.log, begins)?;
+            replica.namespace.keep_pace(bytes, &self.clock).await?;
         }
         self.gauge.admit(bytes, recovery)?;
         let units =
@@ -164,9 +165,13 @@ impl Store {
         let closed = |_| Refusal::Unavailable("the store is stopping".into());
         let of_stream = stream.clone().acquire_many_owned(units[0]).await.map_err(closed)?;
         let of_namespace = replica.namespace.in_flight.clone().acquire_many_owned(units[1]).await.map_err(closed)?;
-        let crowded =
-            |_| Refusal::SlowDown { reason: "too much is on its way to the disk", retry_after: CROWDED_PAUSE };
-        let of_all = self.in_flight.clone().try_acquire_many_owned(units[2]).map_err(crowded)?;
+        let crowded = || Refusal::SlowDown { reason: "too much is on its way to the disk", retry_after: CROWDED_PAUSE };
+        // A namespace has no more on its way than it leaves to the others: however many are noisy, the next one finds as
+        // much as each of them has.
+        if self.in_flight_units_of(&replica.namespace) > self.in_flight.available_permits() {
+            return Err(crowded());
+        }
+        let of_all = self.in_flight.clone().try_acquire_many_owned(units[2]).map_err(|_| crowded())?;
         self.open(replica).await?;
         Ok(Some(Room { permits: [of_stream, of_namespace, of_all], since }))
     }

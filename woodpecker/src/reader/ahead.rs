@@ -1,9 +1,10 @@
-//! Reading ahead of a reader that is behind the tail: several chunks at once, across segments, in order, within a bound.
+//! Reading ahead of a reader that is behind the tail: several chunks at once, across segments, in order, within a bound
+//! for each reader and one for all readers of the process.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use woodpecker_base::tasks::Held;
 use woodpecker_core::{ids::LogId, record::OpenSegment};
 use woodpecker_store::backend::{SegmentReader, StoreError};
@@ -39,7 +40,11 @@ pub(super) struct Ahead {
 struct Reading {
     segment: u64,
     task: Held<Chunk>,
+    room: Room,
 }
+
+/// A chunk's part of what readers may read ahead; the chunk that a reader waits for needs none.
+type Room = Option<OwnedSemaphorePermit>;
 
 /// An error and the segment it is about.
 type Failure = (u64, StoreError);
@@ -60,13 +65,13 @@ struct Chunk {
 impl Chunk {
     /// Begins to read. It is a task because others may wait for what it loads into the caches, and whoever reads ahead
     /// may rest for as long as it likes.
-    fn start(mut self) -> Reading {
+    fn start(mut self, room: Room) -> Reading {
         let (segment, tasks) = (self.segment.opened.segment, self.client.tasks.clone());
         let task = tasks.spawn_held(async move {
             self.entries = self.try_read().await;
             self
         });
-        Reading { segment, task }
+        Reading { segment, task, room }
     }
 
     async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
@@ -104,7 +109,7 @@ impl Ahead {
         if self.chunks.is_empty() {
             self.cursor = Some(next);
         }
-        while self.chunks.len() < CHUNKS {
+        loop {
             let Some(at) = self.cursor else { return };
             let Place::Ended(segment) = view.place(at.segment) else { return };
             if at.entry >= segment.entries {
@@ -112,11 +117,12 @@ impl Ahead {
                 continue;
             }
             let entry_bytes = view.entry_bytes(at.segment).or(self.entry_bytes);
+            let Some(room) = self.room(client, entry_bytes) else { return };
             let opened = match &self.opened {
                 Some((known, opened)) if *known == at.segment => opened.clone(),
                 _ => self.opened.insert((at.segment, Opened::default())).1.clone(),
             };
-            self.start((client, view.id), segment, at, entry_bytes, opened);
+            self.start((client, view.id), segment, at, entry_bytes, opened, room);
         }
     }
 
@@ -134,10 +140,27 @@ impl Ahead {
         let opened: Opened = Arc::new(OnceCell::new_with(Some(reader)));
         let mut at = EntryId { segment: open.segment, entry: from };
         let extent = Extent { opened: open.clone(), entries: durable, sealed: None };
-        while self.chunks.len() < CHUNKS && at.entry < durable {
-            self.start((client, log), extent.clone(), at, self.entry_bytes, opened.clone());
+        while at.entry < durable {
+            let Some(room) = self.room(client, self.entry_bytes) else { return };
+            self.start((client, log), extent.clone(), at, self.entry_bytes, opened.clone(), room);
             at = self.cursor.unwrap_or(at);
         }
+    }
+
+    /// Room for one more chunk, if there is any. A reader has no more of what all share than it leaves to the others: so
+    /// the next one to fall behind finds some.
+    fn room(&self, client: &Inner, entry_bytes: Option<u64>) -> Option<Room> {
+        if self.chunks.is_empty() {
+            return Some(None);
+        }
+        let most = entry_bytes.unwrap_or(0).max(2 * CHUNK_BYTES as u64);
+        let permits = u32::try_from(most.div_ceil(1024)).unwrap_or(u32::MAX);
+        let held = |reading: &Reading| reading.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let mine: usize = self.chunks.iter().map(held).sum();
+        let fair = mine < client.read_ahead.available_permits();
+        let room =
+            (fair && self.chunks.len() < CHUNKS).then(|| client.read_ahead.clone().try_acquire_many_owned(permits));
+        Some(Some(room?.ok()?))
     }
 
     fn start(
@@ -147,6 +170,7 @@ impl Ahead {
         at: EntryId,
         entry_bytes: Option<u64>,
         opened: Opened,
+        room: Room,
     ) {
         let number = segment.opened.segment;
         let count = CHUNK_BYTES as u64 / entry_bytes.unwrap_or(GUESSED_ENTRY_BYTES).max(1);
@@ -154,7 +178,7 @@ impl Ahead {
         self.cursor = Some(EntryId { segment: number, entry: to });
         let (guessed, entries) = (entry_bytes.is_none(), Ok(Vec::new()));
         let chunk = Chunk { client: client.clone(), log, segment, from: at.entry, to, guessed, opened, entries };
-        self.chunks.push_back(chunk.start());
+        self.chunks.push_back(chunk.start(room));
     }
 
     /// The next entries that were read ahead, or `None` if nothing was planned; an error with the segment it is about,
@@ -162,7 +186,7 @@ impl Ahead {
     pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), Failure>> {
         let reading = self.chunks.front_mut()?;
         let (segment, chunk) = (reading.segment, (&mut reading.task).await);
-        self.chunks.pop_front();
+        let room = self.chunks.pop_front().and_then(|reading| reading.room);
         let Some(mut chunk) = chunk.ok().flatten() else {
             return Some(Err((segment, StoreError::Unavailable("the client is closed".into()))));
         };
@@ -181,9 +205,91 @@ impl Ahead {
             if chunk.guessed {
                 self.chunks.clear();
             } else {
-                self.chunks.push_front(chunk.start());
+                self.chunks.push_front(chunk.start(room));
             }
         }
         Some(Ok((first, entries)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use woodpecker_base::{clock::Clock, metadata::MemoryStore, random::Random, tasks::Tasks};
+    use woodpecker_store::memory::{MemoryBackend, MemoryMedium};
+
+    use super::*;
+    use crate::{Client, Position, Reader, Settings};
+
+    const BUDGET: usize = 8 << 20;
+    const ENTRIES: usize = 256;
+    const ENTRY_BYTES: usize = 64 << 10;
+
+    /// A process with a log of 16 MiB in segments of 4.
+    async fn filled() -> (Client, crate::Log) {
+        let settings = Settings {
+            metadata_prefix: "test".to_owned(),
+            backend: "memory".to_owned(),
+            segment_bytes: 4 << 20,
+            segment_age: Duration::from_secs(3600),
+            in_flight_bytes: 1 << 20,
+            read_ahead_bytes: BUDGET,
+        };
+        let (clock, random, tasks) = (Clock::system(), Random::seeded(7), Tasks::new());
+        let backend: Arc<dyn woodpecker_store::backend::Backend> =
+            Arc::new(MemoryBackend::new(MemoryMedium::default(), &tasks));
+        let backends = BTreeMap::from([("memory".to_owned(), backend)]);
+        let metadata = Arc::new(MemoryStore::new(clock.clone()));
+        let client = Client::new(settings, metadata, backends, clock, random, tasks);
+        let log = client.create_log("lagging").await.unwrap();
+        let writer = log.open_writer().await.unwrap();
+        for _ in 0..ENTRIES {
+            writer.append(vec![Bytes::from(vec![7; ENTRY_BYTES])]).await.unwrap();
+        }
+        (client, log)
+    }
+
+    /// What a reader has read and nobody has asked for yet.
+    async fn held(reader: &mut Reader) -> usize {
+        let mut bytes = 0;
+        for reading in &mut reader.ahead.chunks {
+            let chunk = (&mut reading.task).await.unwrap().unwrap();
+            bytes += chunk.entries.unwrap().iter().map(Bytes::len).sum::<usize>();
+        }
+        bytes
+    }
+
+    #[tokio::test]
+    async fn readers_that_lag_together_hold_no_more_than_their_budget() {
+        let (client, log) = filled().await;
+        let mut readers: Vec<_> = (0..12).map(|_| log.reader(Position::Earliest)).collect();
+        for reader in &mut readers {
+            assert!(!reader.next().await.unwrap().is_empty());
+        }
+        let mut ahead = Vec::new();
+        for reader in &mut readers {
+            // Plans anew, with what the first read taught.
+            let next = reader.next.unwrap();
+            reader.ahead.plan(&reader.client, &reader.view, next);
+            ahead.push(held(reader).await);
+        }
+        // The chunk that a reader asks for next is not ahead of it.
+        let waited_for = readers.len() * 2 * CHUNK_BYTES;
+        let total: usize = ahead.iter().sum();
+        assert!(total <= BUDGET + waited_for, "{ahead:?}");
+        assert!(total >= BUDGET / 2, "nothing was read ahead: {ahead:?}");
+        assert!(ahead.iter().max() > ahead.iter().min(), "without the budget all have as much: {ahead:?}");
+
+        drop(readers);
+        assert_eq!(client.inner.read_ahead.available_permits(), BUDGET / 1024);
+        // One that gets nothing of it reads all the same.
+        let _taken = client.inner.read_ahead.clone().try_acquire_many_owned(8192).unwrap();
+        let mut reader = log.reader(Position::Earliest);
+        let mut count = 0;
+        while count < ENTRIES {
+            count += reader.next().await.unwrap().len();
+            assert!(reader.ahead.chunks.len() <= 1);
+        }
     }
 }

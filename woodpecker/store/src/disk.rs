@@ -61,6 +61,9 @@ const RETRY_FAILED: Duration = Duration::from_secs(10);
 /// Volumes of earlier processes that are scanned at once.
 const PARALLEL_SCANS: usize = 4;
 
+/// Entry bytes of a batch that segments of several lanes share.
+pub(crate) const SHARED_BATCH_BYTES: usize = 128 << 10;
+
 /// How much of what a [`LocalBackend`] uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalSettings {
@@ -83,7 +86,7 @@ impl Default for LocalSettings {
         Self {
             file_bytes: 64 << 20,
             batch_bytes: 4 << 20,
-            shared_batch_bytes: 128 << 10,
+            shared_batch_bytes: SHARED_BATCH_BYTES,
             queue_bytes: 1 << 30,
             tail_bytes: 64 << 20,
             index_bytes: 64 << 20,

@@ -15,6 +15,7 @@ mod sealing;
 mod site;
 mod stepping;
 mod switching;
+mod weather;
 mod world;
 
 /// One test for each scenario and medium.

@@ -1,6 +1,6 @@
 //! Who may write: two processes that both believe they own a log, owners that vanish, neighbours that are fenced.
 
-use futures::{StreamExt, stream::FuturesOrdered};
+use futures::{StreamExt, future::join_all, stream::FuturesOrdered};
 use woodpecker::{AppendError, EntryId, Position};
 
 use crate::{
@@ -178,4 +178,26 @@ async fn a_neighbour_of_a_fenced_log_goes_on(world: World) {
     append(&taker.unwrap(), "theirs").await;
     assert_eq!(read(&mut local, 2_000).await, written);
     assert_eq!(read(&mut reader, 2_000).await, written);
+}
+
+/// Whoever starts first makes the instance's identity and the counters of ids: of many that do so at once, one does.
+#[tokio::test]
+async fn processes_that_start_first_at_once_are_of_one_instance() {
+    for _ in 0..20 {
+        let world = World::memory().await;
+        let processes = join_all((0..8).map(|_| world.process())).await;
+        let instances = join_all(processes.iter().map(|process| process.client.instance())).await;
+        let instances: Vec<_> = instances.into_iter().map(Result::unwrap).collect();
+        assert!(instances.iter().all(|instance| *instance == instances[0]), "{instances:?}");
+        let names: Vec<_> = (0..8).map(|number| format!("log-{number}")).collect();
+        let written = join_all(processes.iter().zip(&names).map(|(process, name)| async move {
+            let log = process.client.create_log(name).await.unwrap();
+            let writer = log.open_writer().await.unwrap();
+            append_all(&writer, name, 3).await
+        }))
+        .await;
+        for (name, written) in names.iter().zip(&written) {
+            assert_eq!(&read_all(&processes[0].log(name).await).await, written);
+        }
+    }
 }

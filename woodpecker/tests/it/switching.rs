@@ -32,6 +32,7 @@ async fn a_log_moves_between_media_online_and_readers_walk_across() {
             segment_bytes: 300,
             segment_age: Duration::from_secs(3600),
             in_flight_bytes: 1 << 20,
+            read_ahead_bytes: Settings::READ_AHEAD_BYTES,
         };
         let metadata = world.metadata.connect();
         processes.push(world.process_of(settings, Arc::new(metadata.clone()), metadata, backends, tasks));

@@ -97,7 +97,7 @@ impl World {
     /// On three log stores that listen on sockets.
     pub async fn quorum() -> Self {
         let registry = MemoryStore::new(Clock::system());
-        let sites = join_all((0..3).map(|_| Site::new(Arc::new(registry.clone())))).await;
+        let sites = join_all((0..3).map(|_| Site::new(Arc::new(registry.clone()), BTreeMap::new()))).await;
         Self::new(Medium::LogStores { _sites: sites, registry })
     }
 
@@ -191,6 +191,7 @@ impl World {
             segment_bytes: self.segment_bytes,
             segment_age: self.segment_age,
             in_flight_bytes: self.in_flight_bytes,
+            read_ahead_bytes: Settings::READ_AHEAD_BYTES,
         };
         let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
         self.process_of(settings, store, metadata, backends, tasks)

@@ -3,7 +3,7 @@
 //! restart, and leases found at the start end at once: only one process has the file, so whoever had them is gone.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, stream};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use self::file::MetadataFile;
+use self::file::{Create, MetadataFile};
 use super::{
     KeyValue, LeaseId, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch,
     state::{Change, Cursor, State},
@@ -25,11 +25,16 @@ use crate::{
 };
 
 mod file;
+#[cfg(test)]
+mod tests;
 
 /// Requests that may wait for the writer.
 const QUEUE: usize = 1_024;
 /// A disk that takes longer than this for a commit is reported as unavailable.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// After a failed commit and a failed attempt to mend it, how long until the next.
+const MEND_PAUSE: Duration = Duration::from_secs(1);
 
 /// A metadata store in one file. Only one process can have it open.
 #[derive(Debug)]
@@ -57,10 +62,15 @@ impl RedbStore {
     /// # Errors
     /// Invalid if another process has it open or if it is damaged; unavailable if the disk fails.
     pub async fn open(path: &Path, clock: Clock) -> Result<Self, MetadataError> {
+        Self::open_with(path, clock, Box::new(file::create)).await
+    }
+
+    async fn open_with(path: &Path, clock: Clock, create: Create) -> Result<Self, MetadataError> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let (opened, opening) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
-        RealDisk.spawn_writer("metadata", write(path.to_owned(), clock.clone(), opened, queue, ending).boxed());
+        RealDisk
+            .spawn_writer("metadata", write((path.to_owned(), create), clock.clone(), opened, queue, ending).boxed());
         let (state, changed) = opening.await.map_err(|_| stopped())??;
         Ok(Self { clock, state, changed, requests, ended })
     }
@@ -145,13 +155,13 @@ type Opened = Result<(Arc<Mutex<State>>, watch::Receiver<u64>), MetadataError>;
 
 /// The writer's thread: opens the file, then carries out one request after the other until nobody can ask any more.
 async fn write(
-    path: PathBuf,
+    (path, create): (PathBuf, Create),
     clock: Clock,
     opened: oneshot::Sender<Opened>,
     mut queue: mpsc::Receiver<Request>,
     ending: oneshot::Sender<()>,
 ) {
-    let (file, state) = match MetadataFile::open(&path) {
+    let (file, state) = match MetadataFile::open(&path, create) {
         Ok((file, state)) => (file, Arc::new(Mutex::new(state))),
         Err(error) => return drop(opened.send(Err(error))),
     };
@@ -183,15 +193,22 @@ struct Writer {
     changed: watch::Sender<u64>,
     clock: Clock,
     origin: Instant,
-    /// After one failed commit the file takes no more: what it holds is then unknown.
-    failed: Option<MetadataError>,
+    failed: Option<Failed>,
+}
+
+/// After a failed commit the file takes no more, and what it holds is unknown.
+struct Failed {
+    error: MetadataError,
+    /// When it may be written anew.
+    mend_at: Instant,
 }
 
 impl Writer {
     async fn until(&self, deadline: Option<Duration>) {
-        match deadline.filter(|_| self.failed.is_none()) {
-            Some(deadline) => self.clock.sleep_until(self.origin + deadline).await,
-            None => std::future::pending().await,
+        match (deadline.map(|deadline| self.origin + deadline), &self.failed) {
+            (Some(deadline), None) => self.clock.sleep_until(deadline).await,
+            (Some(deadline), Some(failed)) => self.clock.sleep_until(deadline.max(failed.mend_at)).await,
+            (None, _) => std::future::pending().await,
         }
     }
 
@@ -229,7 +246,7 @@ impl Writer {
     }
 
     fn keep_alive(&mut self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.failed.clone().map_or(Ok(()), Err)?;
+        self.mend()?;
         let now = self.elapsed();
         self.state().keep_alive(lease, now)
     }
@@ -258,81 +275,27 @@ impl Writer {
     }
 
     fn store(&mut self, work: impl FnOnce(&MetadataFile) -> Result<(), MetadataError>) -> Result<(), MetadataError> {
-        self.failed.clone().map_or(Ok(()), Err)?;
-        work(&self.file).inspect_err(|error| self.failed = Some(error.clone()))
-    }
-}
-
-/// What was in the file: keys and leases.
-type Content = (BTreeMap<String, KeyValue>, Vec<LeaseId>);
-
-#[cfg(test)]
-mod tests {
-    use futures::future::ready;
-
-    use super::*;
-    use crate::metadata::{
-        Compare, WatchEvent,
-        conformance::{self, Subject},
-    };
-
-    #[tokio::test]
-    async fn the_contract_holds() {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Clock::system();
-        let store = Arc::new(RedbStore::open(&dir.path().join("store.redb"), clock.clone()).await.unwrap());
-        let compacted = store.clone();
-        let compact = Box::new(move |revision| {
-            compacted.compact(revision);
-            ready(()).boxed()
-        });
-        conformance::all(&Subject { store, clock, compact }).await;
+        self.mend()?;
+        work(&self.file)
+            .inspect_err(|error| self.failed = Some(Failed { error: error.clone(), mend_at: self.clock.now() }))
     }
 
-    #[tokio::test]
-    async fn keys_and_revisions_survive_and_leases_of_the_dead_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("meta/store.redb");
-        let store = RedbStore::open(&path, Clock::system()).await.unwrap();
-        let lease = store.grant_lease(Duration::from_secs(3600)).await.unwrap();
-        let txn = Txn::new().put("a", "1").put("b", "2").put_leased("c", "3", lease);
-        assert_eq!(store.commit(txn).await.unwrap(), TxnOutcome::Committed(2));
-        assert_eq!(store.commit(Txn::new().delete("b")).await.unwrap(), TxnOutcome::Committed(3));
-        let Snapshot { items: before, .. } = store.list("").await.unwrap();
-        store.close().await;
-
-        let store = RedbStore::open(&path, Clock::system()).await.unwrap();
-        let left = Snapshot { revision: 4, items: before.into_iter().filter(|item| item.key != "c").collect() };
-        assert_eq!(left.items.len(), 1);
-        assert_eq!(store.list("").await.unwrap(), left);
-        let mut watch = store.watch("", 1).await.unwrap();
-        assert_eq!(watch.next().await.unwrap().unwrap(), WatchEvent::Resync(left));
-        let next = store.grant_lease(Duration::from_secs(60)).await.unwrap();
-        assert!(next > lease, "a lease id came back");
-        let txn = Txn::new().when(Compare::ModRevision("a".to_owned(), 2)).put("a", "4");
-        assert_eq!(store.commit(txn).await.unwrap(), TxnOutcome::Committed(5));
-        store.close().await;
-        assert!(matches!(watch.next().await, Some(Ok(WatchEvent::Put(_)))));
-        assert!(watch.next().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_second_opener_is_told_who_may_use_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.redb");
-        let store = RedbStore::open(&path, Clock::system()).await.unwrap();
-        let error = RedbStore::open(&path, Clock::system()).await.unwrap_err();
-        assert!(!error.is_retryable() && error.to_string().contains("in use by another process"), "{error}");
-        store.close().await;
-        RedbStore::open(&path, Clock::system()).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_damaged_file_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("store.redb");
-        std::fs::write(&path, "this is no database".repeat(500)).unwrap();
-        let error = RedbStore::open(&path, Clock::system()).await.unwrap_err();
-        assert!(error.to_string().contains("store.redb"), "{error}");
+    /// After a failed commit, writes the file anew as it was known before it: then the commit did not happen. Its outcome
+    /// was told to be unknown.
+    fn mend(&mut self) -> Result<(), MetadataError> {
+        let Some(Failed { error, mend_at }) = &self.failed else { return Ok(()) };
+        if self.clock.now() < *mend_at {
+            return Err(error.clone());
+        }
+        let content = self.state().content();
+        self.failed = match self.file.rewrite(&content) {
+            Ok(()) => None,
+            Err(error) => Some(Failed { error, mend_at: self.clock.now() + MEND_PAUSE }),
+        };
+        match &self.failed {
+            None => tracing::info!("the metadata file failed and was written anew"),
+            Some(Failed { error, .. }) => return Err(error.clone()),
+        }
+        Ok(())
     }
 }

@@ -34,6 +34,16 @@ struct Lease {
     keys: BTreeSet<String>,
 }
 
+/// What there is to keep of a state.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub revision: Revision,
+    pub last_lease: i64,
+    pub keys: Vec<KeyValue>,
+    /// With their time to live.
+    pub leases: Vec<(LeaseId, Duration)>,
+}
+
 /// What a write does: nothing yet, until it is applied to the very state it was evaluated on.
 #[derive(Debug)]
 pub(super) struct Change {
@@ -72,6 +82,16 @@ impl State {
             }
         }
         state
+    }
+
+    /// All of it that outlives the process.
+    pub fn content(&self) -> Content {
+        Content {
+            revision: self.revision,
+            last_lease: self.last_lease,
+            keys: self.keys.values().cloned().collect(),
+            leases: self.leases.iter().map(|(id, lease)| (*id, lease.ttl)).collect(),
+        }
     }
 
     pub fn get(&self, key: &str) -> Option<KeyValue> {

@@ -159,6 +159,12 @@ impl Store {
             advertised: watch::Sender::default(),
         });
         metrics::writable(true);
+        metrics::has_zone(!store.settings.zone.is_empty());
+        if store.settings.zone.is_empty() {
+            tracing::warn!(
+                "no zone is set (woodpecker.logstore.zone): replicas are not spread over zones by this store"
+            );
+        }
         store.advertise();
         Ok(Opened { store, orphans })
     }

@@ -6,7 +6,9 @@ use streaming_proto::logstore::{HeldReplica, Replica as Name, State, StatusRespo
 use tokio::sync::watch;
 
 use super::Store;
-use crate::{ledger::StoreMeta, lock, metrics, refusal::Refusal, replica::ReplicaKey, watermark::Pressure};
+use crate::{
+    ledger::StoreMeta, lock, metrics, namespace::Namespace, refusal::Refusal, replica::ReplicaKey, watermark::Pressure,
+};
 
 /// Load is told to others in steps of this, so that not every append is news.
 const LOAD_STEP: u32 = 50;
@@ -42,6 +44,12 @@ impl Store {
     pub fn in_flight_units(&self) -> usize {
         let [.., most] = self.settings.in_flight.units();
         most.saturating_sub(self.in_flight.available_permits())
+    }
+
+    /// The same of one namespace, with what is about to be on its way.
+    pub fn in_flight_units_of(&self, namespace: &Namespace) -> usize {
+        let [_, most, _] = self.settings.in_flight.units();
+        most.saturating_sub(namespace.in_flight.available_permits())
     }
 
     /// The fuller of the disk, up to its hard mark, and of what may be on its way.

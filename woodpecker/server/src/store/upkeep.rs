@@ -12,6 +12,9 @@ impl Store {
     pub async fn watch_disk(self: Arc<Self>) {
         let mut ticker = self.clock.ticker(self.settings.disk_interval);
         let failed = self.failure().clone();
+        let mut failures = failed.subscribe();
+        // One may have come before this task.
+        failures.mark_changed();
         let mut for_want_of_room = false;
         loop {
             tokio::select! {
@@ -23,10 +26,11 @@ impl Store {
                         failed.clear();
                     }
                 }
-                () = failed.happened.notified() => {
+                Ok(()) = failures.changed() => {
                     self.gauge.look(&self.disk, &self.path).await;
                     // What there was no room for may be gone again by now.
-                    for_want_of_room = self.has_no_room() || self.backend.ran_full();
+                    for_want_of_room =
+                        failed.reason().is_some() && (self.has_no_room() || self.backend.ran_full());
                 }
             }
             self.advertise();

@@ -12,7 +12,7 @@ use super::{
     harness::{Running, Site, entry, frame, within},
     read::read,
 };
-use crate::{Quota, Watermarks};
+use crate::{Quota, Watermarks, settings::InFlight};
 
 const GB: u64 = 1 << 30;
 
@@ -154,6 +154,24 @@ async fn a_namespace_keeps_to_its_quota_and_the_others_do_not_feel_it() {
 }
 
 #[tokio::test]
+async fn a_namespace_a_little_over_its_rate_is_held_back_and_not_refused() {
+    const RATE: usize = 1_000_000;
+    let mut site = Site::default();
+    site.settings.quotas.insert("slow".into(), Quota { bytes_per_second: RATE as u64, ..Quota::default() });
+    let running = site.start().await;
+    let slow = running.replica_of("slow", 1, 1);
+    let mut stream = running.stream().await;
+    let began = Clock::system().now();
+    for (first, bytes) in (0..).zip([RATE].into_iter().chain([RATE / 20; 20])) {
+        stream.put(AppendRequest { entries: vec![vec![1; bytes].into()], ..frame(&slow, 1, first, first) }).await;
+    }
+    stream.durable(&slow, 21).await;
+    // A second's worth passes at once, and so does the last before its debt is paid.
+    assert!(began.elapsed() > Duration::from_millis(900), "{:?}", began.elapsed());
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn namespaces_never_meet_and_one_can_go() {
     let site = Site::default();
     let running = site.start().await;
@@ -185,8 +203,13 @@ async fn namespaces_never_meet_and_one_can_go() {
     let delete = DeleteNamespaceRequest { store: running.store.id().to_owned(), namespace: "one".into() };
     assert_eq!(running.client.clone().delete_namespace(delete.clone()).await.unwrap().into_inner().replicas, 1);
     assert_eq!(list("").await, [(two.clone(), 4)]);
+    // What is said to be kept is what is kept, also by the next run.
+    let kept: u64 = (0..4).map(|number| entry(&two, number).len() as u64).sum();
+    let bytes = |running: &Running| running.store.namespaces().into_iter().find(|one| one.name == "two").unwrap().bytes;
+    assert_eq!(bytes(&running), kept);
     running.stop().await;
     let running = site.start().await;
+    assert_eq!(bytes(&running), kept);
     assert_eq!(refused(&running, frame(&one, 7, 0, 1)).await.code(), Code::Released);
     assert_eq!(running.client.clone().delete_namespace(delete).await.unwrap().into_inner().replicas, 0);
     assert_eq!(read(&running, &two, 0, 9).await.len(), 4);
@@ -224,6 +247,35 @@ async fn a_store_that_is_given_up_takes_nothing_new_and_says_when_it_may_go() {
     let status = running.store.decommission(true).await.unwrap();
     assert_eq!((status.state(), status.safe_to_remove), (State::Active, false));
     running.fill(&new, 1, 0, 1).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn however_many_namespaces_are_noisy_the_next_one_finds_room() {
+    let disk = ValveDisk::default();
+    let mut site = Site::on(Arc::new(disk.clone()));
+    site.settings.in_flight = InFlight { stream: 32 << 10, namespace: 32 << 10, total: 128 << 10 };
+    let running = site.start().await;
+    disk.close();
+    let mut noisy = Vec::new();
+    for (name, taken) in [("one", 32), ("two", 64), ("three", 96), ("four", 112)] {
+        let (stream, replica) = (running.stream().await, running.replica_of(name, 1, 1));
+        for first in 0..64 {
+            let entries = vec![vec![7; 1 << 10].into()];
+            stream.put(AppendRequest { entries, ..frame(&replica, 1, first, first) }).await;
+        }
+        running.until_in_flight(taken).await;
+        noisy.push(stream);
+    }
+    // The fourth may not have all that is left.
+    assert_eq!(noisy[3].refusal().await.code(), Code::SlowDown);
+    assert_eq!(running.store.store.in_flight_units(), 112);
+    let (mut stream, quiet) = (running.stream().await, running.replica_of("quiet", 1, 1));
+    stream.send(&quiet, 1, 0, 3).await;
+    running.until_in_flight(113).await;
+    disk.open();
+    stream.durable(&quiet, 3).await;
+    drop(noisy);
     running.stop().await;
 }
 

@@ -22,7 +22,7 @@ use crate::world::{Open, World, within};
 const ENTRY: usize = 1 << 10;
 const PAGE: usize = 4096;
 
-fn percentile(times: &mut [Duration], of_thousand: usize) -> Duration {
+pub fn percentile(times: &mut [Duration], of_thousand: usize) -> Duration {
     times.sort_unstable();
     times[times.len() * of_thousand / 1_000]
 }

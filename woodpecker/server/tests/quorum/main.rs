@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 mod figures;
+mod noise;
 mod restarts;
 mod site;
 mod world;

@@ -1,6 +1,6 @@
 //! A log store in this process, on a disk of its own. The tests of the log engine take it from here too.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -12,13 +12,14 @@ use woodpecker_base::{
     random::Random,
     tasks::Tasks,
 };
-use woodpecker_server::{LogStore, Mark, Parts, Settings, Watermarks};
+use woodpecker_server::{LogStore, Mark, Parts, Quota, Settings, Watermarks};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A log store that can be stopped and started again on its disk.
 pub struct Site {
     dir: TempDir,
+    quotas: BTreeMap<String, Quota>,
     running: Option<Running>,
 }
 
@@ -30,9 +31,9 @@ struct Running {
 }
 
 impl Site {
-    /// A store with an empty disk, registered.
-    pub async fn new(metadata: Arc<MemoryStore>) -> Self {
-        let mut site = Self { dir: tempfile::tempdir().unwrap(), running: None };
+    /// A store with an empty disk, registered. Namespaces that are named may use only so much.
+    pub async fn new(metadata: Arc<MemoryStore>, quotas: BTreeMap<String, Quota>) -> Self {
+        let mut site = Self { dir: tempfile::tempdir().unwrap(), quotas, running: None };
         site.start(metadata).await;
         site
     }
@@ -45,6 +46,7 @@ impl Site {
             watermarks: Watermarks { soft: never, hard: never },
             quiet: Duration::from_millis(20),
             session_ttl: Duration::from_secs(2),
+            quotas: self.quotas.clone(),
             ..Settings::default()
         };
         let parts = Parts {

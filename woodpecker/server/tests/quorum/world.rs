@@ -1,6 +1,7 @@
 //! Log stores with a disk each, the metadata store where they register, and processes that use them.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex},
     time::Duration,
@@ -9,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use woodpecker_base::{clock::Clock, metadata::MemoryStore, net::tcp_connector, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{Epoch, LogId, Placement, SegmentKey};
+use woodpecker_server::Quota;
 use woodpecker_store::{
     backend::{Backend, SegmentWriter},
     conformance::Owner,
@@ -47,19 +49,29 @@ impl fmt::Debug for World {
 impl World {
     /// So many stores; each segment has all of them.
     pub async fn new(stores: usize) -> Self {
+        Self::with_quotas(stores, &BTreeMap::new()).await
+    }
+
+    /// The same; instances that are named may use only so much of each.
+    pub async fn with_quotas(stores: usize, quotas: &BTreeMap<String, Quota>) -> Self {
         let metadata = Arc::new(MemoryStore::new(Clock::system()));
         let mut sites = Vec::new();
         for _ in 0..stores {
-            sites.push(Site::new(metadata.clone()).await);
+            sites.push(Site::new(metadata.clone(), quotas.clone()).await);
         }
         Self { metadata, replicas: stores, sites: tokio::sync::Mutex::new(sites), processes: Mutex::default() }
     }
 
     pub fn backend(&self) -> (Arc<QuorumBackend>, Tasks) {
+        self.backend_of("instance")
+    }
+
+    /// A process of that instance.
+    pub fn backend_of(&self, instance: &str) -> (Arc<QuorumBackend>, Tasks) {
         let tasks = Tasks::new();
         let strategy = Strategy::Spread { zone: Spread::Any, resource_group: Spread::Any, region: Spread::Any };
         let selection = SelectionPolicy { replicas: self.replicas, strategy, affinity: Affinity::Soft };
-        let settings = QuorumSettings::new("instance", selection);
+        let settings = QuorumSettings::new(instance, selection);
         let edges = (Clock::system(), Random::system());
         let metadata = self.metadata.clone();
         let backend = QuorumBackend::start(settings, metadata, PREFIX, tcp_connector(), edges, &tasks);

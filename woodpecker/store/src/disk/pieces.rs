@@ -18,7 +18,7 @@ pub struct Piece {
     pub first: u64,
     /// The number after its last entry.
     pub end: u64,
-    /// Bytes on the disk, as blocks.
+    /// Of its entries, as its writer counted them.
     pub bytes: u64,
     /// Whether nothing is missing between the two: a file of the volume may have been lost.
     pub whole: bool,
@@ -29,7 +29,8 @@ impl Piece {
         for block in blocks {
             self.whole &= block.first == self.end;
             self.end = block.next();
-            self.bytes += u64::from(block.length);
+            // A block has four bytes more for each: its length.
+            self.bytes += u64::from(block.length).saturating_sub(4 * u64::from(block.count));
         }
     }
 }

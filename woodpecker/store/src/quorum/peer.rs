@@ -25,6 +25,8 @@ use woodpecker_base::{
 };
 use woodpecker_core::ids::{LogId, SegmentKey, StoreId};
 
+use crate::disk::SHARED_BATCH_BYTES;
+
 use super::{
     QuorumSettings,
     directory::Directory,
@@ -34,8 +36,9 @@ use super::{
     segment::Segment,
 };
 
-/// Entry bytes that are put into one message, unless one append has more.
-const MESSAGE_BYTES: usize = 1 << 20;
+/// Entry bytes that are put into one message, unless one append has more. A store writes what comes in one message as a
+/// whole, so more would be a longer batch than other instances there are meant to wait for.
+const MESSAGE_BYTES: usize = SHARED_BATCH_BYTES;
 /// What one message may have beside the largest append.
 const MAX_MESSAGE: usize = super::MAX_APPEND_BYTES + (8 << 20);
 /// How much later than its ack a store is told of it, if no entries follow that could carry it.

@@ -59,18 +59,22 @@ impl World {
 
     async fn add(&self, id: u128) {
         let (store, address) = FakeStore::start(id).await;
+        self.register(store.id, address).await;
+        self.stores.lock().unwrap().insert(store.id, store);
+    }
+
+    async fn register(&self, id: StoreId, address: String) {
         let record = StoreRecord {
-            id: store.id,
+            id,
             address,
             region: String::new(),
-            zone: format!("zone-{id}"),
+            zone: format!("zone-{}", id.0),
             resource_group: String::new(),
             load: 0,
             state: StoreState::Active,
         };
-        let put = Txn::new().put(store_record::key(PREFIX, store.id), record.encode());
+        let put = Txn::new().put(store_record::key(PREFIX, id), record.encode());
         self.metadata.commit(put).await.unwrap();
-        self.stores.lock().unwrap().insert(store.id, store);
     }
 
     fn store(&self, id: StoreId) -> Arc<FakeStore> {

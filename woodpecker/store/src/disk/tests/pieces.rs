@@ -25,7 +25,8 @@ async fn a_later_process_finds_a_piece_and_goes_on_behind_it() {
     let found = pieces(&two).await;
     let [piece] = found.as_slice() else { panic!("{found:?}") };
     assert_eq!((piece.key, piece.first, piece.end, piece.whole), (key(1), 0, 10, true));
-    assert!(piece.bytes > 0);
+    let bytes: usize = (0..10).map(|number| entry(key(1), number).len()).sum();
+    assert_eq!(piece.bytes, bytes as u64, "the bytes of its entries");
     assert_eq!(piece.placement, one.placement());
 
     let owner = Owner::default();

@@ -156,3 +156,34 @@ async fn more_than_the_hard_bound_in_flight_is_refused_and_takes_no_number() {
     assert_eq!(one.writer.append(vec![entry(key(1), 2)]).unwrap(), 2);
     one.owner.wait_acked(3).await;
 }
+
+/// Room comes back only when nobody has the file open any more.
+#[tokio::test]
+async fn files_that_went_are_open_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = LocalSettings { file_bytes: 16 << 10, tail_bytes: 100, ..small() };
+    let backend = backend(dir.path(), settings, Arc::new(RealDisk)).await;
+    let (owner, other) = (Owner::default(), Owner::default());
+    let writer = backend.create(key(1), Epoch(1), Arc::new(owner.clone())).await.unwrap();
+    for number in 0..40 {
+        writer.append(vec![entry(key(1), number)]).unwrap();
+        owner.wait_acked(number + 1).await;
+    }
+    let reader = backend.open(key(1), writer.placement(), Some(40)).await.unwrap();
+    for from in 0..40 {
+        assert_eq!(reader.read(from, 0).await.unwrap(), [entry(key(1), from)]);
+    }
+    let files = |ending: &str| {
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| entry.ok()?.path().read_link().ok());
+        let open = open.map(|path| path.to_string_lossy().into_owned());
+        open.filter(|path| path.starts_with(&*dir.path().to_string_lossy()) && path.ends_with(ending)).count()
+    };
+    assert!(files(".vol") > 0);
+    backend.delete(key(1), writer.placement()).await.unwrap();
+    // What follows is in the file that was being written.
+    let next = backend.create(key(2), Epoch(1), Arc::new(other.clone())).await.unwrap();
+    next.append(vec![entry(key(2), 0)]).unwrap();
+    other.wait_acked(1).await;
+    assert_eq!(files("(deleted)"), 0);
+    drop(reader);
+}

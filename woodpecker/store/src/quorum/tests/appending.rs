@@ -6,6 +6,7 @@ use woodpecker_base::clock::Instant;
 use super::*;
 use crate::{
     backend::SegmentEnd,
+    disk::LocalSettings,
     quorum::{locked, refusal::Refusal},
 };
 
@@ -63,6 +64,22 @@ async fn what_was_acked_can_be_read_here_after_the_segment_ended() {
     assert!(matches!(opened.owner.wait_ended().await, SegmentEnd::Displaced));
     assert_eq!(reader.tail().await.unwrap(), 10);
     assert_eq!(reader.read(9, 1 << 20).await.unwrap(), [entry(9)]);
+}
+
+/// Everything runs on this thread, so that what is appended in one go is sent together.
+#[tokio::test]
+async fn a_message_is_no_longer_than_a_batch_that_instances_share() {
+    let world = World::new(3).await;
+    let (backend, _tasks) = world.backend(|_| ());
+    let opened = Open::create(&backend, 1).await;
+    let bytes = Bytes::from(vec![7; 16 << 10]);
+    for _ in 0..100 {
+        opened.writer.append(vec![bytes.clone()]).unwrap();
+    }
+    opened.owner.wait_acked(100).await;
+    let largest = world.replica(&opened.placement(), 0).largest();
+    assert!(largest > bytes.len(), "appends were not put together");
+    assert!(largest <= LocalSettings::default().shared_batch_bytes, "{largest} bytes in one message");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -266,4 +283,20 @@ async fn a_store_that_does_not_answer_is_not_chosen() {
         assert!(!opened.replicas().contains(&silent.id));
         opened.fill(0, 1).await;
     }
+}
+
+/// Connections to it are made by its machine, and nobody reads from them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_takes_connections_and_never_answers_is_not_chosen() {
+    let world = World::new(3).await;
+    let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    world.register(StoreId(4), deaf.local_addr().unwrap().to_string()).await;
+    let (backend, _tasks) = world.backend(|_| ());
+    let began = now();
+    for log in 1..6 {
+        let opened = Open::create(&backend, log).await;
+        assert!(!opened.replicas().contains(&StoreId(4)));
+        opened.fill(0, 1).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "five segments took {:?}", began.elapsed());
 }

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -59,6 +62,8 @@ pub(super) struct FakeStore {
     /// Under this name it answers.
     name: Mutex<String>,
     held: Mutex<BTreeMap<SegmentKey, Held>>,
+    /// Entry bytes of the largest message.
+    largest: AtomicUsize,
     faults: watch::Sender<Faults>,
     changed: watch::Sender<()>,
     tasks: Tasks,
@@ -77,6 +82,7 @@ impl FakeStore {
             id: StoreId(id),
             name: Mutex::new(StoreId(id).to_string()),
             held: Mutex::default(),
+            largest: AtomicUsize::new(0),
             faults: watch::Sender::default(),
             changed: watch::Sender::default(),
             tasks: Tasks::new(),
@@ -116,6 +122,11 @@ impl FakeStore {
         self.lock().get(&key).cloned().unwrap_or_default()
     }
 
+    /// Entry bytes of the largest message so far.
+    pub fn largest(&self) -> usize {
+        self.largest.load(Ordering::Relaxed)
+    }
+
     pub async fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
         let mut changed = self.changed.subscribe();
         let waited = async {
@@ -141,6 +152,7 @@ impl FakeStore {
     /// How a frame comes out.
     fn append(&self, request: &AppendRequest) -> Result<u64, Refusal> {
         let key = self.check(request.replica.as_ref())?;
+        self.largest.fetch_max(request.entries.iter().map(Bytes::len).sum(), Ordering::Relaxed);
         if let Some(refusal) = self.faults.borrow().refuse.clone() {
             return Err(refusal);
         }
