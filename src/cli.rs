@@ -102,7 +102,7 @@ pub(crate) struct ConnectArgs {
     #[arg(long, env = "STREAMING_ETCD", value_name = "ENDPOINTS", value_delimiter = ',')]
     pub(crate) etcd: Vec<String>,
     /// Root of the metadata keys in etcd.
-    #[arg(long, value_name = "PATH", default_value = "by-dev/meta")]
+    #[arg(long, env = "STREAMING_META_ROOT", value_name = "PATH", default_value = "by-dev/meta")]
     pub(crate) meta_root: String,
     /// Name of the cluster; a server of another cluster refuses the call.
     #[arg(long, env = "STREAMING_CLUSTER", value_name = "NAME", default_value = "by-dev")]

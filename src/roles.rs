@@ -22,5 +22,5 @@ pub(crate) use self::{
     process::Reporters,
     replicate::replicate,
     standalone::{Standalone, standalone},
-    storage::{Machine, logs, metadata as open_metadata, object_store, open_logs},
+    storage::{Machine, logs, metadata as open_metadata, open_logs, open_objects},
 };

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::{Config, StorageType},
-    roles::{Machine, object_store},
+    roles::{Machine, open_objects},
 };
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl Medium {
             }
             // Log stores have disks like this one, where they run on one machine with the bench.
             StorageType::Quorum => Ok(Self::Disk(RawDisk::open(directory, None, machine)?)),
-            StorageType::Object => Ok(Self::Objects(RawObjects::open(object_store(config).open()?, machine))),
+            StorageType::Object => Ok(Self::Objects(RawObjects::open(open_objects(config)?, machine))),
         }
     }
 

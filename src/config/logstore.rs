@@ -6,6 +6,7 @@ use anyhow::ensure;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use woodpecker_server::SettingsError;
 
 use super::{Config, units};
 
@@ -168,6 +169,21 @@ impl Config {
         ensure!(address.is_ok(), "woodpecker.logstore.ip: {ip:?} is not an IP address");
         let dialable = !advertise.is_empty() || address.is_ok_and(|address| !address.is_unspecified());
         ensure!(dialable, "woodpecker.logstore.advertise: must be set when woodpecker.logstore.ip is {ip}");
-        self.log_store().validate().map_err(|error| anyhow::anyhow!("woodpecker.logstore: {error}"))
+        self.log_store()
+            .validate()
+            .map_err(|SettingsError { key, problem }| anyhow::anyhow!("{}: {problem}", key_of(key)))
+    }
+}
+
+/// Where an operator sets what a log store calls `name`.
+fn key_of(name: &'static str) -> &'static str {
+    match name {
+        "registries" => "woodpecker.logstore.registerUnder",
+        "advertised_address" => "woodpecker.logstore.advertise",
+        "session_ttl" => "common.session.ttl",
+        "in_flight" => "woodpecker.logstore.inFlight",
+        "watermarks" => "woodpecker.logstore.disk",
+        "disk_interval" => "woodpecker.logstore.disk.interval",
+        other => other,
     }
 }

@@ -349,6 +349,8 @@ pub(crate) struct Minio {
     /// Whether `address` is dialled with TLS.
     #[serde(rename = "useSSL")]
     pub(crate) use_ssl: bool,
+    /// Whom TLS to it trusts.
+    pub(crate) ssl: MinioSsl,
     /// Static key; empty for the identity of the machine or the pod.
     #[serde(rename = "accessKeyID")]
     pub(crate) access_key_id: String,
@@ -364,6 +366,14 @@ pub(crate) struct Minio {
     pub(crate) use_virtual_host: bool,
 }
 
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct MinioSsl {
+    /// File with authorities that are trusted beside the system's, PEM.
+    #[serde(rename = "tlsCACert")]
+    pub(crate) tls_ca_cert: String,
+}
+
 impl Default for Minio {
     fn default() -> Self {
         Self {
@@ -371,6 +381,7 @@ impl Default for Minio {
             address: "127.0.0.1".into(),
             port: 9000,
             use_ssl: false,
+            ssl: MinioSsl::default(),
             access_key_id: String::new(),
             secret_access_key: Secret::default(),
             bucket_name: "a-bucket".into(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, filter::Targets};
 
 use super::{Config, units};
 
@@ -82,7 +83,9 @@ impl Default for Otlp {
 
 impl Config {
     pub(super) fn validate_telemetry(&self) -> anyhow::Result<()> {
-        if self.log.level.parse::<tracing_subscriber::filter::Targets>().is_err() {
+        // The one knows what a level is, the other is what filters.
+        let level = self.log.level.as_str();
+        if level.parse::<Targets>().is_err() || EnvFilter::try_new(level).is_err() {
             bail!("log.level: {:?} is neither a level nor a filter", self.log.level);
         }
         let Trace { sample_fraction, otlp, exporter } = &self.trace;

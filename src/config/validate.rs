@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::ensure;
 
-use super::{Config, MetastoreType, SelectStrategy};
+use super::{Config, MetastoreType, SelectStrategy, rate_limit::AdaptiveRateLimit};
 
 impl Config {
     /// Says which key is impossible, and why.
@@ -55,6 +55,16 @@ impl Config {
         ] {
             ensure!(value.parse::<IpAddr>().is_ok(), "{key}: {value:?} is not an IP address");
         }
+        for (key, value) in [
+            ("rootCoord.advertise", &self.root_coord.advertise),
+            ("streamingNode.advertise", &self.streaming_node.advertise),
+            ("woodpecker.logstore.advertise", &self.woodpecker.logstore.advertise),
+        ] {
+            let (host, port) = value.rsplit_once(':').unwrap_or_default();
+            let dialable =
+                host.bytes().all(|b| b.is_ascii_graphic()) && !host.is_empty() && port.parse::<u16>().is_ok();
+            ensure!(value.is_empty() || dialable, "{key}: {value:?} is not host:port");
+        }
         Ok(())
     }
 
@@ -93,6 +103,38 @@ impl Config {
         }
         let min_free = self.woodpecker.maintenance.min_free;
         ensure!((0.0..1.0).contains(&min_free), "woodpecker.maintenance.minFree: {min_free} is no share of a disk");
+        self.validate_shares()
+    }
+
+    fn validate_shares(&self) -> anyhow::Result<()> {
+        let (segment, limits) = (&self.data_coord.segment, &self.streaming.wal_rate_limit);
+        let memory = &limits.node_memory;
+        let ratio = |of: &AdaptiveRateLimit| of.slowdown.decrease_ratio;
+        for (key, value) in [
+            ("dataCoord.segment.sealProportion", segment.seal_proportion),
+            ("dataCoord.segment.sealProportionJitter", segment.seal_proportion_jitter),
+            ("streaming.walRateLimit.nodeMemory.recoverThreshold", memory.recover_threshold),
+            ("streaming.walRateLimit.nodeMemory.slowdownThreshold", memory.slowdown_threshold),
+            ("streaming.walRateLimit.nodeMemory.rejectThreshold", memory.reject_threshold),
+            (
+                "streaming.walRateLimit.nodeMemory.adaptiveRateLimit.slowdown.decreaseRatio",
+                ratio(&memory.adaptive_rate_limit),
+            ),
+            (
+                "streaming.walRateLimit.recoveryStorage.adaptiveRateLimit.slowdown.decreaseRatio",
+                ratio(&limits.recovery_storage.adaptive_rate_limit),
+            ),
+            (
+                "streaming.walRateLimit.consumerLag.adaptiveRateLimit.slowdown.decreaseRatio",
+                ratio(&limits.consumer_lag.adaptive_rate_limit),
+            ),
+            (
+                "streaming.walRateLimit.appendRate.adaptiveRateLimit.slowdown.decreaseRatio",
+                ratio(&limits.append_rate.adaptive_rate_limit),
+            ),
+        ] {
+            ensure!((0.0..=1.0).contains(&value), "{key}: {value} is no share: it must be between 0 and 1");
+        }
         Ok(())
     }
 

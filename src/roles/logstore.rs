@@ -5,13 +5,16 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context;
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{self, Path},
     http::StatusCode,
     routing::{delete, get, post},
 };
 use serde_json::{Value, json};
 use streaming_proto::logstore::StatusResponse;
-use woodpecker_base::{health, metadata::RedbStore};
+use woodpecker_base::{
+    health::{HealthReporter, State},
+    metadata::RedbStore,
+};
 use woodpecker_server::{LogStore, NamespaceStatus, Parts, Refusal};
 
 use super::{banner, cluster::listen, process::Process};
@@ -57,16 +60,28 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
                 ended = &mut serving => return ended,
                 () = store.until_registered() => {}
             }
-            process.health.logstore.report(health::State::Healthy, Vec::new());
+            let health = &process.health.logstore;
+            let mut failures = store.failures();
+            say(health, failures.borrow_and_update().as_deref());
             banner::print("logstore", &addresses, None);
-            tokio::select! {
-                biased;
-                ended = &mut serving => return ended,
-                () = process.tasks.stopped() => process.health.logstore.report(health::State::Stopping, Vec::new()),
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = &mut serving => return ended,
+                    () = process.tasks.stopped() => break,
+                    Ok(()) = failures.changed() => say(health, failures.borrow_and_update().as_deref()),
+                }
             }
+            health.report(State::Stopping, Vec::new());
             serving.await
         })
         .await
+}
+
+/// What the store holds is read and fenced whatever became of its disk.
+fn say(health: &HealthReporter, failure: Option<&str>) {
+    let missing = failure.map(|reason| format!("no append is taken: {reason}"));
+    health.report(State::Healthy, missing.into_iter().collect());
 }
 
 /// What an operator may see and do.
@@ -75,10 +90,13 @@ fn pages(handle: Handle) -> Router {
         .route("/logstore/status", get(status))
         .route("/logstore/namespaces", get(namespaces))
         .route("/logstore/namespaces/{*name}", delete(delete_namespace))
-        .route("/logstore/decommission", post(async |State(handle): State<Handle>| decommission(&handle, false).await))
+        .route(
+            "/logstore/decommission",
+            post(async |extract::State(handle): extract::State<Handle>| decommission(&handle, false).await),
+        )
         .route(
             "/logstore/decommission/cancel",
-            post(async |State(handle): State<Handle>| decommission(&handle, true).await),
+            post(async |extract::State(handle): extract::State<Handle>| decommission(&handle, true).await),
         )
         .with_state(handle)
 }
@@ -109,16 +127,19 @@ fn shown(store: &LogStore, status: &StatusResponse) -> Json<Value> {
     }))
 }
 
-async fn status(State(handle): State<Handle>) -> Result<Json<Value>, Problem> {
+async fn status(extract::State(handle): extract::State<Handle>) -> Result<Json<Value>, Problem> {
     let store = running(&handle)?;
     Ok(shown(store, &store.status()))
 }
 
-async fn namespaces(State(handle): State<Handle>) -> Result<Json<Vec<NamespaceStatus>>, Problem> {
+async fn namespaces(extract::State(handle): extract::State<Handle>) -> Result<Json<Vec<NamespaceStatus>>, Problem> {
     Ok(Json(running(&handle)?.namespaces()))
 }
 
-async fn delete_namespace(State(handle): State<Handle>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
+async fn delete_namespace(
+    extract::State(handle): extract::State<Handle>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
     let replicas = running(&handle)?.delete_namespace(&name).await.map_err(|refusal| failed(&refusal))?;
     Ok(Json(json!({ "replicas": replicas })))
 }

@@ -9,7 +9,7 @@ use woodpecker_base::{health::HealthReporter, metadata::MetadataStore, tasks::Ta
 use super::{
     live::Live,
     reload::{self, Watched},
-    storage,
+    settings, storage,
     storage::Machine,
 };
 use crate::{
@@ -82,9 +82,8 @@ impl Process {
         pages: Router,
     ) -> anyhow::Result<Option<Self>> {
         let config = arguments.load()?;
-        if arguments.dump_config {
-            say!("{}", config.dump()?.trim_end());
-            return Ok(None);
+        if matches!(role, "node" | "standalone") {
+            settings::node(&config)?;
         }
         let alone = role == "standalone" || (role == "replicate" && !config.replicate.source.is_empty());
         ensure!(
@@ -92,6 +91,11 @@ impl Process {
             "metastore.type: a {role} shares its metadata with other processes, which the embedded store cannot do; \
              set metastore.type=etcd and etcd.endpoints, or run `streaming standalone`"
         );
+        // What is shown would start.
+        if arguments.dump_config {
+            say!("{}", config.dump()?.trim_end());
+            return Ok(None);
+        }
         let (level, spans) = telemetry::init(&config, role)?;
         let metrics = telemetry::init_metrics()?;
         let tasks = Tasks::new();

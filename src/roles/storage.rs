@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use object_store::ObjectStore;
 use woodpecker::{Client, LogError};
 use woodpecker_base::{
     backoff::Backoff,
@@ -188,7 +189,7 @@ pub(crate) async fn logs(
     }
     let mut objects = None;
     if config.uses_object_store() {
-        objects = Some(object_store(config).open().context("minio")?);
+        objects = Some(open_objects(config)?);
     }
     if storage.uses(StorageType::Object)
         && let Some(store) = objects.clone()
@@ -284,8 +285,24 @@ fn selection(quorum: &Quorum) -> SelectionPolicy {
     SelectionPolicy { replicas: chosen.replicas, strategy, affinity }
 }
 
-/// The object store of the configuration.
-pub(crate) fn object_store(config: &Config) -> ObjectStoreSettings {
+/// Opens the object store of the configuration. No request is made.
+///
+/// # Errors
+/// What no store can be opened with, and its key.
+pub(crate) fn open_objects(config: &Config) -> anyhow::Result<Arc<dyn ObjectStore>> {
+    object_store(config).open().map_err(|error| {
+        let key = match &error {
+            StoreOpenError::Setting { key: "ca_file", .. } => "minio.ssl.tlsCACert",
+            StoreOpenError::Setting { key: "access_key", .. } => "minio.accessKeyID",
+            StoreOpenError::Setting { key: "endpoint", .. } => "minio.address",
+            StoreOpenError::Setting { key: "path" | "root", .. } => "minio.rootPath",
+            _ => "minio",
+        };
+        anyhow::Error::from(error).context(key)
+    })
+}
+
+fn object_store(config: &Config) -> ObjectStoreSettings {
     let minio = &config.minio;
     let provider = match minio.cloud_provider.as_str() {
         "gcp" => Provider::Gcs,
@@ -305,6 +322,7 @@ pub(crate) fn object_store(config: &Config) -> ObjectStoreSettings {
         secret_key: Secret(minio.secret_access_key.expose().to_owned()),
         virtual_host_style: minio.use_virtual_host,
         path: Path::new(&minio.root_path).to_path_buf(),
+        ca_file: minio.ssl.tls_ca_cert.clone().into(),
         ..ObjectStoreSettings::default()
     }
 }

@@ -1,17 +1,21 @@
 //! Finding the cluster.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use streaming_client::{Channel, Client, Discovery, Edges, Settings};
 use woodpecker_base::{
+    backoff::Backoff,
     clock::Clock,
-    metadata::{EtcdSettings, EtcdStore},
+    metadata::{EtcdSettings, EtcdStore, MetadataError},
     random::Random,
 };
 
 use super::credentials::{self, Protocol};
 use crate::cli::ConnectArgs;
+
+/// Between attempts to reach etcd.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
 /// A connected client, and the clock its verbs share with it.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
         let mut settings = EtcdSettings::new(arguments.etcd.clone());
         settings.tls = credentials::etcd_tls(&arguments.etcd_credentials);
         settings.user = credentials::etcd_user(&arguments.etcd_credentials)?;
-        let store = EtcdStore::connect(settings, clock.clone(), random.clone())
+        let store = Box::pin(etcd(&settings, &clock, &random, arguments.timeout))
             .await
             .with_context(|| format!("cannot reach etcd at {}", arguments.etcd.join(",")))?;
         Discovery::Metadata { store: Arc::new(store), meta_root: arguments.meta_root.clone() }
@@ -54,6 +58,23 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
         return Err(anyhow::Error::new(not_ready).context(whom));
     }
     Ok(Cluster { client, clock })
+}
+
+/// Connects, and tries again for as long as it may take what may pass.
+async fn etcd(
+    settings: &EtcdSettings,
+    clock: &Clock,
+    random: &Random,
+    timeout: Duration,
+) -> Result<EtcdStore, MetadataError> {
+    let deadline = clock.now() + timeout;
+    let mut pauses = Backoff::new(clock.clone(), random, PAUSES.0, PAUSES.1);
+    loop {
+        match Box::pin(EtcdStore::connect(settings.clone(), clock.clone(), random.clone())).await {
+            Err(error) if error.is_retryable() && clock.now() < deadline => pauses.wait().await,
+            outcome => return outcome,
+        }
+    }
 }
 
 /// The channel of that name, or the one that the control channel is on: it does not depend on which of them are served by

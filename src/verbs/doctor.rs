@@ -17,7 +17,7 @@ use crate::{
     cli::DoctorArgs,
     config::Config,
     print::say,
-    roles::{Machine, object_store, open_metadata},
+    roles::{Machine, open_metadata, open_objects},
 };
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -137,12 +137,12 @@ async fn disk_sync(config: &Config, machine: &Machine) -> anyhow::Result<String>
 
 async fn conditional_put(config: &Config, machine: &Machine) -> anyhow::Result<String> {
     let started = machine.clock.now();
-    probe(&*object_store(config).open()?, &machine.random).await?;
+    probe(&*open_objects(config)?, &machine.random).await?;
     Ok(format!("one winner in every race, in {:.1?}", started.elapsed()))
 }
 
 async fn clock(config: &Config, machine: &Machine) -> anyhow::Result<String> {
-    let store = object_store(config).open()?;
+    let store = open_objects(config)?;
     let path = ObjectPath::from(format!("probe/{:032x}", machine.random.u128()));
     let before = machine.clock.wall();
     store.put(&path, "clock".into()).await?;

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use streaming_proto::logstore::{
-    AppendRequest, FenceRequest, ReadRequest, ReleaseRequest, Replica, StatusRequest, append_response::Outcome,
+    AppendRequest, Code, FenceRequest, ReadRequest, ReleaseRequest, Replica, StatusRequest, append_response::Outcome,
     log_store_client::LogStoreClient,
 };
 use tempfile::TempDir;
@@ -16,7 +16,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use crate::process::{Role, run};
+use crate::{
+    admin::get,
+    process::{Role, run},
+    quorum::eventually,
+};
 
 struct Store {
     etcd: Etcd,
@@ -270,6 +274,27 @@ async fn ten_thousand_idle_logs_and_a_thousand_followers_cost_little() -> anyhow
     // With its entry, which stays in memory for tail readers.
     assert!(each <= 12.0, "{each} KiB for each idle log");
     assert!(idle - busy <= 5, "{} ms of 5 s", (idle - busy) * 10);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_disk_failed_is_not_ready_and_says_why_and_fences_go_on() -> anyhow::Result<()> {
+    let store = Store::start().await?;
+    let ready = || get(&store.role, "/readyz", "");
+    assert_eq!(ready()?.0, 200);
+    assert!(get(&store.role, "/metrics", "")?.1.contains("woodpecker_logstore_has_zone 0"));
+    // No volume can be made any more.
+    let volumes = store.directory.path().join("data/logstore/volumes");
+    std::fs::remove_dir(&volumes)?;
+    std::fs::write(&volumes, "")?;
+    let replica = store.replica(1, 1);
+    let outcome = append_all(&store.client, frame(&replica, 1, 0, 3)).await?;
+    assert!(matches!(&outcome, Some(Outcome::Refused(refusal)) if refusal.code() == Code::Failed), "{outcome:?}");
+    eventually("it is not ready", || Ok(ready()?.0 == 503)).await?;
+    let (_, said) = ready()?;
+    assert!(said.contains("logstore: Healthy") && said.contains("no append is taken: cannot make"), "{said}");
+    assert_eq!(get(&store.role, "/healthz", "")?.0, 200);
+    assert_eq!(store.fence(&replica, 2).await?, 0);
     Ok(())
 }
 

@@ -18,6 +18,7 @@
 {{- $host := default (printf "s3.%s.amazonaws.com" $s3.region) $s3.endpoint -}}
 {{- $minio = merge (dict "address" $host "port" (int $s3.port) "useSSL" $s3.useSSL) $minio -}}
 {{- end -}}
+{{- if $s3.caSecret }}{{ $_ := set $minio "ssl" (dict "tlsCACert" "/etc/streaming/s3-ca/ca.crt") }}{{ end -}}
 {{- $ssl := dict "enabled" $values.etcd.tls.enabled -}}
 {{- if $values.etcd.tls.enabled -}}
 {{- $_ := set $ssl "tlsCACert" "/etc/streaming/etcd-tls/ca.crt" -}}

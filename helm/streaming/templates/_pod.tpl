@@ -178,6 +178,8 @@ volumeMounts:
 {{- define "streaming.clientEnv" -}}
 - name: STREAMING_ETCD
   value: {{ include "streaming.etcdEndpoints" . | quote }}
+- name: STREAMING_META_ROOT
+  value: "{{ .Values.etcd.rootPath }}/{{ .Values.etcd.metaSubPath }}"
 - name: STREAMING_CLUSTER
   value: {{ dig "msgChannel" "chanNamePrefix" "cluster" "by-dev" .Values.config | quote }}
 {{- if .Values.tls.enabled }}
@@ -190,6 +192,13 @@ volumeMounts:
 {{- end }}
 {{- if .Values.auth.enabled }}
 - {name: STREAMING_TOKEN_FILE, value: /etc/streaming/auth/token}
+{{- end }}
+{{- with .Values.etcd.auth }}
+{{- if .enabled }}
+- name: STREAMING_ETCD_USER
+  valueFrom: {secretKeyRef: {name: {{ .existingSecret }}, key: {{ .userKey }}}}
+- {name: STREAMING_ETCD_PASSWORD_FILE, value: /etc/streaming/etcd-auth/password}
+{{- end }}
 {{- end }}
 {{- with .Values.etcd.tls }}
 {{- if .enabled }}

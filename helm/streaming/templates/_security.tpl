@@ -38,6 +38,12 @@
 {{- if .Values.etcd.tls.enabled }}
 - {name: etcd-tls, mountPath: /etc/streaming/etcd-tls, readOnly: true}
 {{- end }}
+{{- if .Values.etcd.auth.enabled }}
+- {name: etcd-auth, mountPath: /etc/streaming/etcd-auth, readOnly: true}
+{{- end }}
+{{- if .Values.objectStorage.caSecret }}
+- {name: s3-ca, mountPath: /etc/streaming/s3-ca, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{/* (dict "root" $ "role" "node") -> the volumes of these mounts. Only the roles get the list of tokens. */}}
@@ -80,6 +86,26 @@
       - {key: {{ .certKey }}, path: tls.crt}
       - {key: {{ .keyKey }}, path: tls.key}
       {{- end }}
+{{- end }}
+{{- end }}
+{{- with $values.etcd.auth }}
+{{- if .enabled }}
+- name: etcd-auth
+  secret:
+    secretName: {{ .existingSecret }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .passwordKey }}, path: password}
+{{- end }}
+{{- end }}
+{{- with $values.objectStorage }}
+{{- if .caSecret }}
+- name: s3-ca
+  secret:
+    secretName: {{ .caSecret }}
+    defaultMode: 0440
+    items:
+      - {key: {{ .caKey }}, path: ca.crt}
 {{- end }}
 {{- end }}
 {{- end -}}

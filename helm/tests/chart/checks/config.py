@@ -43,13 +43,17 @@ def keys():
     values = {
         "config": {"streaming": {"maxMessageSize": "8MiB", "timeTickInterval": "100ms"}},
         "node": {"config": {"streaming": {"maxMessageSize": "4MiB"}}},
+        "objectStorage": {"caSecret": "trusted", "caKey": "all.pem"},
     }
     objects = render.template(render.merged(render.PROD, values))
     node, coord = (render.configuration(objects, role) for role in ("node", "coord"))
     equal(node["streaming"], {"maxMessageSize": "4MiB", "timeTickInterval": "100ms"})
     equal(coord["streaming"]["maxMessageSize"], "8MiB")
     equal(node["etcd"]["endpoints"], ["etcd:2379"])
-    equal(node["minio"]["address"], "s3.us-east-1.amazonaws.com")
+    equal((node["minio"]["address"], node["minio"]["ssl"]), ("s3.us-east-1.amazonaws.com", {"tlsCACert": "/etc/streaming/s3-ca/ca.crt"}))
+    spec = render.named(objects, "Deployment", "s-streaming-node")["spec"]["template"]["spec"]
+    equal(next(volume["secret"]["items"] for volume in spec["volumes"] if volume["name"] == "s3-ca"), [{"key": "all.pem", "path": "ca.crt"}])
+    assert {"name": "s3-ca", "mountPath": "/etc/streaming/s3-ca", "readOnly": True} in spec["containers"][0]["volumeMounts"]
     equal((node["streamingNode"], node["admin"]), ({"ip": "0.0.0.0", "port": 22222}, {"ip": "0.0.0.0", "port": 9091}))
     equal(node["common"]["gracefulStopTimeout"], "50s")
     azure = render.configuration(render.template(files=[render.CHART / "ci/azure-values.yaml"]), "node")

@@ -243,9 +243,8 @@ def round_trip():
             equal(process.wait(timeout=grace), 0, f"{role}: exit code after SIGTERM; {cluster.log(role)}")
 
 
-# Seconds until all is ready if what it needs is there. SeaweedFS takes 7 or twice 7 of them: at its start a process lets eight
-# conditional PUTs of one key race, and SeaweedFS decides that slowly.
-PROMPT = 45
+# Seconds until all is ready if what it needs is there.
+PROMPT = 15
 
 
 @check("P15", f"with what they need there, ready within {PROMPT} s; started before etcd or before object storage: alive, not ready, say what they wait for, and ready without a restart once it is there")

@@ -132,6 +132,7 @@ NO_ETCD = {"etcd": {"bundled": {"enabled": False}}}
 # (values, the beginning of the message)
 COMBINATIONS = [
     ({"replicate": {"enabled": True, "drain": {"timeoutSeconds": 15}}}, "replicate.terminationGracePeriodSeconds: 30"),
+    ({"objectStorage": {"caSecret": "s"}}, "objectStorage.caSecret:"),
     ({"replicate": {"enabled": True, "targets": {"east": {"existingSecret": "s", "caKey": "", "tokenKey": ""}}}}, "replicate.targets.east: neither caKey"),
     ({"replicate": {"enabled": True, "extraEnv": [{"name": "POD_IP", "value": "x"}]}}, "replicate.extraEnv: POD_IP is there already"),
     ({"tls": {"existingSecret": "tls"}}, "tls.enabled: must be true"),

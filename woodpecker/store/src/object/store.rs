@@ -1,10 +1,10 @@
 //! Opening an object store from settings, and proving at start that it keeps the one promise everything stands on: of
 //! several conditional PUTs of one name, one wins.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{error::Error, fmt, iter::successors, path::PathBuf, sync::Arc, time::Duration};
 
 use object_store::{
-    BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
     aws::{AmazonS3Builder, S3ConditionalPut},
     azure::MicrosoftAzureBuilder,
     gcp::GoogleCloudStorageBuilder,
@@ -43,6 +43,8 @@ pub struct ObjectStoreSettings {
     pub virtual_host_style: bool,
     /// Allows an `http://` endpoint.
     pub allow_http: bool,
+    /// File with authorities that are trusted beside the system's, PEM; empty for none.
+    pub ca_file: PathBuf,
     /// The directory that stands for a bucket; provider `file` only, for shared file systems such as NFS.
     pub path: PathBuf,
 }
@@ -122,9 +124,9 @@ impl ObjectStoreSettings {
     pub fn open(&self) -> Result<Arc<dyn ObjectStore>, StoreOpenError> {
         self.check()?;
         let store: Arc<dyn ObjectStore> = match self.provider {
-            Provider::S3 => Arc::new(self.s3().build().map_err(|error| setting("bucket", &error))?),
-            Provider::Gcs => Arc::new(self.gcs().build().map_err(|error| setting("bucket", &error))?),
-            Provider::Azure => Arc::new(self.azure().build().map_err(|error| setting("bucket", &error))?),
+            Provider::S3 => Arc::new(self.s3()?.build().map_err(|error| refused(&error))?),
+            Provider::Gcs => Arc::new(self.gcs()?.build().map_err(|error| refused(&error))?),
+            Provider::Azure => Arc::new(self.azure()?.build().map_err(|error| refused(&error))?),
             Provider::File => {
                 std::fs::create_dir_all(&self.path).map_err(|error| setting("path", &error))?;
                 let files = LocalFileSystem::new_with_prefix(&self.path).map_err(|error| setting("path", &error))?;
@@ -157,14 +159,14 @@ impl ObjectStoreSettings {
         Ok(())
     }
 
-    fn s3(&self) -> AmazonS3Builder {
+    fn s3(&self) -> Result<AmazonS3Builder, StoreOpenError> {
         let mut builder = AmazonS3Builder::from_env()
             .with_bucket_name(&self.bucket)
             .with_virtual_hosted_style_request(self.virtual_host_style)
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             // Over TLS the payload is protected already, and hashing it costs more than sending it.
             .with_unsigned_payload(!self.endpoint.starts_with("http://"))
-            .with_client_options(client(self.allow_http))
+            .with_client_options(self.client()?)
             .with_retry(retry());
         if !self.region.is_empty() {
             builder = builder.with_region(&self.region);
@@ -178,13 +180,13 @@ impl ObjectStoreSettings {
         if !self.session_token.0.is_empty() {
             builder = builder.with_token(&self.session_token.0);
         }
-        builder
+        Ok(builder)
     }
 
-    fn gcs(&self) -> GoogleCloudStorageBuilder {
+    fn gcs(&self) -> Result<GoogleCloudStorageBuilder, StoreOpenError> {
         let mut builder = GoogleCloudStorageBuilder::from_env()
             .with_bucket_name(&self.bucket)
-            .with_client_options(client(self.allow_http))
+            .with_client_options(self.client()?)
             .with_retry(retry());
         if !self.endpoint.is_empty() {
             builder = builder.with_base_url(&self.endpoint);
@@ -192,13 +194,13 @@ impl ObjectStoreSettings {
         if !self.secret_key.0.is_empty() {
             builder = builder.with_service_account_key(&self.secret_key.0);
         }
-        builder
+        Ok(builder)
     }
 
-    fn azure(&self) -> MicrosoftAzureBuilder {
+    fn azure(&self) -> Result<MicrosoftAzureBuilder, StoreOpenError> {
         let mut builder = MicrosoftAzureBuilder::from_env()
             .with_container_name(&self.bucket)
-            .with_client_options(client(self.allow_http))
+            .with_client_options(self.client()?)
             .with_allow_http(self.allow_http)
             .with_retry(retry());
         if !self.endpoint.is_empty() {
@@ -210,7 +212,32 @@ impl ObjectStoreSettings {
         if !self.secret_key.0.is_empty() {
             builder = builder.with_access_key(&self.secret_key.0);
         }
-        builder
+        Ok(builder)
+    }
+
+    fn client(&self) -> Result<ClientOptions, StoreOpenError> {
+        let mut options = ClientOptions::new()
+            .with_allow_http(self.allow_http)
+            .with_http1_only()
+            .with_connect_timeout(Duration::from_secs(2))
+            .with_read_timeout(Duration::from_secs(5))
+            .with_timeout(REQUEST_TIMEOUT)
+            // Shorter than what stores and balancers keep idle connections for, so that a PUT never meets a dead one.
+            .with_pool_idle_timeout(Duration::from_secs(15))
+            .with_pool_max_idle_per_host(64);
+        if !self.ca_file.as_os_str().is_empty() {
+            let pem = std::fs::read(&self.ca_file).map_err(|error| setting("ca_file", &error))?;
+            let authorities = Certificate::from_pem_bundle(&pem).map_err(|error| setting("ca_file", &error))?;
+            if authorities.is_empty() {
+                return Err(setting("ca_file", &"has no certificate"));
+            }
+            options = authorities.into_iter().fold(options, ClientOptions::with_root_certificate);
+        }
+        // Nothing is dialled with TLS then, and an image may have no authorities.
+        if self.endpoint.starts_with("http://") && !self.access_key.is_empty() {
+            options = options.with_no_system_certificates(true);
+        }
+        Ok(options)
     }
 }
 
@@ -218,20 +245,20 @@ fn setting(key: &'static str, detail: &dyn fmt::Display) -> StoreOpenError {
     StoreOpenError::Setting { key, detail: detail.to_string() }
 }
 
+/// No client could be made. The library names the reason only at the end of the chain, and parts of it twice.
+fn refused(error: &object_store::Error) -> StoreOpenError {
+    let mut told = String::new();
+    for reason in successors(Some(error as &(dyn Error + 'static)), |&error| error.source()).map(ToString::to_string) {
+        if !told.contains(&reason) {
+            told += if told.is_empty() { "" } else { ": " };
+            told += &reason;
+        }
+    }
+    setting("endpoint", &told)
+}
+
 /// One request may take this long at the very most; the backend sets shorter limits by size.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
-
-fn client(allow_http: bool) -> ClientOptions {
-    ClientOptions::new()
-        .with_allow_http(allow_http)
-        .with_http1_only()
-        .with_connect_timeout(Duration::from_secs(2))
-        .with_read_timeout(Duration::from_secs(5))
-        .with_timeout(REQUEST_TIMEOUT)
-        // Shorter than what stores and balancers keep idle connections for, so that a PUT never meets a dead one.
-        .with_pool_idle_timeout(Duration::from_secs(15))
-        .with_pool_max_idle_per_host(64)
-}
 
 /// The library's own retries are few: the backend retries PUTs itself, under one deadline and one identity.
 fn retry() -> RetryConfig {

@@ -1,37 +1,39 @@
 //! Whether a store really decides conditional PUTs.
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, path::Path};
 use woodpecker_base::random::Random;
 
 use super::StoreOpenError;
 
 const WRITERS: usize = 8;
-const ROUNDS: usize = 3;
-/// Rounds that an unreachable or failing store may spoil.
-const SPOILED: usize = 5;
+const NAMES: usize = 3;
+/// Races for a name that an unreachable or failing store may spoil.
+const SPOILED: usize = 3;
 
-/// Races a few conditional PUTs for one name, several times: each race must have one winner, whose bytes stay.
+/// Races a few conditional PUTs for each of a few names: each race must have one winner, whose bytes stay.
 ///
 /// # Errors
 /// [`StoreOpenError::NoConditionalPut`] when two won or a loser's bytes were kept; [`StoreOpenError::Unavailable`]
 /// when no answer could be had.
 pub async fn probe(store: &dyn ObjectStore, random: &Random) -> Result<(), StoreOpenError> {
-    let mut passed = 0;
+    // All names at once, since some stores make those who meet at one name wait for seconds.
+    try_join_all((0..NAMES).map(|_| verdict(store, random))).await.map(|_| ())
+}
+
+async fn verdict(store: &dyn ObjectStore, random: &Random) -> Result<(), StoreOpenError> {
     let mut spoiled = 0;
-    while passed < ROUNDS {
+    loop {
         let path = Path::from(format!("probe/{:032x}", random.u128()));
         let verdict = race(store, &path).await;
         // A probe that stays behind does no harm, and the verdict is not about deleting.
         let _ = store.delete(&path).await;
         match verdict {
-            Ok(()) => passed += 1,
             Err(StoreOpenError::Unavailable(_)) if spoiled < SPOILED => spoiled += 1,
-            Err(error) => return Err(error),
+            verdict => return verdict,
         }
     }
-    Ok(())
 }
 
 async fn race(store: &dyn ObjectStore, path: &Path) -> Result<(), StoreOpenError> {

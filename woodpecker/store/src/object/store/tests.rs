@@ -1,9 +1,18 @@
+use std::net::Ipv4Addr;
+
+use futures::StreamExt;
 use object_store::{Error, ObjectStoreExt};
 use test_peers::{
-    S3,
+    Authority, S3,
     s3::{Conditional, Fault, Op},
 };
-use woodpecker_base::random::Random;
+use tokio::{io::copy_bidirectional, net::TcpStream};
+use woodpecker_base::{
+    clock::Clock,
+    net::{ClientAuth, Gate, Listener, Need, Pem, Refusals, ServerTls},
+    random::Random,
+    tasks::Tasks,
+};
 
 use super::*;
 
@@ -104,4 +113,69 @@ fn settings_read_from_text_refuse_unknown_keys_and_print_no_secret() {
     assert_eq!((settings.provider, settings.bucket.as_str()), (Provider::Gcs, "b"));
     assert!(!format!("{settings:?}").contains("hidden"));
     assert!(serde_json::from_str::<ObjectStoreSettings>(r#"{"buckett":"b"}"#).is_err());
+}
+
+/// What a server of one's own authority puts in front of an S3 store.
+async fn behind_tls(s3: &S3, authority: &Authority, tasks: &Tasks) -> String {
+    let (certificate, key) = authority.sign(&["127.0.0.1"], |_| ()).unwrap();
+    let pem = Pem { identity: Some((certificate.into(), key.into())), authorities: None };
+    let clock = Clock::system();
+    let gate = Gate {
+        tls: Some(ServerTls::http(&pem, ClientAuth::None).unwrap()),
+        tokens: None,
+        needs: |_| Need::Nothing,
+        connections: 100,
+        calls: 100,
+        refusals: Refusals::new(clock.clone()),
+        clock,
+    };
+    let mut listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap().behind(&gate);
+    let endpoint = format!("https://{}", listener.address());
+    let (inner, spawned) = (s3.endpoint().trim_start_matches("http://").to_owned(), tasks.clone());
+    tasks.spawn_until_stopped(async move {
+        while let Some(connection) = listener.next().await {
+            let (Ok(mut connection), inner) = (connection, inner.clone()) else { continue };
+            spawned.spawn_until_stopped(async move {
+                let mut inner = TcpStream::connect(inner).await.unwrap();
+                let _ = copy_bidirectional(&mut connection, &mut inner).await;
+            });
+        }
+    });
+    endpoint
+}
+
+#[tokio::test]
+async fn a_store_that_a_private_authority_vouches_for_is_trusted_by_who_knows_that_authority() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tasks, authority) = (Tasks::new(), Authority::new().unwrap());
+    let (s3, plain) = peer().await;
+    let endpoint = behind_tls(&s3, &authority, &tasks).await;
+    let stranger = ObjectStoreSettings { endpoint, allow_http: false, ..plain };
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let settings = ObjectStoreSettings { ca_file: file("ca.pem", &authority.pem()), ..stranger.clone() };
+    probe(&*settings.open().unwrap(), &Random::seeded(1)).await.unwrap();
+
+    let other = Authority::new().unwrap().pem();
+    let wrong = ObjectStoreSettings { ca_file: file("other.pem", &other), ..stranger.clone() };
+    let refused = probe(&*wrong.open().unwrap(), &Random::seeded(1)).await;
+    assert!(matches!(refused, Err(StoreOpenError::Unavailable(_))), "{refused:?}");
+    for ca_file in [file("empty.pem", ""), file("text.pem", "no certificate"), directory.path().join("missing.pem")] {
+        assert_eq!(refused_key(&ObjectStoreSettings { ca_file, ..stranger.clone() }), "ca_file");
+    }
+    tasks.stop();
+}
+
+#[test]
+fn a_client_that_cannot_be_made_is_refused_with_the_reason_at_the_end_of_the_chain() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("builder error")]
+    struct Builder(#[source] std::io::Error);
+    let source = Box::new(Builder(std::io::Error::other("no authorities were found")));
+    let error = refused(&Error::Generic { store: "HTTP client", source });
+    let told = "object_store.endpoint: Generic HTTP client error: builder error: no authorities were found";
+    assert_eq!(error.to_string(), told);
 }
