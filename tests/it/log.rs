@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use serde_json::Value;
-use test_peers::S3;
+use test_peers::{Port, S3};
 
 use crate::{
     admin::{ask_at, get},
@@ -32,19 +32,23 @@ impl Place {
     }
 
     async fn object() -> anyhow::Result<Self> {
-        let mut place = Self::local()?;
         let s3 = S3::start("logs").await?;
+        let place = Self::objects_at(&s3.endpoint())?;
+        Ok(Self { _s3: Some(s3), ..place })
+    }
+
+    fn objects_at(endpoint: &str) -> anyhow::Result<Self> {
+        let mut place = Self::local()?;
         for setting in [
             "woodpecker.storage.type=object".to_owned(),
             "woodpecker.storage.also=[local]".to_owned(),
-            format!("minio.address={}", s3.endpoint()),
+            format!("minio.address={endpoint}"),
             "minio.bucketName=logs".to_owned(),
             format!("minio.accessKeyID={}", S3::ACCESS_KEY),
             format!("minio.secretAccessKey={}", S3::SECRET_KEY),
         ] {
             place.settings.extend(["--set".to_owned(), setting]);
         }
-        place._s3 = Some(s3);
         Ok(place)
     }
 
@@ -225,15 +229,14 @@ async fn the_doctor_finds_what_is_well_and_what_is_not() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_starts_before_its_object_store_waits_and_says_so() -> anyhow::Result<()> {
-    let mut place = Place::object().await?;
-    let store = place._s3.take().context("a peer")?.endpoint();
-    let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let (store, admin) = (Port::hold()?, Port::hold()?);
+    let place = Place::objects_at(&format!("http://{}", store.address()))?;
     let mut settings = place.settings.clone();
-    settings.extend(["--set".to_owned(), format!("admin.port={}", free.port())]);
+    settings.extend(["--set".to_owned(), format!("admin.port={}", admin.number())]);
     let directory = place.directory.path().to_owned();
     let starting = tokio::task::spawn_blocking(move || Role::start("standalone", &directory, &settings));
     let deadline = Instant::now() + LIMIT;
-    let readiness = || ask_at(&free.to_string(), "GET", "/readyz", "");
+    let readiness = || ask_at(&admin.address().to_string(), "GET", "/readyz", "");
     // The port comes first, and the first attempt takes a while to fail.
     while !readiness().is_ok_and(|(status, body)| status == 503 && body.contains("the object store cannot be reached"))
     {
@@ -241,8 +244,8 @@ async fn a_process_that_starts_before_its_object_store_waits_and_says_so() -> an
         assert!(!starting.is_finished(), "it ended");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(ask_at(&free.to_string(), "GET", "/livez", "")?.0, 200);
-    let _s3 = S3::listen(store.trim_start_matches("http://").parse()?, "logs").await?;
+    assert_eq!(ask_at(&admin.address().to_string(), "GET", "/livez", "")?.0, 200);
+    let _s3 = S3::listen(store.address(), "logs").await?;
     let role = starting.await??;
     assert_eq!(get(&role, "/readyz", "")?.0, 200);
     Ok(())

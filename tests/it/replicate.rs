@@ -1,7 +1,6 @@
 //! Two clusters of real processes, one following the other: killed in the middle, changing roles, left alone.
 
 use std::{
-    net::TcpListener,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -17,7 +16,7 @@ use streaming_types::{
     DeliverPolicy, ImmutableMessage, Message, MessageBuilder, MessageType, StreamingCode, channel::vchannel_name,
 };
 use tempfile::TempDir;
-use test_peers::Etcd;
+use test_peers::{Etcd, Port};
 use tokio::task::JoinHandle;
 use woodpecker_base::{
     clock::Clock,
@@ -40,7 +39,7 @@ const LARGE: usize = 5 << 20;
 struct Site {
     name: &'static str,
     directory: PathBuf,
-    port: u16,
+    port: Port,
     process: Role,
     replicators: Vec<Role>,
     client: Client,
@@ -68,9 +67,9 @@ impl Site {
         let etcd = if backend == Backend::Quorum { Some(Etcd::start().await) } else { None };
         let medium = Medium::start(backend, &directory, etcd.as_ref(), SESSION_TTL).await?;
         // The topology names it, so it stays over a restart.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let process = Self::process(name, &directory, port, &medium, secrets.as_ref())?;
-        let discovery = Discovery::Address(format!("127.0.0.1:{port}"));
+        let port = Port::hold()?;
+        let process = Self::process(name, &directory, &port, &medium, secrets.as_ref())?;
+        let discovery = Discovery::Address(port.address().to_string());
         let mut settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };
         if let Some(secrets) = &secrets {
             let ca = std::fs::read_to_string(secrets.path("ca"))?;
@@ -86,14 +85,14 @@ impl Site {
     fn process(
         name: &str,
         directory: &Path,
-        port: u16,
+        port: &Port,
         medium: &Medium,
         secrets: Option<&Secrets>,
     ) -> anyhow::Result<Role> {
         let mut arguments = set(&[
             format!("msgChannel.chanNamePrefix.cluster={name}"),
             format!("rootCoord.dmlChannelNum={CHANNELS}"),
-            format!("rootCoord.port={port}"),
+            format!("rootCoord.port={}", port.number()),
         ]);
         arguments.extend(medium.arguments());
         arguments.extend(secrets.iter().flat_map(|secrets| secrets.settings()));
@@ -108,7 +107,7 @@ impl Site {
     fn start_replicator(&mut self, target: &Self) -> anyhow::Result<()> {
         let mut arguments = set(&[
             format!("msgChannel.chanNamePrefix.cluster={}", self.name),
-            format!("replicate.source=127.0.0.1:{}", self.port),
+            format!("replicate.source={}", self.port.address()),
         ]);
         arguments.extend(self.secrets.iter().flat_map(Secrets::settings));
         if let Some(theirs) = &target.secrets {
@@ -125,7 +124,7 @@ impl Site {
     fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
         let Self { name, directory, port, medium, secrets, .. } = self;
-        self.process = Self::process(name, directory, *port, medium, secrets.as_ref())?;
+        self.process = Self::process(name, directory, port, medium, secrets.as_ref())?;
         Ok(())
     }
 
@@ -134,7 +133,7 @@ impl Site {
         arguments.extend(verb.iter().map(|word| (*word).to_owned()));
         arguments.extend(file.map(|file| file.display().to_string()));
         arguments.extend(["--cluster".into(), self.name.into()]);
-        arguments.extend(["--coordinator".into(), format!("127.0.0.1:{}", self.port)]);
+        arguments.extend(["--coordinator".into(), self.port.address().to_string()]);
         arguments.extend(self.secrets.iter().flat_map(|secrets| secrets.credentials("admin", "ca")));
         Ok(String::from_utf8(printed(arguments)?)?)
     }
@@ -146,7 +145,7 @@ async fn follow(source: &Site, target: &Site, directory: &Path) -> anyhow::Resul
     sites.sort_by_key(|site| site.name);
     let mut text = "clusters:\n".to_owned();
     for site in sites {
-        text += &format!("- id: {}\n  uri: http://127.0.0.1:{}\n  channels:\n", site.name, site.port);
+        text += &format!("- id: {}\n  uri: http://{}\n  channels:\n", site.name, site.port.address());
         (0..CHANNELS).for_each(|index| text += &format!("  - {}\n", site.channel(index)));
     }
     text += &format!("edges:\n- from: {}\n  to: {}\n", source.name, target.name);
@@ -445,7 +444,7 @@ async fn follower_is_promoted_when_its_source_is_lost_and_has_a_whole_beginning_
     west.process.kill()?;
     let file = directory.path().join("alone.yaml");
     let channels = [east.channel(0), east.channel(1)];
-    let text = format!("clusters:\n- id: east\n  uri: http://127.0.0.1:{}\n  channels: {channels:?}\n", east.port);
+    let text = format!("clusters:\n- id: east\n  uri: http://{}\n  channels: {channels:?}\n", east.port.address());
     std::fs::write(&file, text)?;
     let said = east.topology(&["apply", "--force-promote"], Some(&file))?;
     ensure!(said.starts_with("in force"), "{said}");

@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde_json::Value;
-use test_peers::{Authority, Etcd};
+use test_peers::{Authority, Etcd, Port};
 
 use crate::process::{Role, run};
 
@@ -330,21 +330,26 @@ async fn a_node_waits_for_a_metadata_store_that_is_away_at_its_start() -> anyhow
     .flat_map(|value| ["--set".to_owned(), value])
     .collect();
     etcd.kill();
-    let admin = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let admin = Port::hold()?;
     let own: Vec<_> =
-        arguments.iter().cloned().chain(["--set".to_owned(), format!("admin.port={}", admin.port())]).collect();
+        arguments.iter().cloned().chain(["--set".to_owned(), format!("admin.port={}", admin.number())]).collect();
     let starting = std::thread::spawn({
         let directory = directory.path().to_owned();
         move || Role::start("node", &directory, &own)
     });
     let asked = || {
-        let said = run(["health", "--json", "--admin", &format!("http://{admin}"), "--timeout", "1s"])?;
+        let said = run(["health", "--json", "--admin", &format!("http://{}", admin.address()), "--timeout", "1s"])?;
         Ok::<Value, anyhow::Error>(serde_json::from_slice(&said.stdout)?)
     };
-    eventually("it says what it waits for", || {
+    let waits = eventually("it says what it waits for", || {
         let missing = asked()?[0]["roles"][0]["missing"].to_string();
-        Ok(missing.contains("metadata store"))
-    })?;
+        Ok(missing.contains("metadata store") || starting.is_finished())
+    });
+    if starting.is_finished() {
+        let _ended = starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
+        anyhow::bail!("it did not wait");
+    }
+    waits?;
     etcd.restart().await;
     let node = starting.join().map_err(|_| anyhow::anyhow!("the start panicked"))??;
     eventually("it is ready", || Ok(asked()?[0]["ready"] == true))?;

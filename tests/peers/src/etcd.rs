@@ -5,8 +5,6 @@
 
 use std::{
     fs::{self, File},
-    io,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -18,7 +16,7 @@ use rcgen::{DnType, ExtendedKeyUsagePurpose};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::Authority;
+use crate::{Authority, Port};
 
 /// How long a server may take to answer after its start; generous, as the machine may be busy.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -40,8 +38,9 @@ pub struct EtcdOptions {
 pub struct Etcd {
     dir: TempDir,
     options: EtcdOptions,
-    client_port: u16,
-    peer_port: u16,
+    // Kept while the server is away, so that nobody else is found in its place.
+    client_port: Port,
+    peer_port: Port,
     root_password: Option<&'static str>,
     process: Option<Process>,
 }
@@ -65,25 +64,20 @@ impl Etcd {
     /// There is no etcd on this machine, or it does not come up.
     pub async fn start_with(options: EtcdOptions) -> Self {
         let dir = tempfile::Builder::new().prefix("etcd-").tempdir().expect("a temporary directory");
-        let mut etcd = Self { dir, options, client_port: 0, peer_port: 0, root_password: None, process: None };
+        let (client_port, peer_port) = (Port::hold().expect("a free port"), Port::hold().expect("a free port"));
+        let mut etcd = Self { dir, options, client_port, peer_port, root_password: None, process: None };
         if etcd.options.tls {
             write_certificates(&etcd).expect("certificates");
         }
-        // A free port may be taken between its choice and its use: then the server ends at once and others are tried.
-        for _ in 0..5 {
-            (etcd.client_port, etcd.peer_port) = free_ports().expect("free ports");
-            if etcd.launch().await {
-                etcd.enable_auth().await;
-                return etcd;
-            }
-        }
-        panic!("etcd did not start; its log ends:\n{}", etcd.log_tail());
+        assert!(etcd.launch().await, "etcd did not start; its log ends:\n{}", etcd.log_tail());
+        etcd.enable_auth().await;
+        etcd
     }
 
     /// What a client connects to.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("{}://127.0.0.1:{}", if self.options.tls { "https" } else { "http" }, self.client_port)
+        format!("{}://{}", if self.options.tls { "https" } else { "http" }, self.client_port.address())
     }
 
     /// The user and password that authentication was turned on with.
@@ -209,7 +203,7 @@ impl Etcd {
     }
 
     fn command(&self) -> Command {
-        let (peer, path) = (format!("http://127.0.0.1:{}", self.peer_port), self.dir.path());
+        let (peer, path) = (format!("http://{}", self.peer_port.address()), self.dir.path());
         let mut command = Command::new("setpriv");
         // The kernel ends the server with the test, also when the test is killed.
         command.args(["--pdeathsig", "KILL", "etcd", "--name", &self.name()]).arg("--data-dir").arg(path.join("data"));
@@ -289,12 +283,6 @@ fn spawn(mut command: Command) -> Process {
 
 fn find_on_path(program: &str) -> bool {
     std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file())
-}
-
-fn free_ports() -> io::Result<(u16, u16)> {
-    // Both are held at once, so that they differ.
-    let (client, peer) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((client.local_addr()?.port(), peer.local_addr()?.port()))
 }
 
 fn write_certificates(etcd: &Etcd) -> Result<(), Box<dyn std::error::Error>> {

@@ -2,8 +2,10 @@
 
 pub mod authority;
 pub mod etcd;
+pub mod port;
 pub mod s3;
 
 pub use authority::Authority;
 pub use etcd::{Etcd, EtcdOptions};
+pub use port::Port;
 pub use s3::S3;
