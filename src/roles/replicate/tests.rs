@@ -13,9 +13,7 @@ use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageType, chann
 use tokio::sync::watch;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{
-        KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch,
-    },
+    metadata::{Interfered, Interference, MemoryStore, MetadataError, MetadataStore, Txn, TxnOutcome},
     net::tcp_connector,
     random::Random,
     tasks::Tasks,
@@ -30,44 +28,17 @@ const SOON: Duration = Duration::from_secs(20);
 /// Larger than an entry of the log.
 const LARGE: usize = 5 << 20;
 
-/// A store in which the positions of consumers cannot be noted as long as it is `stuck`.
+/// The positions of consumers cannot be noted as long as it is so.
 #[derive(Debug)]
-struct Sticky {
-    inner: MemoryStore,
-    stuck: watch::Sender<bool>,
-}
+struct Stuck(watch::Sender<bool>);
 
 #[tonic::async_trait]
-impl MetadataStore for Sticky {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.inner.get(key).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.inner.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+impl Interference for Stuck {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
         if format!("{txn:?}").contains("/consumer/") {
-            let _ = self.stuck.subscribe().wait_for(|stuck| !stuck).await;
+            let _ = self.0.subscribe().wait_for(|stuck| !stuck).await;
         }
-        self.inner.commit(txn).await
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.inner.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.inner.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.inner.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.inner.revoke_lease(lease).await
+        store.commit(txn).await
     }
 }
 
@@ -76,7 +47,7 @@ struct Site {
     name: &'static str,
     cluster: Standalone,
     client: Client,
-    metadata: Arc<Sticky>,
+    metadata: Arc<Interfered<Stuck>>,
     _directory: tempfile::TempDir,
 }
 
@@ -94,8 +65,8 @@ impl Site {
         let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
         let (machine, cell) = (Machine::real(&config).unwrap(), NodeCell::default());
         let inner = MemoryStore::new(machine.clock.clone());
-        let metadata = Arc::new(Sticky { inner, stuck: watch::Sender::new(false) });
-        let store = Arc::<Sticky>::clone(&metadata);
+        let metadata = Arc::new(Interfered::new(Arc::new(inner), Stuck(watch::Sender::new(false))));
+        let store = Arc::<Interfered<Stuck>>::clone(&metadata);
         let cluster = Standalone::start_on(store, &config, &machine, &Reporters::default(), &cell, &Live::new(&config))
             .await
             .unwrap();
@@ -181,7 +152,7 @@ async fn next(reader: &mut Consumer) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn shipping_goes_on_while_the_source_cannot_note_how_far_it_is() {
     let (west, east) = start().await;
-    west.metadata.stuck.send_replace(true);
+    west.metadata.by.0.send_replace(true);
     let often = Duration::from_millis(20);
     let tasks = ship(&west, streaming_replicate::Settings { interval: often, ..Default::default() });
     let (clock, mut reader) = (Clock::system(), east.reader());
@@ -193,7 +164,7 @@ async fn shipping_goes_on_while_the_source_cannot_note_how_far_it_is() {
         }
     };
     clock.timeout(SOON, all).await.expect("each report takes longer than this, and nobody waits for one");
-    west.metadata.stuck.send_replace(false);
+    west.metadata.by.0.send_replace(false);
     tasks.drain(&clock, SOON).await;
     west.stop().await;
     east.stop().await;

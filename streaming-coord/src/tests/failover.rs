@@ -15,8 +15,8 @@ use woodpecker_base::{
     clock::Clock,
     health::State,
     metadata::{
-        EtcdSettings, EtcdStore, KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn,
-        TxnOutcome, Watch, Write,
+        Call, EtcdSettings, EtcdStore, Interfered, Interference, MemoryStore, MetadataError, MetadataStore, Txn,
+        TxnOutcome, Write,
     },
     random::Random,
 };
@@ -26,10 +26,9 @@ use crate::{CoordinatorError, OnLeadershipLoss};
 
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 
-/// A store that stops working for its client after so many writes of channels, before or after the last takes effect.
+/// Lets so many writes of channels through and nothing more, before or after the last takes effect.
 #[derive(Debug)]
 struct Dying {
-    inner: Arc<dyn MetadataStore>,
     writes_left: AtomicI64,
     last_counts: bool,
 }
@@ -42,48 +41,22 @@ impl Dying {
 }
 
 #[async_trait]
-impl MetadataStore for Dying {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.alive()?;
-        self.inner.get(key).await
+impl Interference for Dying {
+    async fn before(&self, _: Call) -> Result<(), MetadataError> {
+        self.alive()
     }
 
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.alive()?;
-        self.inner.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
         self.alive()?;
         let of_channel =
             txn.writes.iter().any(|write| matches!(write, Write::Put { key, .. } if key.contains("/pchannel/")));
         if of_channel && self.writes_left.fetch_sub(1, Ordering::Relaxed) == 0 {
             if self.last_counts {
-                self.inner.commit(txn).await?;
+                store.commit(txn).await?;
             }
             return Err(MetadataError::Unavailable("the process died".into()));
         }
-        self.inner.commit(txn).await
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.alive()?;
-        self.inner.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.alive()?;
-        self.inner.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.alive()?;
-        self.inner.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.alive()?;
-        self.inner.revoke_lease(lease).await
+        store.commit(txn).await
     }
 }
 
@@ -104,7 +77,7 @@ async fn a_crash_at_any_write_converges_under_a_larger_term() {
         for writes in 0..2 {
             let cluster = Cluster::new();
             let node = cluster.node().await;
-            let dying = Dying { inner: cluster.store.clone(), writes_left: writes.into(), last_counts };
+            let dying = Interfered::new(cluster.store.clone(), Dying { writes_left: writes.into(), last_counts });
             let (doomed, doomed_tasks) = Cluster::on(Arc::new(dying)).bare(settings(1));
             let (successor, tasks) = cluster.bare(settings(1));
             // The dead one still has its session until the lease ends, and nothing it does counts any more.

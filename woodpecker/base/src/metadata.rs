@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 
 pub use self::{
     etcd::{EtcdSettings, EtcdStore, EtcdTls, EtcdUser},
+    interfered::{Call, Interfered, Interference},
     memory::MemoryStore,
     redb::RedbStore,
 };
@@ -18,6 +19,7 @@ pub use self::{
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod etcd;
+mod interfered;
 mod memory;
 mod redb;
 mod state;

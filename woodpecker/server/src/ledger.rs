@@ -203,7 +203,7 @@ mod tests {
     use futures::future::join_all;
     use woodpecker_base::{
         clock::Clock,
-        metadata::{KeyValue, LeaseId, MemoryStore, RedbStore, Revision, Snapshot, TxnOutcome, Watch},
+        metadata::{Interfered, Interference, MemoryStore, RedbStore, TxnOutcome},
     };
     use woodpecker_core::ids::StoreId;
 
@@ -256,64 +256,37 @@ mod tests {
         assert!(!facts.replicas.contains_key(&key(8)) && facts.released[&(1, 7)].contains(8));
     }
 
-    /// A metadata store that refuses to commit while the switch is on.
-    #[derive(Debug)]
-    struct Refusing {
-        store: MemoryStore,
-        refusing: AtomicBool,
-    }
+    /// Refuses to commit while it is on.
+    #[derive(Debug, Default)]
+    struct Refusing(AtomicBool);
 
     #[async_trait]
-    impl MetadataStore for Refusing {
-        async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-            self.store.get(key).await
-        }
-
-        async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-            self.store.list(prefix).await
-        }
-
-        async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
-            if self.refusing.load(Ordering::Relaxed) {
+    impl Interference for Refusing {
+        async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+            if self.0.load(Ordering::Relaxed) {
                 return Err(MetadataError::Unavailable("no room".to_owned()));
             }
-            self.store.commit(txn).await
-        }
-
-        async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-            self.store.watch(prefix, from).await
-        }
-
-        async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-            self.store.grant_lease(ttl).await
-        }
-
-        async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-            self.store.keep_alive(lease).await
-        }
-
-        async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-            self.store.revoke_lease(lease).await
+            store.commit(txn).await
         }
     }
 
     #[tokio::test]
     async fn what_could_not_be_committed_is_with_the_next_commit_and_newer_facts_win() {
-        let store = MemoryStore::new(Clock::system());
-        let store = Arc::new(Refusing { store, refusing: AtomicBool::new(false) });
+        let memory = Arc::new(MemoryStore::new(Clock::system()));
+        let store = Arc::new(Interfered::new(memory, Refusing::default()));
         let tasks = Tasks::new();
         let (ledger, _) = Ledger::open(store.clone(), &tasks).await.unwrap();
         let record = |fenced| ReplicaRecord { fenced, ..ReplicaRecord::default() };
         ledger.settled(ledger.put_replica(key(1), record(1))).await.unwrap();
 
-        store.refusing.store(true, Ordering::Relaxed);
+        store.by.0.store(true, Ordering::Relaxed);
         let of_other = ReplicaKey { namespace: 11, ..key(1) };
         for (key, fenced) in [(key(1), 2), (key(2), 2), (of_other, 2)] {
             let refusal = ledger.settled(ledger.put_replica(key, record(fenced))).await.unwrap_err();
             assert!(matches!(refusal, Refusal::Failed(_)), "{refusal:?}");
         }
         ledger.settled(ledger.forget_namespace(11)).await.unwrap_err();
-        store.refusing.store(false, Ordering::Relaxed);
+        store.by.0.store(false, Ordering::Relaxed);
         ledger.settled(ledger.put_replica(key(1), record(3))).await.unwrap();
 
         let facts = Facts::read(&store.list("").await.unwrap().items).unwrap();

@@ -15,9 +15,7 @@ use futures::{StreamExt, stream::FuturesOrdered};
 use woodpecker::{AppendError, EntryId, Epoch, Position};
 use woodpecker_base::{
     clock::Clock,
-    metadata::{
-        KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch,
-    },
+    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
     tasks::Tasks,
 };
 use woodpecker_core::ids::{Placement, SegmentKey};
@@ -83,52 +81,22 @@ async fn a_writer_that_cannot_close_cleanly_says_so() {
     assert_eq!(append(&writer, "y").await.segment, id.segment + 1);
 }
 
-/// A metadata store that loses the answer of some commits, and before others lets the record be changed by someone.
-#[derive(Debug)]
-struct Lossy {
-    store: MemoryStore,
-    commits: AtomicU64,
-}
-
-fn lost() -> MetadataError {
-    MetadataError::Unavailable("the answer was lost".to_owned())
-}
+/// Loses the answers of some commits, and others before they are done.
+#[derive(Debug, Default)]
+struct Lossy(AtomicU64);
 
 #[async_trait]
-impl MetadataStore for Lossy {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.store.get(key).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.store.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
-        match self.commits.fetch_add(1, Ordering::Relaxed) % 3 {
+impl Interference for Lossy {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let lost = || MetadataError::Unavailable("the answer was lost".to_owned());
+        match self.0.fetch_add(1, Ordering::Relaxed) % 3 {
             0 => {
-                self.store.commit(txn).await?;
+                store.commit(txn).await?;
                 Err(lost())
             }
             1 => Err(lost()),
-            _ => self.store.commit(txn).await,
+            _ => store.commit(txn).await,
         }
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.store.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.store.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.store.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.store.revoke_lease(lease).await
     }
 }
 
@@ -136,7 +104,7 @@ async fn lost_answers_change_nothing(mut world: World) {
     world.segment_bytes = 400;
     let tasks = Tasks::new();
     let backend = world.backend(&tasks).await;
-    let store = Lossy { store: world.metadata.clone(), commits: AtomicU64::new(0) };
+    let store = Interfered::new(Arc::new(world.metadata.clone()), Lossy::default());
     let process = world.process_with(Arc::new(store), world.metadata.clone(), backend, tasks);
     let mut written = Vec::new();
     for life in 0..6 {

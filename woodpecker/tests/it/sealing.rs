@@ -8,15 +8,13 @@ use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use tokio::sync::watch;
 use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription};
 use woodpecker_base::{
-    metadata::{
-        KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch, Write,
-    },
+    metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome, Write},
     tasks::Tasks,
 };
 
 use crate::{
     on_every_medium,
-    stepping::{SteppingBackend, SteppingMetadata, SteppingObjects, Steps},
+    stepping::{SteppingBackend, SteppingObjects, Steps},
     world::{Process, World, append, append_all, eager, payload, read, read_all, soon},
 };
 
@@ -152,7 +150,7 @@ async fn stepping(world: &World, steps: &Steps, lagging: BTreeMap<u64, u64>) -> 
     let inner = world.backend(&tasks).await;
     let backend = Arc::new(SteppingBackend { inner, steps: steps.clone(), lagging });
     let metadata = world.metadata.connect();
-    let store: Arc<dyn MetadataStore> = Arc::new(SteppingMetadata(metadata.clone(), steps.clone()));
+    let store: Arc<dyn MetadataStore> = Arc::new(Interfered::new(Arc::new(metadata.clone()), steps.clone()));
     world.process_with(store, metadata, backend, tasks)
 }
 
@@ -216,14 +214,15 @@ async fn a_leader_that_was_deposed_without_noticing_changes_nothing() {
     // It is held up before it names what it sealed, its lease runs out, and another one leads, who seals nothing.
     let tasks = Tasks::new();
     let (backend, metadata) = (world.backend(&tasks).await, world.metadata.connect());
-    let held = Held::new(metadata.clone());
-    let old = world.process_with(Arc::new(held.clone()), metadata, backend, tasks);
+    let held = Held(watch::Sender::new(Hold::Not));
+    let store = Interfered::new(Arc::new(metadata.clone()), held.clone());
+    let old = world.process_with(Arc::new(store), metadata, backend, tasks);
     let maintenance = Maintenance::new(&old.client, eager());
     let pass = old.tasks.spawn(async move { maintenance.pass().await });
     soon("work", held.until(Hold::Up)).await;
     let idle = MaintenanceSettings { sealing: false, ..eager() };
     assert_eq!(process.maintain_with(idle).await, Pass::default());
-    held.state.send_replace(Hold::Released);
+    held.0.send_replace(Hold::Released);
     let done = soon("the old leader's end", pass).await.unwrap();
     assert!(done.is_err() || done.is_ok_and(|done| done.sealed == 0 && done.failed > 0));
     let log = process.log("log").await;
@@ -243,37 +242,29 @@ enum Hold {
     Released,
 }
 
-/// A metadata store that is reached late.
+/// Lets changes of segments through late.
 #[derive(Debug, Clone)]
-struct Held {
-    store: MemoryStore,
-    state: watch::Sender<Hold>,
-}
+struct Held(watch::Sender<Hold>);
 
 impl Held {
-    fn new(store: MemoryStore) -> Self {
-        Self { store, state: watch::Sender::new(Hold::Not) }
-    }
-
     async fn until(&self, state: Hold) {
-        let _ = self.state.subscribe().wait_for(|now| *now == state).await;
+        let _ = self.0.subscribe().wait_for(|now| *now == state).await;
     }
 }
 
 #[async_trait]
-impl MetadataStore for Held {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.store.get(key).await
+impl Interference for Held {
+    async fn before(&self, call: Call) -> Result<(), MetadataError> {
+        if call == Call::KeepAlive && *self.0.borrow() == Hold::Up {
+            return Err(MetadataError::Unavailable("held up".to_owned()));
+        }
+        Ok(())
     }
 
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.store.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
         let of_segment = |write: &Write| matches!(write, Write::Put { key, .. } if key.contains("/segments/"));
         if txn.writes.iter().any(of_segment) {
-            self.state.send_if_modified(|state| {
+            self.0.send_if_modified(|state| {
                 *state == Hold::Not && {
                     *state = Hold::Up;
                     true
@@ -281,26 +272,7 @@ impl MetadataStore for Held {
             });
             self.until(Hold::Released).await;
         }
-        self.store.commit(txn).await
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.store.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.store.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        if *self.state.borrow() == Hold::Up {
-            return Err(MetadataError::Unavailable("held up".to_owned()));
-        }
-        self.store.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.store.revoke_lease(lease).await
+        store.commit(txn).await
     }
 }
 

@@ -18,9 +18,7 @@ use object_store::{
     PutOptions, PutPayload, PutResult, Result as StoreResult, path::Path,
 };
 use tokio::sync::watch;
-use woodpecker_base::metadata::{
-    KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch,
-};
+use woodpecker_base::metadata::{Interference, MetadataError, MetadataStore, Txn, TxnOutcome};
 use woodpecker_core::ids::{Epoch, Placement, SegmentKey};
 use woodpecker_store::backend::{Backend, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
 
@@ -50,40 +48,13 @@ impl Steps {
     }
 }
 
-#[derive(Debug)]
-pub struct SteppingMetadata(pub MemoryStore, pub Steps);
-
 #[async_trait]
-impl MetadataStore for SteppingMetadata {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.0.get(key).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.0.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
-        self.1.step().await;
-        let outcome = self.0.commit(txn).await;
-        self.1.step().await;
+impl Interference for Steps {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        self.step().await;
+        let outcome = store.commit(txn).await;
+        self.step().await;
         outcome
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.0.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.0.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.0.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.0.revoke_lease(lease).await
     }
 }
 

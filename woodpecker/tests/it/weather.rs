@@ -3,7 +3,6 @@
 //! everything is read back as it was written, in order.
 
 use std::{
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -18,9 +17,7 @@ use test_peers::s3::{Fault, Faults, Op};
 use woodpecker::EntryId;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{
-        KeyValue, LeaseId, MemoryStore, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome, Watch,
-    },
+    metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
     tasks::Tasks,
 };
 
@@ -33,9 +30,9 @@ const AT_ONCE: usize = 8;
 const DELAY: Duration = Duration::from_millis(20);
 const BLINK: Duration = Duration::from_secs(2);
 
-/// A metadata store behind such a network.
+/// Such a network before the metadata store.
+#[derive(Debug)]
 struct Rough {
-    store: MemoryStore,
     delay: Duration,
     /// Of so many calls one is lost: a commit after it was done, a read before. 0 is none.
     lose_one_in: u64,
@@ -44,16 +41,10 @@ struct Rough {
     left: AtomicI64,
 }
 
-impl fmt::Debug for Rough {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Rough")
-    }
-}
-
 impl Rough {
-    fn new(world: &World) -> Self {
+    fn new() -> Self {
         let left = AtomicI64::new(i64::MAX);
-        Self { store: world.metadata.connect(), delay: Duration::ZERO, lose_one_in: 0, calls: AtomicU64::new(0), left }
+        Self { delay: Duration::ZERO, lose_one_in: 0, calls: AtomicU64::new(0), left }
     }
 
     /// Lets a call through; whether its answer comes back.
@@ -68,8 +59,12 @@ impl Rough {
         Ok(self.lose_one_in == 0 || !call.is_multiple_of(self.lose_one_in))
     }
 
-    async fn read(&self) -> Result<(), MetadataError> {
-        if self.pass().await? { Ok(()) } else { Err(lost()) }
+    /// A process behind it.
+    async fn process(self, world: &World) -> Process {
+        let (tasks, connection) = (Tasks::new(), world.metadata.connect());
+        let backend = world.backend(&tasks).await;
+        let store = Interfered::new(Arc::new(connection.clone()), self);
+        world.process_with(Arc::new(store), connection, backend, tasks)
     }
 }
 
@@ -78,37 +73,16 @@ fn lost() -> MetadataError {
 }
 
 #[async_trait]
-impl MetadataStore for Rough {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.read().await?;
-        self.store.get(key).await
+impl Interference for Rough {
+    async fn before(&self, call: Call) -> Result<(), MetadataError> {
+        let read = matches!(call, Call::Get | Call::List);
+        if !read || self.pass().await? { Ok(()) } else { Err(lost()) }
     }
 
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.read().await?;
-        self.store.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
         let answered = self.pass().await?;
-        let outcome = self.store.commit(txn).await?;
+        let outcome = store.commit(txn).await?;
         if answered { Ok(outcome) } else { Err(lost()) }
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.store.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.store.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.store.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.store.revoke_lease(lease).await
     }
 }
 
@@ -132,11 +106,9 @@ async fn endure(objects: fn(&Faults), metadata: impl FnOnce(&mut Rough), blink: 
     let (mut world, s3) = World::bucket().await;
     world.segment_bytes = 300;
     let world = world;
-    let mut rough = Rough::new(&world);
+    let mut rough = Rough::new();
     metadata(&mut rough);
-    let (tasks, connection) = (Tasks::new(), rough.store.clone());
-    let backend = world.backend(&tasks).await;
-    let process = world.process_with(Arc::new(rough), connection, backend, tasks);
+    let process = rough.process(&world).await;
     s3.faults().seed(7);
     objects(s3.faults());
 
@@ -217,10 +189,8 @@ async fn a_metadata_store_that_is_away_for_seconds_costs_them_and_nothing_else()
 }
 
 async fn at_the_end_of_its_network(world: &World, calls: i64) -> Process {
-    let rough = Rough { left: AtomicI64::new(calls), ..Rough::new(world) };
-    let (tasks, connection) = (Tasks::new(), rough.store.clone());
-    let backend = world.backend(&tasks).await;
-    world.process_with(Arc::new(rough), connection, backend, tasks)
+    let rough = Rough { left: AtomicI64::new(calls), ..Rough::new() };
+    rough.process(world).await
 }
 
 /// Time is paused, so that patience is over at once.

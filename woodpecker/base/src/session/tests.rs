@@ -1,14 +1,11 @@
-use std::{
-    fmt,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use test_peers::Etcd;
 
 use super::*;
-use crate::metadata::{EtcdSettings, EtcdStore, KeyValue, MemoryStore, Snapshot, Watch};
+use crate::metadata::{EtcdSettings, EtcdStore, Interfered, Interference, MemoryStore};
 
 const TTL: Duration = Duration::from_secs(9);
 
@@ -150,54 +147,25 @@ async fn a_key_that_another_holds_is_waited_for_until_its_lease_ends() {
     assert_eq!(*session.state().borrow(), SessionState::Alive);
 }
 
-/// A store that loses the answer to the next commit, after it was carried out.
-struct Forgetful(MemoryStore, AtomicBool);
-
-impl fmt::Debug for Forgetful {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Forgetful")
-    }
-}
+/// Loses the answer to the next commit, after it was carried out.
+#[derive(Debug)]
+struct Forgetful(AtomicBool);
 
 #[async_trait]
-impl MetadataStore for Forgetful {
-    async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
-        self.0.get(key).await
-    }
-
-    async fn list(&self, prefix: &str) -> Result<Snapshot, MetadataError> {
-        self.0.list(prefix).await
-    }
-
-    async fn commit(&self, txn: Txn) -> Result<TxnOutcome, MetadataError> {
-        let outcome = self.0.commit(txn).await;
-        if self.1.swap(false, Ordering::Relaxed) {
+impl Interference for Forgetful {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let outcome = store.commit(txn).await;
+        if self.0.swap(false, Ordering::Relaxed) {
             return Err(MetadataError::Unavailable("the answer was lost".to_owned()));
         }
         outcome
-    }
-
-    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, MetadataError> {
-        self.0.watch(prefix, from).await
-    }
-
-    async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
-        self.0.grant_lease(ttl).await
-    }
-
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, MetadataError> {
-        self.0.keep_alive(lease).await
-    }
-
-    async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
-        self.0.revoke_lease(lease).await
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_registration_whose_answer_was_lost_is_recognized() {
     let store = MemoryStore::new(Clock::system());
-    let forgetful = Arc::new(Forgetful(store.clone(), AtomicBool::new(true)));
+    let forgetful = Arc::new(Interfered::new(Arc::new(store.clone()), Forgetful(AtomicBool::new(true))));
     let session = register(forgetful, 1, TTL).await.unwrap();
     let item = store.get("m/session/streamingnode-1").await.unwrap().unwrap();
     assert_eq!((item.lease, item.create_revision), (Some(session.lease()), item.mod_revision));
