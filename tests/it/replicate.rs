@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, ensure};
 use streaming_client::{AppendError, Client, ConsumeOptions, Delivery, Discovery, Edges, Settings, Tls, TxnError};
-use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
+use streaming_proto::{
+    common::{ConnectionParam, CrossClusterTopology, MilvusCluster, ReplicateConfiguration},
+    messages::{InsertMessageHeader, PartitionSegmentAssignment},
+};
 use streaming_types::{
     DeliverPolicy, ImmutableMessage, Message, MessageBuilder, MessageType, StreamingCode, channel::vchannel_name,
 };
@@ -55,6 +58,21 @@ fn set(values: &[String]) -> Vec<String> {
     values.iter().flat_map(|value| ["--set".to_owned(), value.clone()]).collect()
 }
 
+/// A client of the cluster, which shows this one of its tokens.
+async fn connect(name: &str, port: &Port, secrets: Option<&Secrets>, token: &str) -> anyhow::Result<Client> {
+    let discovery = Discovery::Address(port.address().to_string());
+    let mut settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };
+    if let Some(secrets) = secrets {
+        let ca = std::fs::read_to_string(secrets.path("ca"))?;
+        settings.tls = Some(Tls { ca, client: None, domain: None });
+        settings.token = Some(Token::new(&std::fs::read_to_string(secrets.path(token))?)?);
+    }
+    let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
+    let client = Client::connect(settings, edges)?;
+    client.wait_ready(LIMIT).await?;
+    Ok(client)
+}
+
 impl Site {
     async fn start(
         name: &'static str,
@@ -69,16 +87,7 @@ impl Site {
         // The topology names it, so it stays over a restart.
         let port = Port::hold()?;
         let process = Self::process(name, &directory, &port, &medium, secrets.as_ref())?;
-        let discovery = Discovery::Address(port.address().to_string());
-        let mut settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };
-        if let Some(secrets) = &secrets {
-            let ca = std::fs::read_to_string(secrets.path("ca"))?;
-            settings.tls = Some(Tls { ca, client: None, domain: None });
-            settings.token = Some(Token::new(&std::fs::read_to_string(secrets.path("write"))?)?);
-        }
-        let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
-        let client = Client::connect(settings, edges)?;
-        client.wait_ready(LIMIT).await?;
+        let client = connect(name, &port, secrets.as_ref(), "write").await?;
         Ok(Self { name, directory, port, process, replicators: Vec::new(), client, medium, secrets, _etcd: etcd })
     }
 
@@ -105,19 +114,34 @@ impl Site {
 
     /// Starts one more process that ships to `target`.
     fn start_replicator(&mut self, target: &Self) -> anyhow::Result<()> {
-        let mut arguments = set(&[
+        let theirs = target.secrets.as_ref();
+        let token =
+            theirs.map(|theirs| format!("replicate.targets.{}.tokenFile={}", target.name, theirs.shown("write")));
+        self.start_replicator_with(target, token)
+    }
+
+    /// One that knows no more of a secured target than its authority and these settings.
+    fn start_replicator_with(&mut self, target: &Self, more: Option<String>) -> anyhow::Result<()> {
+        let theirs = target.secrets.as_ref();
+        let ca = theirs.map(|theirs| format!("replicate.targets.{}.ca={}", target.name, theirs.shown("ca")));
+        let own = [
             format!("msgChannel.chanNamePrefix.cluster={}", self.name),
             format!("replicate.source={}", self.port.address()),
-        ]);
+        ];
+        let mut arguments = set(&own.into_iter().chain(ca).chain(more).collect::<Vec<_>>());
         arguments.extend(self.secrets.iter().flat_map(Secrets::settings));
-        if let Some(theirs) = &target.secrets {
-            arguments.extend(set(&[
-                format!("replicate.targets.{}.ca={}", target.name, theirs.shown("ca")),
-                format!("replicate.targets.{}.tokenFile={}", target.name, theirs.shown("write")),
-            ]));
-        }
         self.replicators.push(Role::start("replicate", &self.directory, &arguments)?);
         Ok(())
+    }
+
+    /// The cluster as a topology names it, let in by this token.
+    fn in_topology(&self, token: &str) -> MilvusCluster {
+        let connection = ConnectionParam { uri: format!("http://{}", self.port.address()), token: token.to_owned() };
+        MilvusCluster {
+            cluster_id: self.name.to_owned(),
+            connection_param: Some(connection),
+            pchannels: (0..CHANNELS).map(|index| self.channel(index)).collect(),
+        }
     }
 
     /// `kill -9` of the cluster, and the same one started anew.
@@ -379,6 +403,27 @@ async fn roles_change_there_and_back_without_loss_between_clusters_that_trust_di
 #[tokio::test(flavor = "multi_thread")]
 async fn roles_change_there_and_back_without_loss_between_log_stores_and_object_storage() -> anyhow::Result<()> {
     roles_change_without_loss([Backend::Quorum, Backend::Object], false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ships_shows_the_token_of_the_topology_where_he_has_none_of_his_own() -> anyhow::Result<()> {
+    let (_directory, mut west, east) = start([Backend::Local, Backend::Local], true).await?;
+    let theirs = east.secrets.as_ref().context("a secured cluster")?;
+    let token = std::fs::read_to_string(theirs.path("write"))?;
+    let edge = CrossClusterTopology { source_cluster_id: west.name.into(), target_cluster_id: east.name.into() };
+    let wanted = ReplicateConfiguration {
+        clusters: vec![west.in_topology(""), east.in_topology(&token)],
+        cross_cluster_topology: vec![edge],
+    };
+    for site in [&west, &east] {
+        let admin = connect(site.name, &site.port, site.secrets.as_ref(), "admin").await?;
+        admin.update_replicate_configuration(wanted.clone(), LIMIT).await?;
+    }
+    west.start_replicator_with(&east, None)?;
+    let load = Load::start(&west, 0, "shipped");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let acked = load.finish().await?;
+    check(&west, &east, 0, &acked, "the end").await
 }
 
 /// Whoever is to ship may hear of it from the target before its own cluster does, which has followed this target before.

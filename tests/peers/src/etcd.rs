@@ -1,6 +1,6 @@
 //! A real etcd server: Debian's `etcd` as a child process with data, certificates and log in a directory of its own.
 
-#![expect(clippy::expect_used, clippy::panic, reason = "a peer that cannot run fails the test that needs it")]
+#![expect(clippy::expect_used, reason = "a peer that cannot run fails the test that needs it")]
 #![expect(clippy::disallowed_methods, reason = "a real process lives in real time")]
 
 use std::{
