@@ -39,7 +39,7 @@
   "tls" (dict "enabled" $values.tls.enabled)
   "auth" (dict "enabled" $values.auth.enabled)
   "log" $values.log
-  "woodpecker" (dict "storage" (dict "type" $values.storage.type))
+  "woodpecker" (dict "storage" (dict "type" $values.storage.type "also" (default list $values.storage.also)))
 -}}
 {{- /* The shipping side has nothing to do with object storage. */}}
 {{- if ne .role "replicate" -}}{{- $_ := set $owned "minio" $minio -}}{{- end -}}
@@ -79,7 +79,7 @@
 {{- $_ := set $owned.woodpecker.storage "rootPath" "/data" -}}
 {{- end -}}
 {{- /* Log stores get their space back when what they hold is in object storage. */}}
-{{- $defaults := ternary (dict "woodpecker" (dict "maintenance" (dict "sealing" true))) dict (eq $values.storage.type "quorum") -}}
+{{- $defaults := ternary (dict "woodpecker" (dict "maintenance" (dict "sealing" true))) dict (has "quorum" (include "streaming.backends" .root | fromJsonArray)) -}}
 {{- if eq .role "coord" -}}
 {{- with $values.node.resourceGroups -}}
 {{- $_ := set $defaults "streaming" (dict "primaryResourceGroup" (first .).name) -}}

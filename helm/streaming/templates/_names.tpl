@@ -96,6 +96,11 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{/* The backends that logs may be on, as a list. */}}
+{{- define "streaming.backends" -}}
+{{- toJson (uniq (prepend (default list .Values.storage.also) .Values.storage.type)) -}}
+{{- end -}}
+
 {{- define "streaming.objectStorageSecret" -}}
 {{- default (printf "%s-s3" (include "streaming.fullname" .)) .Values.objectStorage.existingSecret -}}
 {{- end -}}

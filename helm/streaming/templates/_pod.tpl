@@ -149,7 +149,7 @@ volumeMounts:
 {{- /* A log store says in which zone it is, the others which replicas are near them. */}}
 {{- $zone := $values.logstore.zone }}
 {{- $variable := ternary "STREAMING_CONF_WOODPECKER_LOGSTORE_ZONE" "STREAMING_CONF_WOODPECKER_CLIENT_QUORUM_AZ" (eq .role "logstore") }}
-{{- if or (eq .role "logstore") (and (eq $values.storage.type "quorum") (ne .role "replicate")) }}
+{{- if or (eq .role "logstore") (and (has "quorum" (include "streaming.backends" .root | fromJsonArray)) (ne .role "replicate")) }}
 {{- if and (eq .role "logstore") (eq $zone.source "static") }}
 - name: {{ $variable }}
   value: {{ $zone.value | quote }}

@@ -12,7 +12,7 @@ import urllib.request
 from chart import render, tools
 from chart.checks import observe
 from chart.checks.replicate import SHIPPING
-from chart.checks.process import free_ports, run_test_pod, scratch_cluster, until, until_ready
+from chart.checks.process import free_ports, run_test_pod, scratch_cluster, until, until_ready, values
 from chart.registry import check, equal
 
 # Segments roll and are sealed while one looks on.
@@ -141,6 +141,32 @@ def decommission():
         shutil.rmtree(cluster.scratch / f"claim-{leaving}")
         run_test_pod(cluster, objects)
         equal(bodies(consumed(cluster, objects, 3)), ["one", "two", "three"])
+
+
+@check("P49", "from object storage to log stores with storage.also: the roles started anew take every channel over, and what was there is read on")
+def moved():
+    with scratch_cluster(QUICK) as (cluster, ports, before):
+        cluster.etcd(*ports[:2])
+        cluster.s3(ports[2], ports[9:])
+        running = {role: cluster.role(before, role) for role in ("coord", "node")}
+        until_ready(cluster, before, running)
+        run_test_pod(cluster, before)
+        # Killed, they leave the last segment open on object storage.
+        for process, _ in running.values():
+            process.kill()
+            process.wait()
+        now = render.merged(values(ports[0], ports[2], ports[3:7]), QUICK, render.QUORUM, {"storage": {"also": ["object"]}})
+        objects = render.template(now)
+        stores = Stores(cluster, objects)
+        for ordinal in range(3):
+            stores.start(ordinal)
+        stores.ready(0, 1, 2)
+        running = {role: cluster.role(objects, role) for role in ("coord", "node")}
+        until_ready(cluster, objects, running)
+        run_test_pod(cluster, objects)
+        equal(bodies(consumed(cluster, objects, 6)), 2 * ["one", "two", "three"])
+        held = sum(stores.ask(ordinal, "/logstore/status")["replicas"] for ordinal in range(3))
+        assert held, "nothing is on the log stores"
 
 
 # What a healthy cluster has no reason to expose, because the process counts it when it happens for the first time.

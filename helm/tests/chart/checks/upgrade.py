@@ -30,6 +30,7 @@ def immutable():
 
 # What a release that was installed by an earlier chart has no values for, under --reuse-values.
 EARLIER = {
+    "storage": {"also": None},
     "node": {"resourceGroups": None},
     "networkPolicy": {"enabled": True, "followers": None, "followerPorts": None},
     "replicate": {key: None for key in yaml.safe_load((render.CHART / "values.yaml").read_text())["replicate"] if key != "enabled"},
@@ -103,3 +104,25 @@ def scale_down():
             release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"replicas": 5}}))
             release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"allowScaleDown": True}}))
             equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 3)
+
+
+@check("R49", "the type of storage changes only with the one until then in storage.also, which every role is told: Helm 3 and 4, on a stand-in API server")
+def moved():
+    for helm in render.helms(tools.OLDEST_AND_NEWEST):
+        with apiserver.running() as (objects, kubeconfig):
+            release = Release(helm, kubeconfig)
+
+            def refused(values, before):
+                done = release.run("upgrade", "s", render.CHART, values=values)  # noqa: B023
+                assert done.returncode != 0 and f"storage.also: must have {before}" in done.stderr, f"{values}: {done.stderr[-500:]}"
+
+            release.must("install", "s", render.CHART, "--disable-openapi-validation")
+            refused(render.QUORUM, "object")
+            quorum = render.merged(render.QUORUM, {"storage": {"also": ["object"]}})
+            release.upgrade(values=quorum)
+            for role in ("coord", "node", "logstore"):
+                file = yaml.safe_load(objects["ConfigMap", f"s-streaming-{role}"]["data"]["streaming.yaml"])
+                equal((file["woodpecker"]["storage"]["type"], file["woodpecker"]["storage"]["also"]), ("quorum", ["object"]), role)
+            release.upgrade(values=render.QUORUM)
+            refused({"logstore": {"enabled": True}}, "quorum")
+            release.upgrade(values={"storage": {"also": ["quorum"]}, "logstore": {"enabled": True}})
