@@ -17,7 +17,10 @@
 {{- else if has $s3.provider (list "aws" "s3compatible") -}}
 {{- $host := default (printf "s3.%s.amazonaws.com" $s3.region) $s3.endpoint -}}
 {{- $minio = merge (dict "address" $host "port" (int $s3.port) "useSSL" $s3.useSSL) $minio -}}
+{{- else if and $s3.endpoint (has $s3.provider (list "gcp" "azure")) -}}
+{{- $_ := set $minio "address" $s3.endpoint -}}
 {{- end -}}
+{{- with $s3.account }}{{ $_ := set $minio "accessKeyID" . }}{{ end -}}
 {{- if $s3.caSecret }}{{ $_ := set $minio "ssl" (dict "tlsCACert" "/etc/streaming/s3-ca/ca.crt") }}{{ end -}}
 {{- $ssl := dict "enabled" $values.etcd.tls.enabled -}}
 {{- if $values.etcd.tls.enabled -}}

@@ -74,13 +74,29 @@ def refusal(values, files=(), helm=DEFAULT, kubernetes=KUBERNETES):
     return done.stderr
 
 
+def installed(values=None, files=()):
+    """(all objects but hooks, the notes) of one render, as they are shown before an installation."""
+    more = [word for file in files for word in ("-f", file)]
+    # Helm 3 wants a cluster even for this.
+    done = run_helm("4.2.3", "install", "s", CHART, "-n", "wal", "--dry-run=client", *more, values=values or {})
+    assert done.returncode == 0, f"helm install --dry-run {files or ''} {values or ''}: {done.stderr.strip()}"
+    objects, notes = done.stdout.split("\nMANIFEST:\n")[1].split("\nNOTES:\n")
+    return [document for document in yaml.load_all(objects, Loader=Unique) if document], notes
+
+
+def every_case():
+    """(what it is, its values, its files) of all presets and scenarios."""
+    for file in [*PRESETS, *SCENARIOS]:
+        yield file.name, {}, [file]
+    production = [CHART / "values-prod.yaml"]
+    yield "values-prod.yaml", PROD, production
+    yield "values-prod.yaml and values-quorum.yaml", PROD, [*production, CHART / "values-quorum.yaml"]
+
+
 def every_render(**options):
     """(what it is, its objects) of all presets and scenarios."""
-    for file in [*PRESETS, *SCENARIOS]:
-        yield file.name, template(files=[file], **options)
-    production = [CHART / "values-prod.yaml"]
-    yield "values-prod.yaml", template(PROD, files=production, **options)
-    yield "values-prod.yaml and values-quorum.yaml", template(PROD, files=[*production, CHART / "values-quorum.yaml"], **options)
+    for name, values, files in every_case():
+        yield name, template(values, files, **options)
 
 
 def of_kind(objects, *kinds):

@@ -57,7 +57,9 @@ def keys():
     equal((node["streamingNode"], node["admin"]), ({"ip": "0.0.0.0", "port": 22222}, {"ip": "0.0.0.0", "port": 9091}))
     equal(node["common"]["gracefulStopTimeout"], "50s")
     azure = render.configuration(render.template(files=[render.CHART / "ci/azure-values.yaml"]), "node")
-    assert "address" not in azure["minio"] and azure["minio"]["cloudProvider"] == "azure"
+    equal([azure["minio"][key] for key in ("cloudProvider", "accessKeyID", "address")], ["azure", "mystorage", "core.chinacloudapi.cn"])
+    gcp = render.configuration(render.template(files=[render.CHART / "ci/gcp-values.yaml"]), "node")
+    assert "address" not in gcp["minio"] and gcp["minio"]["cloudProvider"] == "gcp", "the cloud's own"
     local = render.configuration(render.template(files=[render.CHART / "ci/filesystem-values.yaml"]), "node")
     equal((local["minio"]["cloudProvider"], local["minio"]["rootPath"]), ("local", "/objects"))
 

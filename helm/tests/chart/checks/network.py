@@ -76,7 +76,12 @@ def allowed(rules, direction):
     }
 
 
-@check("R33", "the network policy allows exactly: the release, clients, monitoring, DNS, etcd, object storage")
+def at(cidr, port):
+    """The rule for one address."""
+    return {"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"port": port, "protocol": "TCP"}]}
+
+
+@check("R33", "the network policy allows exactly: the release, clients, monitoring, DNS, etcd, object storage, and what exchanges an identity")
 def policy():
     objects = render.template(files=[render.CHART / "ci/prod-aws-values.yaml"])
     found = render.of_kind(objects, "NetworkPolicy")
@@ -91,11 +96,20 @@ def policy():
     equal(allowed(spec["ingress"], "from"), {own: [], clients: [(22222, "TCP"), (53100, "TCP")], monitoring: [(9091, "TCP")]})
     peers = yaml.safe_dump([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "db"}}}])
     egress = spec["egress"]
-    equal(len(egress), 4)
+    equal(len(egress), 7)
     equal(egress[0], {"to": [{"podSelector": {"matchLabels": release}}]})
     equal(egress[1], {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]})
     equal(allowed(egress[2:3], "to"), {peers: [(2379, "TCP")]})
-    equal(egress[3], {"ports": [{"port": 443, "protocol": "TCP"}]})
+    https = {"ports": [{"port": 443, "protocol": "TCP"}]}
+    equal(egress[3:], [https, at("169.254.170.23/32", 80), at("fd00:ec2::23/128", 80), https], "S3; EKS Pod Identity; STS")
+    for scenario, wanted in [
+        ("gcp", [https, at("169.254.169.252/32", 988), at("169.254.169.254/32", 80)]),
+        ("azure", [at("10.9.0.0/24", 443), at("10.9.1.0/24", 443)]),
+    ]:
+        spec = render.of_kind(render.template(files=[render.CHART / f"ci/{scenario}-values.yaml"]), "NetworkPolicy")[0]["spec"]
+        equal(spec["egress"][3:], wanted, scenario)
+    keys = render.merged({"networkPolicy": {"enabled": True}}, yaml.safe_load((render.CHART / "ci/external-static-values.yaml").read_text()))
+    equal(render.of_kind(render.template(keys), "NetworkPolicy")[0]["spec"]["egress"][3:], [https], "keys need no exchange")
     bundled = render.of_kind(render.template({"networkPolicy": {"enabled": True}}), "NetworkPolicy")[0]["spec"]
     equal(len(bundled["egress"]), 2, "bundled stores are pods of the release")
     ships = render.template(files=[render.CHART / "ci/replicate-values.yaml"])

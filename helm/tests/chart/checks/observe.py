@@ -240,10 +240,7 @@ def promtool():
 
 
 def notes(values):
-    # Helm 3 wants a cluster even for this.
-    done = render.run_helm("4.2.3", "install", "s", render.CHART, "-n", "wal", "--dry-run=client", values=values)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\nNOTES:\n")[1]
+    return render.installed(values)[1]
 
 
 # Where Milvus is told of what is not there by default.
@@ -274,6 +271,9 @@ def milvus_settings():
     warned = notes({"etcd": {"bundled": {"persistence": {"enabled": False}}}, "node": {"replicas": 1}})
     equal(warned.count("WARNING"), 3, "warnings")
 
+TOKENS = {"auth": {"enabled": True, "existingSecret": "tokens"}, "tls": {"enabled": True, "existingSecret": "tls"}}
+
+
 
 @check("R47", "Milvus' own chart, given the settings in the notes: our etcd, a log of the kind woodpecker, no streaming node, no message queue of its own")
 def milvus_chart():
@@ -289,3 +289,7 @@ def milvus_chart():
     workloads = {item["metadata"]["name"] for item in objects if item["kind"] in ("Deployment", "StatefulSet")}
     unwanted = {name for name in workloads for what in ("streamingnode", "woodpecker", "pulsar", "kafka", "etcd") if what in name}
     assert workloads and not unwanted, f"{sorted(unwanted)} of {sorted(workloads)}"
+    for values, wanted in [({}, ["no network policy"]), ({"networkPolicy": {"enabled": True}}, []), (TOKENS, None)]:
+        text = notes(render.merged(render.PROD, values))
+        equal("auth.enabled is false" in text, wanted is not None, f"production with {values}")
+        equal([words for words in ["no network policy"] if words in text], wanted or [], f"production with {values}")

@@ -58,14 +58,18 @@ def keys(value):
 def no_leak():
     import base64
 
-    for name, objects in render.every_render():
+    for name, values, files in render.every_case():
+        # What Helm makes is another one at each render, so objects and notes are of the same.
+        objects, notes = render.installed(values, files)
         secrets = [base64.b64decode(data).decode() for item in render.of_kind(objects, "Secret") for data in item.get("data", {}).values()]
-        text = yaml.safe_dump([item for item in objects if item["kind"] != "Secret"])
+        text = yaml.safe_dump([item for item in objects if item["kind"] != "Secret"]) + notes
         for secret in secrets:
             assert len(secret) >= 32 and secret not in text, f"{name}: a secret outside its Secret"
         for item in render.of_kind(objects, "ConfigMap"):
             for document in item["data"].values():
-                found = [key for key in keys(yaml.safe_load(document)) if key.lower() in SECRET_KEYS]
+                # An account's name on Azure, which an identity needs as well.
+                names = {"accessKeyID"} if "cloudProvider: azure" in document else set()
+                found = [key for key in set(keys(yaml.safe_load(document))) - names if key.lower() in SECRET_KEYS]
                 assert not found, f"{name} {item['metadata']['name']}: {found}"
         for where, _, spec in render.pods(objects):
             for container in render.containers(spec):

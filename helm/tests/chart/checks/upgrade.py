@@ -32,7 +32,7 @@ def immutable():
 EARLIER = {
     "storage": {"also": None},
     "node": {"resourceGroups": None},
-    "networkPolicy": {"enabled": True, "followers": None, "followerPorts": None},
+    "networkPolicy": {"enabled": True, "identityPeers": None, "followers": None, "followerPorts": None},
     "replicate": {key: None for key in yaml.safe_load((render.CHART / "values.yaml").read_text())["replicate"] if key != "enabled"},
 }
 
