@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# One image with the one binary: `docker build -t streaming:0.1.0 .`
+# One image with the one binary: `docker build -t streaming:0.1.0 --build-arg REVISION=$(git rev-parse HEAD) .`
 # The final stage has no shell; the process is PID 1, runs as 65532 and writes only where a volume is mounted.
 
 # A base image of your own must bring glibc, libgcc and the authorities in /etc/ssl/certs: without any authority the client of object
@@ -21,7 +21,14 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && cp target/release/streaming /streaming
 
 FROM ${BASE_IMAGE}
+# What was built: the workspace's version, the commit, and where its source is.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+ARG SOURCE=unknown
 LABEL org.opencontainers.image.title="streaming" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.description="Write-ahead logs and streams for a vector database" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build --chmod=0555 /streaming /usr/local/bin/streaming

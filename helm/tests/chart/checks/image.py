@@ -32,6 +32,11 @@ def dockerfile():
     assert "USER 65532:65532" in final and "RUN" not in final and 'ENTRYPOINT ["/usr/local/bin/streaming"]' in final
     for base in re.findall(r"^ARG \w+_IMAGE=(.*)$", text, re.M):
         assert ":" in base and not base.endswith(":latest"), base
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', final))
+    equal({name: labels.get(name) for name in ("version", "revision", "source")}, {"version": "${VERSION}", "revision": "${REVISION}", "source": "${SOURCE}"})
+    version = re.search(r'^version = "(.*)"$', (tools.ROOT / "Cargo.toml").read_text(), re.M)[1]
+    chart = yaml.safe_load((render.CHART / "Chart.yaml").read_text())["appVersion"]
+    equal((re.search(r"^ARG VERSION=(.*)$", final, re.M)[1], chart), (version, version), "versions of the label and of the chart's image")
     needed = re.search(r'^rust-version = "(.*)"$', (tools.ROOT / "Cargo.toml").read_text(), re.M)[1]
     assert f"rust:{needed}-" in text, f"the build needs Rust {needed}"
 
