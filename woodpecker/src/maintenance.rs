@@ -85,7 +85,7 @@ pub struct Pass {
     pub freed: u64,
     /// Segments whose data was deleted.
     pub collected: u64,
-    /// Objects and volumes that nobody knew of.
+    /// Objects, volumes and replicas that nobody knew of.
     pub swept: u64,
     pub failed: u64,
 }

@@ -1,8 +1,9 @@
-//! Finding what no record names: objects of sealing attempts that were given up, and volumes of processes that ended.
+//! Finding what no record names: objects of sealing attempts that were given up, volumes of processes that ended, and
+//! replicas on log stores that were away when their segments were freed.
 
 use std::collections::BTreeSet;
 
-use woodpecker_core::record::ClosedSegment;
+use woodpecker_core::{ids::SegmentKey, record::ClosedSegment};
 use woodpecker_store::backend::{Backend, StoreError};
 
 use super::{inventory::Inventory, millis, shift::Shift};
@@ -17,29 +18,31 @@ impl Shift {
         }
         let backends: Vec<_> = self.client.backends().cloned().collect();
         for backend in backends {
-            match self.sweep_volumes(&*backend).await {
+            match self.sweep_medium(&*backend).await {
                 Ok(swept) => self.note_swept(swept),
-                Err(error) => tracing::warn!(backend = backend.name(), %error, "volumes stay until the next sweep"),
+                Err(error) => {
+                    tracing::warn!(backend = backend.name(), %error, "what nobody needs stays until the next sweep")
+                }
             }
         }
     }
 
-    /// Frees volumes of what no segment needs: volumes are surveyed first and records read after.
-    async fn sweep_volumes(&self, backend: &dyn Backend) -> Result<u64, LogError> {
+    /// Frees a medium of what no segment needs: it is surveyed first and records are read after.
+    async fn sweep_medium(&self, backend: &dyn Backend) -> Result<u64, LogError> {
         let surveyed = backend.survey().await?;
         if surveyed.is_empty() {
             return Ok(0);
         }
         let records = self.records().await?;
-        let opened = records.logs.values().flat_map(|(log, _)| &log.open);
-        let condemned = records.deleting.values().flat_map(|log| &log.open);
-        let unfreed = |closed: &&ClosedSegment| closed.sealed.as_ref().is_none_or(|sealed| !sealed.freed);
-        let closed = records.closed.values().map(|(closed, _)| closed).chain(records.garbage.values());
-        let live: Vec<_> = opened
-            .chain(condemned)
-            .chain(closed.filter(unfreed).map(|closed| &closed.opened))
-            .filter(|segment| segment.backend == backend.name())
-            .map(|segment| segment.placement.clone())
+        let logs = records.logs.values().map(|(log, _)| log).chain(records.deleting.values());
+        let open = logs.flat_map(|log| log.open.iter().map(|open| (log.id, open)));
+        let unfreed = |closed: &ClosedSegment| closed.sealed.as_ref().is_none_or(|sealed| !sealed.freed);
+        let closed = records.closed.iter().map(|(key, (closed, _))| (key, closed)).chain(&records.garbage);
+        let closed = closed.filter(|(_, closed)| unfreed(closed)).map(|(key, closed)| (key.log, &closed.opened));
+        let live: Vec<_> = open
+            .chain(closed)
+            .filter(|(_, segment)| segment.backend == backend.name())
+            .map(|(log, segment)| (SegmentKey { log, segment: segment.segment }, segment.placement.clone()))
             .collect();
         Ok(backend.reclaim(&surveyed, &live, self.settings.sweep_grace).await?)
     }

@@ -7,7 +7,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
+use woodpecker_core::ids::{Epoch, SegmentKey, StoreId, VolumeId};
 
 pub use woodpecker_core::ids::Placement;
 
@@ -143,7 +143,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         Ok(true)
     }
 
-    /// Takes note of the medium's volumes and of how far each goes now, for [`Backend::reclaim`].
+    /// Takes note of what the medium holds and of how far that goes now, for [`Backend::reclaim`].
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] to try again.
@@ -151,14 +151,14 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
         Ok(Vec::new())
     }
 
-    /// Frees what is needed by no segment of `live`: the placements of all segments of this medium that metadata names,
-    /// read *after* the survey. A segment is recorded before its first append, so what the survey saw and metadata does
-    /// not name is needed by nobody. A volume without live segments is ended for good when nothing was written to
-    /// it for `idle`. Says how many files or objects were removed.
+    /// Frees what is needed by no segment of `live`: all segments of this medium that metadata names, read *after* the
+    /// survey. A segment is recorded before its first append, so what the survey saw and metadata does not name is needed
+    /// by nobody. A volume without live segments is ended for good when nothing was written to it for `idle`; a replica
+    /// is released when no survey of so long a time found it named. Says how many files, objects or replicas were removed.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] to try again.
-    async fn reclaim(&self, _surveyed: &[Surveyed], _live: &[Placement], _idle: Duration) -> Result<u64, StoreError> {
+    async fn reclaim(&self, _surveyed: &[Surveyed], _live: &[Named], _idle: Duration) -> Result<u64, StoreError> {
         Ok(0)
     }
 
@@ -177,9 +177,30 @@ pub(crate) fn volume_of(placement: &Placement) -> Result<(VolumeId, u64), StoreE
     }
 }
 
+/// A segment that metadata names, and where it is.
+pub type Named = (SegmentKey, Placement);
+
+/// What a survey found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surveyed {
+    Volume(SurveyedVolume),
+    /// A log store holds a replica of the segment.
+    Replica(StoreId, SegmentKey),
+}
+
+impl Surveyed {
+    /// The volume that was found, if it is one.
+    pub(crate) fn volume(&self) -> Option<&SurveyedVolume> {
+        match self {
+            Self::Volume(volume) => Some(volume),
+            Self::Replica(..) => None,
+        }
+    }
+}
+
 /// A volume as it was at a survey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Surveyed {
+pub struct SurveyedVolume {
     pub volume: VolumeId,
     /// Batches below this number were there.
     pub end: u64,

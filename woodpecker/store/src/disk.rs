@@ -42,7 +42,10 @@ use woodpecker_base::{
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 use crate::{
-    backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of},
+    backend::{
+        Backend, Named, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, SurveyedVolume,
+        volume_of,
+    },
     cache::cache,
 };
 
@@ -426,17 +429,18 @@ impl Backend for LocalBackend {
         for volume in names.iter().filter_map(|name| u128::from_str_radix(name, 16).ok()).map(VolumeId) {
             let seen = self.volume(volume);
             if blocking(&self.disk, move || seen.is_left()).await? {
-                surveyed.push(Surveyed { volume, end: u64::MAX, ended: true, written_ms: 0 });
+                let found = SurveyedVolume { volume, end: u64::MAX, ended: true, written_ms: 0 };
+                surveyed.push(Surveyed::Volume(found));
             }
         }
         Ok(surveyed)
     }
 
-    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Placement], _idle: Duration) -> Result<u64, StoreError> {
+    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Named], _idle: Duration) -> Result<u64, StoreError> {
         let mut removed = 0;
         let needed: BTreeSet<VolumeId> =
-            live.iter().filter_map(|placement| volume_of(placement).ok()).map(|(volume, _)| volume).collect();
-        for left in surveyed.iter().filter(|left| !needed.contains(&left.volume)) {
+            live.iter().filter_map(|(_, placement)| volume_of(placement).ok()).map(|(volume, _)| volume).collect();
+        for left in surveyed.iter().filter_map(Surveyed::volume).filter(|left| !needed.contains(&left.volume)) {
             let volume = self.volume(left.volume);
             removed += blocking(&self.disk, move || volume.clear()).await?;
         }

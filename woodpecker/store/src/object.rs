@@ -17,7 +17,9 @@ use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
 use self::{bucket::Bucket, reader::Reader, segment::MAX_APPEND_BYTES, view::View, volume::Volume};
-use crate::backend::{Backend, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of};
+use crate::backend::{
+    Backend, Named, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of,
+};
 
 mod bucket;
 mod claim;
@@ -197,20 +199,22 @@ impl Backend for ObjectBackend {
 
     async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
         let mut surveyed = Vec::new();
-        for id in self.bucket.volumes().await? {
+        let volumes = self.bucket.volumes().await?;
+        self.state().deleted.retain(|id, _| volumes.contains(id));
+        for id in volumes {
             let written_here = self.own(id).is_some_and(|volume| !volume.is_ended());
             if !written_here && let Some(volume) = remains::survey(&self.view(id)).await? {
-                surveyed.push(volume);
+                surveyed.push(Surveyed::Volume(volume));
             }
         }
         Ok(surveyed)
     }
 
-    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Placement], idle: Duration) -> Result<u64, StoreError> {
+    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Named], idle: Duration) -> Result<u64, StoreError> {
         let before = self.bucket.clock.wall().saturating_sub(idle);
         let mut removed = 0;
-        for found in surveyed {
-            let here = live.iter().filter_map(|placement| volume_of(placement).ok());
+        for found in surveyed.iter().filter_map(Surveyed::volume) {
+            let here = live.iter().filter_map(|(_, placement)| volume_of(placement).ok());
             let live_from = here.filter(|(volume, _)| *volume == found.volume).map(|(_, from_batch)| from_batch).min();
             let is_idle = Duration::from_millis(found.written_ms) <= before;
             removed += remains::reclaim(&self.view(found.volume), found, live_from, is_idle).await?;

@@ -13,6 +13,7 @@ mod peer;
 mod reader;
 pub mod refusal;
 mod segment;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -28,8 +29,14 @@ use std::{
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use streaming_proto::logstore::{Code, ReleaseRequest};
-use woodpecker_base::{clock::Clock, metadata::MetadataStore, net::Connector, random::Random, tasks::Tasks};
+use streaming_proto::logstore::Code;
+use woodpecker_base::{
+    clock::{Clock, Instant},
+    metadata::MetadataStore,
+    net::Connector,
+    random::Random,
+    tasks::Tasks,
+};
 use woodpecker_core::{
     ids::{Epoch, Placement, ReplicaSet, SegmentKey, StoreId},
     quorum::{recovery::Recovery, selection::SelectionPolicy},
@@ -37,12 +44,12 @@ use woodpecker_core::{
 
 pub use woodpecker_core::quorum::selection;
 
-use crate::backend::{Backend, SegmentOwner, SegmentReader, SegmentWriter, StoreError};
+use crate::backend::{Backend, Named, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed};
 
 use directory::Directory;
 use fence::Taker;
 use latency::HedgeBudget;
-use peer::{Class, Context, Peer};
+use peer::{Context, Peer};
 use reader::{Pushed, Reader};
 use refusal::{Refusal, store_error};
 use segment::{Segment, Writer};
@@ -53,8 +60,8 @@ const MAX_APPEND_BYTES: usize = 32 << 20;
 const LISTED: Duration = Duration::from_secs(3);
 /// Choices of stores before a segment is said to be impossible for now.
 const CHOICES: usize = 4;
-/// Segments on fewer stores than wanted that move at once.
-const MENDED_AT_ONCE: usize = 16;
+/// Segments that move to other stores at once.
+const MENDED_AT_ONCE: usize = 64;
 /// How often a closing backend looks whether it is done, and how long it tells the stores what was acked last.
 const SETTLE: Duration = Duration::from_millis(2);
 const LAST_NOTICES: Duration = Duration::from_millis(200);
@@ -77,7 +84,8 @@ pub struct QuorumSettings {
     pub request_timeout: Duration,
     /// An idle connection is tried this often; one that does not answer as long is broken.
     pub keepalive: Duration,
-    /// How often it is looked whether segments on fewer stores than wanted can have all of them.
+    /// How often it is looked whether segments on fewer stores than wanted can have all of them, and whether any are on
+    /// stores that are being given up.
     pub mending: Duration,
 }
 
@@ -108,7 +116,6 @@ pub struct QuorumBackend {
 
 #[derive(Debug)]
 struct State {
-    selection: SelectionPolicy,
     closed: bool,
     peers: BTreeMap<StoreId, Arc<Peer>>,
     /// What this process writes.
@@ -117,6 +124,8 @@ struct State {
     sweep_at: usize,
     /// Ends that this process found and could not make last yet, by taker.
     decided: BTreeMap<(SegmentKey, Epoch), u64>,
+    /// Replicas that no record named at the last sweep, and since when.
+    nameless: BTreeMap<(StoreId, SegmentKey), Instant>,
 }
 
 impl fmt::Debug for QuorumBackend {
@@ -154,25 +163,24 @@ impl QuorumBackend {
         let tasks = tasks.child();
         let directory = Directory::start(metadata, prefix, clock.clone(), random.clone(), &tasks);
         let state = Arc::new(Mutex::new(State {
-            selection: settings.selection.clone(),
             closed: false,
             peers: BTreeMap::new(),
             segments: BTreeMap::new(),
             sweep_at: 64,
             decided: BTreeMap::new(),
+            nameless: BTreeMap::new(),
         }));
         let context = Arc::new(Context { settings, directory, connector, clock, random, tasks });
         context.tasks.spawn_until_stopped(mend(context.clone(), state.clone()));
         Self { context, hedges: Arc::default(), state }
     }
 
-    /// Chooses the stores of later segments by another policy.
-    pub fn set_selection(&self, selection: SelectionPolicy) {
-        locked(&self.state).selection = selection;
+    fn peers(&self, set: &ReplicaSet) -> Vec<Arc<Peer>> {
+        self.peers_of(set.stores())
     }
 
-    fn peers(&self, set: &ReplicaSet) -> Vec<Arc<Peer>> {
-        peers(&self.context, &self.state, set)
+    fn peers_of(&self, stores: &[StoreId]) -> Vec<Arc<Peer>> {
+        peers(&self.context, &self.state, stores)
     }
 
     /// The segment as this process writes it, if it does.
@@ -185,10 +193,9 @@ impl QuorumBackend {
     async fn choose(&self) -> Result<(ReplicaSet, Vec<Arc<Peer>>), StoreError> {
         let directory = &self.context.directory;
         directory.listed(LISTED).await;
-        let selection = locked(&self.state).selection.clone();
         let mut set = None;
         for _ in 0..CHOICES {
-            let chosen = directory.select(&selection);
+            let chosen = directory.select(&self.context.settings.selection);
             let chosen = chosen.map_err(|error| StoreError::Unavailable(error.to_string().into()))?;
             let peers = self.peers(&chosen);
             if probe(&self.context, &peers).await {
@@ -200,10 +207,10 @@ impl QuorumBackend {
     }
 }
 
-fn peers(context: &Arc<Context>, state: &Mutex<State>, set: &ReplicaSet) -> Vec<Arc<Peer>> {
+fn peers(context: &Arc<Context>, state: &Mutex<State>, stores: &[StoreId]) -> Vec<Arc<Peer>> {
     let mut state = locked(state);
     let mut peer = |id: &StoreId| state.peers.entry(*id).or_insert_with(|| Peer::new(*id, context.clone())).clone();
-    set.stores().iter().map(&mut peer).collect()
+    stores.iter().map(&mut peer).collect()
 }
 
 /// Whether all of them answer; those that do not are left out of the next choices.
@@ -219,26 +226,31 @@ async fn probe(context: &Context, peers: &[Arc<Peer>]) -> bool {
     all
 }
 
-/// Moves segments that have fewer replicas than wanted, when there are stores again, a few at a time.
+/// Moves segments that have fewer replicas than wanted, when there are stores again, and segments on stores that are being
+/// given up, a few at a time. Their logs may be idle: nobody else would move them.
 async fn mend(context: Arc<Context>, state: Arc<Mutex<State>>) {
     let mut ticker = context.clock.ticker(context.settings.mending);
+    let wanted = &context.settings.selection;
     loop {
         ticker.tick().await;
-        let (wanted, poor) = {
-            let state = locked(&state);
-            let wanted = state.selection.replicas;
-            let written = state.segments.values().filter_map(Weak::upgrade);
-            let poor = written.filter(|segment| segment.replicas() < wanted && !segment.has_ended());
-            (state.selection.clone(), poor.take(MENDED_AT_ONCE).collect::<Vec<_>>())
-        };
+        let written: Vec<_> = locked(&state).segments.values().filter_map(Weak::upgrade).collect();
+        let written = || written.iter().filter(|segment| !segment.has_ended());
+        let poor: Vec<_> = written().filter(|segment| segment.replicas() < wanted.replicas).collect();
         metrics::gauge!("woodpecker_quorum_segments_short_of_replicas").set(poor.len() as f64);
-        if poor.is_empty() {
+        let leaving = context.directory.leaving();
+        let left: Vec<_> = written().filter(|segment| segment.is_held_by(&leaving)).collect();
+        if poor.is_empty() && left.is_empty() {
             continue;
         }
-        let Ok(set) = context.directory.select(&wanted) else { continue };
+        let Ok(set) = context.directory.select(wanted) else { continue };
+        let found = set.stores().len();
+        // Where a store leaves, as many as stay are enough. The others gain nothing but by having all of them.
+        let left = left.into_iter().filter(|segment| found >= segment.staying(&leaving));
+        let poor = poor.into_iter().filter(|_| found == wanted.replicas);
+        let moving: Vec<_> = left.chain(poor).take(MENDED_AT_ONCE).collect();
         // Only to stores that are there, or the segments would come back here.
-        if set.stores().len() == wanted.replicas && probe(&context, &peers(&context, &state, &set)).await {
-            for segment in poor {
+        if !moving.is_empty() && probe(&context, &peers(&context, &state, set.stores())).await {
+            for segment in moving {
                 segment.displace();
             }
         }
@@ -333,15 +345,13 @@ impl Backend for QuorumBackend {
             return Err(StoreError::Unavailable("the log stores could not be listed yet".into()));
         }
         let peers = self.peers(set);
-        let limit = self.context.settings.request_timeout;
         let release = async |peer: &Arc<Peer>| {
             if !self.context.directory.is_registered(peer.id) {
                 // A store that is gone must not keep logs from being deleted. One that comes back is swept.
                 tracing::warn!(store = %peer.id, segment = %key, "a replica on a log store that is away is left to the sweep");
                 return Ok(());
             }
-            let mut client = peer.client(Class::Append)?;
-            peer.answer(limit, client.release(ReleaseRequest { replica: Some(peer.replica(key)) })).await.map(drop)
+            self.release(peer, key).await
         };
         for answer in join_all(peers.iter().map(release)).await {
             let Err(status) = answer else { continue };
@@ -351,6 +361,14 @@ impl Backend for QuorumBackend {
             }
         }
         Ok(())
+    }
+
+    async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
+        Ok(self.list_replicas().await)
+    }
+
+    async fn reclaim(&self, surveyed: &[Surveyed], live: &[Named], idle: Duration) -> Result<u64, StoreError> {
+        Ok(self.release_nameless(surveyed, live, idle).await)
     }
 
     async fn close(&self) {

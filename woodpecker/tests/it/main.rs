@@ -11,9 +11,9 @@ mod ownership;
 mod reading;
 mod sealing;
 #[path = "../../server/tests/quorum/site.rs"]
-#[expect(dead_code, reason = "stores run until the end here")]
 mod site;
 mod stepping;
+mod stores;
 mod switching;
 mod weather;
 mod world;

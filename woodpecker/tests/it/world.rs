@@ -18,6 +18,7 @@ use woodpecker_base::{
     random::Random,
     tasks::Tasks,
 };
+use woodpecker_server::Quota;
 use woodpecker_store::{
     backend::Backend,
     disk::{LocalBackend, LocalSettings},
@@ -39,6 +40,8 @@ use crate::site::Site;
 pub const SOON: Duration = Duration::from_secs(20);
 /// Where log stores register.
 const STORES: &str = "by-dev/woodpecker";
+/// The name of the instance there.
+const INSTANCE: &str = "instance";
 /// How long nothing must happen to believe that it will not.
 pub const QUIET: Duration = Duration::from_millis(200);
 
@@ -63,9 +66,9 @@ enum Medium {
         _peer: Option<S3>,
         store: Arc<dyn ObjectStore>,
     },
-    /// Three of them; their registrations.
+    /// Segments have three; their registrations.
     LogStores {
-        _sites: Vec<Site>,
+        sites: tokio::sync::Mutex<Vec<Site>>,
         registry: MemoryStore,
     },
 }
@@ -96,9 +99,23 @@ impl World {
 
     /// On three log stores that listen on sockets.
     pub async fn quorum() -> Self {
+        Self::stores(3, Quota::default()).await
+    }
+
+    /// On so many log stores, each of which the instance may use so much of.
+    pub async fn stores(count: usize, quota: Quota) -> Self {
         let registry = MemoryStore::new(Clock::system());
-        let sites = join_all((0..3).map(|_| Site::new(Arc::new(registry.clone()), BTreeMap::new()))).await;
-        Self::new(Medium::LogStores { _sites: sites, registry })
+        let quotas = BTreeMap::from([(INSTANCE.to_owned(), quota)]);
+        let sites = join_all((0..count).map(|_| Site::new(Arc::new(registry.clone()), quotas.clone()))).await;
+        Self::new(Medium::LogStores { sites: tokio::sync::Mutex::new(sites), registry })
+    }
+
+    /// The log stores, to do things to, and where they register.
+    pub async fn sites(&self) -> (tokio::sync::MutexGuard<'_, Vec<Site>>, Arc<MemoryStore>) {
+        match &self.medium {
+            Medium::LogStores { sites, registry } => (sites.lock().await, Arc::new(registry.clone())),
+            _ => panic!("no log stores"),
+        }
     }
 
     /// On objects, with the store to do things to.
@@ -169,7 +186,11 @@ impl World {
             Medium::LogStores { registry, .. } => {
                 let strategy = Strategy::Spread { zone: Spread::Any, resource_group: Spread::Any, region: Spread::Any };
                 let selection = SelectionPolicy { replicas: 3, strategy, affinity: Affinity::Soft };
-                let settings = QuorumSettings::new("instance", selection);
+                // Nobody waits for what a process does by itself.
+                let settings = QuorumSettings {
+                    mending: Duration::from_millis(200),
+                    ..QuorumSettings::new(INSTANCE, selection)
+                };
                 let edges = (Clock::system(), Random::seeded(self.random.u64()));
                 let metadata = Arc::new(registry.connect());
                 Arc::new(QuorumBackend::start(settings, metadata, STORES, tcp_connector(), edges, tasks))

@@ -65,6 +65,11 @@ impl Site {
         self.running = Some(Running { store, facts, tasks, stop });
     }
 
+    /// What it says of itself, while it runs.
+    pub fn store(&self) -> &LogStore {
+        &self.running.as_ref().unwrap().store
+    }
+
     /// Ends it in good order.
     pub async fn stop(&mut self) {
         let Running { store, mut facts, tasks, stop } = self.running.take().unwrap();

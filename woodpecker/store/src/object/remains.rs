@@ -10,12 +10,12 @@ use super::{
     view::{KEPT, PARALLEL, View},
 };
 use crate::{
-    backend::{StoreError, Surveyed},
+    backend::{StoreError, SurveyedVolume},
     format::Kind,
 };
 
 /// Looks at a volume as it is now; `None` when it holds nothing, or nothing but the fence that ended it.
-pub async fn survey(view: &Arc<View>) -> Result<Option<Surveyed>, StoreError> {
+pub async fn survey(view: &Arc<View>) -> Result<Option<SurveyedVolume>, StoreError> {
     view.refresh(0, Duration::ZERO).await?;
     let known = view.look_for_fence().await?;
     let Some(newest) = known.fence.or_else(|| known.end.checked_sub(1)) else { return Ok(None) };
@@ -25,7 +25,7 @@ pub async fn survey(view: &Arc<View>) -> Result<Option<Surveyed>, StoreError> {
         return Ok(None);
     }
     let written_ms = view.bucket.stored_ms(view.volume, newest).await?;
-    Ok(Some(Surveyed { volume: view.volume, end: known.limit(), ended: known.fence.is_some(), written_ms }))
+    Ok(Some(SurveyedVolume { volume: view.volume, end: known.limit(), ended: known.fence.is_some(), written_ms }))
 }
 
 /// Removes what no live segment needs; `live_from` is the first object that one may need. The fence stays for ever: by it
@@ -33,7 +33,7 @@ pub async fn survey(view: &Arc<View>) -> Result<Option<Surveyed>, StoreError> {
 /// now, and emptied only after another survey: until then somebody may have recorded a segment in it.
 pub async fn reclaim(
     view: &Arc<View>,
-    surveyed: &Surveyed,
+    surveyed: &SurveyedVolume,
     live_from: Option<u64>,
     idle: bool,
 ) -> Result<u64, StoreError> {

@@ -1,7 +1,7 @@
 //! Which log stores there are, where they are, and which of them failed lately.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,7 +19,7 @@ use woodpecker_core::{
     ids::{ReplicaSet, StoreId},
     quorum::{
         selection::{SelectionPolicy, Unplaceable},
-        store_record::{self, StoreRecord},
+        store_record::{self, StoreRecord, StoreState},
     },
 };
 
@@ -85,6 +85,19 @@ impl Directory {
     /// Whether its lease lives.
     pub fn is_registered(&self, id: StoreId) -> bool {
         self.stores().get(&id).is_some_and(|known| known.registered)
+    }
+
+    /// All whose lease lives.
+    pub fn registered(&self) -> Vec<StoreId> {
+        let stores = self.stores();
+        stores.iter().filter(|(_, known)| known.registered).map(|(id, _)| *id).collect()
+    }
+
+    /// Those that are being given up.
+    pub fn leaving(&self) -> BTreeSet<StoreId> {
+        let is_leaving =
+            |known: &Known| matches!(known.record.state, StoreState::Decommissioning | StoreState::Decommissioned);
+        self.stores().iter().filter(|(_, known)| is_leaving(known)).map(|(id, _)| *id).collect()
     }
 
     /// Chooses stores for a new segment from those that are registered and did not fail lately.

@@ -1,12 +1,15 @@
 //! The appending side of one segment on several log stores.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use woodpecker_base::tasks::Tasks;
 use woodpecker_core::{
-    ids::{Epoch, Placement, ReplicaSet, SegmentKey},
+    ids::{Epoch, Placement, ReplicaSet, SegmentKey, StoreId},
     quorum::appending::Appending,
 };
 
@@ -71,6 +74,16 @@ impl Segment {
 
     pub fn replicas(&self) -> usize {
         self.peers.len()
+    }
+
+    /// How many of its stores are not among `leaving`.
+    pub fn staying(&self, leaving: &BTreeSet<StoreId>) -> usize {
+        self.peers.iter().filter(|peer| !leaving.contains(&peer.id)).count()
+    }
+
+    /// Whether it has entries, and one of `leaving` has to hold them.
+    pub fn is_held_by(&self, leaving: &BTreeSet<StoreId>) -> bool {
+        self.staying(leaving) < self.peers.len() && self.state().appending.issued() > 0
     }
 
     pub fn is_at(&self, placement: &Placement) -> bool {

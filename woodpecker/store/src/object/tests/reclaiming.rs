@@ -43,10 +43,14 @@ async fn what_lies_before_the_oldest_live_segment_goes_and_the_window_stays() {
     assert!(writing.survey().await.unwrap().is_empty());
     let surveyed = collecting.survey().await.unwrap();
     assert_eq!(
-        surveyed.iter().map(|found| (found.volume, found.end, found.ended)).collect::<Vec<_>>(),
+        surveyed
+            .iter()
+            .filter_map(Surveyed::volume)
+            .map(|found| (found.volume, found.end, found.ended))
+            .collect::<Vec<_>>(),
         [(id, 350, false)]
     );
-    let both = [first.placement().clone(), second.placement().clone()];
+    let both = [(first.key, first.placement().clone()), (second.key, second.placement().clone())];
     assert_eq!(collecting.reclaim(&surveyed, &both, LONG).await.unwrap(), 0);
     let removed = collecting.reclaim(&surveyed, &both[1..], LONG).await.unwrap();
     let left = objects(&shared, id).await;
@@ -73,8 +77,8 @@ async fn an_idle_volume_that_nobody_needs_is_ended_first_and_emptied_at_the_next
     assert_eq!(objects(&shared, id).await.len(), 41, "the fence");
     // Somebody had recorded a segment there meanwhile: it is needed.
     let surveyed = collecting.survey().await.unwrap();
-    assert!(surveyed[0].ended);
-    let live = [log.placement().clone()];
+    assert!(surveyed[0].volume().unwrap().ended);
+    let live = [(log.key, log.placement().clone())];
     assert_eq!(collecting.reclaim(&surveyed, &live, Duration::ZERO).await.unwrap(), 0);
     assert_eq!(collecting.reclaim(&surveyed, &[], Duration::ZERO).await.unwrap(), 40);
     assert_eq!(objects(&shared, id).await, [40]);
