@@ -330,6 +330,13 @@ impl State {
         }
     }
 
+    /// The segment that was to come next gets nothing.
+    fn retire_prepared(&mut self) {
+        if let Some((open, _)) = self.prepared.take() {
+            self.retired.push(End { segment: open.segment, entries: 0, bytes: Some(0) });
+        }
+    }
+
     /// The segment takes no more appends.
     pub fn segment_ended(&mut self, segment: u64, end: SegmentEnd, after: &mut After) {
         let is_active = self.active.as_ref().is_some_and(|active| active.segment == segment);
@@ -341,16 +348,17 @@ impl State {
             SegmentEnd::Displaced if is_active => {
                 // Readers learn the end when it is recorded: a later owner who comes first may find more.
                 self.retire_active(self.waiting.is_empty(), after);
-                // What was not acked is in no segment: it goes first.
+                // What was not acked goes first, and into no segment before the end of this one is recorded: until then a
+                // later owner may find it here.
                 let mut again = std::mem::take(&mut self.waiting);
                 again.append(&mut self.held);
                 self.held = again;
+                self.retire_prepared();
                 self.promote(after);
                 self.ask_to_settle(after);
             }
             SegmentEnd::Displaced if is_prepared => {
-                self.prepared = None;
-                self.retired.push(End { segment, entries: 0, bytes: Some(0) });
+                self.retire_prepared();
                 self.roll = true;
                 self.hand_on(after);
                 self.ask_to_settle(after);
@@ -480,3 +488,6 @@ impl State {
         self.roll = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+use std::sync::Mutex;
+
+use woodpecker_base::clock::Clock;
+use woodpecker_core::{
+    ids::{LogId, Placement, VolumeId},
+    record::LogRecord,
+};
+
+use super::*;
+
+/// Takes what it is given, and acks nothing by itself.
+#[derive(Debug)]
+struct Segment {
+    placement: Placement,
+    entries: Mutex<Vec<Bytes>>,
+}
+
+impl SegmentWriter for Segment {
+    fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    fn append(&self, entries: Vec<Bytes>) -> Result<u64, StoreError> {
+        let mut held = self.entries.lock().unwrap();
+        let first = held.len() as u64;
+        held.extend(entries);
+        Ok(first)
+    }
+}
+
+impl Segment {
+    fn count(&self) -> usize {
+        self.entries.lock().unwrap().len()
+    }
+}
+
+struct Bench {
+    state: State,
+    after: After,
+    appends: Vec<Append>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let limits = Limits { in_flight: 1 << 20, append_bytes: 1 << 20, segment_bytes: 100, segment_age: Duration::from_secs(60) };
+        let found = (LogRecord::new(LogId(1), "log"), 1);
+        let state = State::new(limits, found, Clock::system());
+        Self { state, after: After::default(), appends: Vec::new() }
+    }
+
+    /// What settling does about [`Work::Open`]: these ends are recorded, and the segment with them.
+    fn open(&mut self, segment: u64, ends: &[End]) -> Arc<Segment> {
+        let placement = Placement::Volume { volume: VolumeId(1), from_batch: 0 };
+        let handle = Arc::new(Segment { placement: placement.clone(), entries: Mutex::default() });
+        let open = OpenSegment { segment, backend: "memory".to_owned(), placement, created_ms: 0 };
+        let found = self.state.found();
+        self.state.opened(found, ends, open, handle.clone(), &mut self.after);
+        handle
+    }
+
+    fn append(&mut self, bytes: usize) {
+        let append = self.state.append(vec![Bytes::from(vec![0; bytes])], &mut self.after);
+        self.appends.push(append);
+    }
+}
+
+fn end(segment: u64, entries: u64, bytes: u64) -> End {
+    End { segment, entries, bytes: Some(bytes) }
+}
+
+#[tokio::test]
+async fn what_was_not_acked_goes_to_no_other_segment_before_the_end_of_its_own_is_recorded() {
+    let mut bench = Bench::new();
+    let first = bench.open(1, &[]);
+    for _ in 0..3 {
+        bench.append(60);
+    }
+    assert_eq!(bench.state.work(), Work::Open(vec![]), "it is large enough");
+    let second = bench.open(2, &[]);
+    bench.append(60);
+    bench.state.acked(1, 1, &mut bench.after);
+    assert_eq!((first.count(), second.count()), (3, 0), "the next one waits until all of the first is acked");
+
+    bench.state.segment_ended(1, SegmentEnd::Displaced, &mut bench.after);
+    assert_eq!(second.count(), 0, "two entries may still be found in the first, and would be in the log twice");
+    let ends = vec![end(1, 1, 60), end(2, 0, 0)];
+    assert_eq!(bench.state.work(), Work::Open(ends.clone()));
+    let third = bench.open(3, &ends);
+    assert_eq!(third.count(), 3);
+    bench.state.acked(3, 3, &mut bench.after);
+    for (append, (segment, entry)) in bench.appends.into_iter().zip([(1, 0), (3, 0), (3, 1), (3, 2)]) {
+        assert_eq!(append.await.unwrap().first, EntryId { segment, entry });
+    }
+}
