@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,6 +32,7 @@ use crate::{
     catalog::{Catalog, PATIENCE},
     holds::Holds,
     retry::Retrying,
+    tending::tend,
     views::Views,
     writer::Shared,
 };
@@ -44,7 +48,7 @@ pub struct Settings {
     pub backend: String,
     /// A segment is rolled when it holds this many bytes.
     pub segment_bytes: u64,
-    /// A segment that holds something is rolled on the first append after this age.
+    /// A segment that holds something ends at this age, whether anything is appended or not.
     pub segment_age: Duration,
     /// Bytes one writer may have in flight before [`crate::Writer::reserve`] waits.
     pub in_flight_bytes: usize,
@@ -81,6 +85,8 @@ pub(crate) struct Inner {
     claimed: OnceCell<()>,
     /// The open writers of this process, to end them with it.
     writers: Mutex<BTreeMap<(LogId, Epoch), Weak<Shared>>>,
+    /// The task that looks after them was started.
+    tending: AtomicBool,
 }
 
 impl Client {
@@ -100,7 +106,7 @@ impl Client {
         let views = Arc::new(Views::new(catalog.clone(), tasks.clone()));
         let holds = Holds::new(catalog.clone(), clock.clone(), tasks.clone());
         let (sealed, writers) = (OnceLock::new(), Mutex::default());
-        let claimed = OnceCell::new();
+        let (claimed, tending) = (OnceCell::new(), AtomicBool::new(false));
         let read_ahead = Arc::new(Semaphore::new(settings.read_ahead_bytes / 1024));
         let inner = Inner {
             settings,
@@ -116,6 +122,7 @@ impl Client {
             sealed,
             claimed,
             writers,
+            tending,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -222,8 +229,7 @@ impl Client {
     /// Waits until everything queued is durable or failed, and releases the volumes of this process.
     pub async fn close(&self) {
         join_all(self.inner.backends.values().map(|backend| backend.close())).await;
-        let writers: Vec<_> = self.inner.writers().values().filter_map(Weak::upgrade).collect();
-        for writer in writers {
+        for writer in self.inner.open_writers() {
             writer.end(AppendError::Closed);
         }
     }
@@ -234,8 +240,16 @@ impl Inner {
         self.writers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn add_writer(&self, log: LogId, writer: &Arc<Shared>) {
+    pub fn add_writer(self: &Arc<Self>, log: LogId, writer: &Arc<Shared>) {
         self.writers().insert((log, writer.epoch), Arc::downgrade(writer));
+        if !self.tending.swap(true, Ordering::AcqRel) {
+            let (client, clock) = (Arc::downgrade(self), self.clock.clone());
+            self.tasks.spawn_until_stopped(tend(client, clock, self.settings.segment_age));
+        }
+    }
+
+    pub fn open_writers(&self) -> Vec<Arc<Shared>> {
+        self.writers().values().filter_map(Weak::upgrade).collect()
     }
 
     pub fn remove_writer(&self, log: LogId, epoch: Epoch) {

@@ -14,6 +14,7 @@ mod maintenance;
 mod reader;
 mod retry;
 mod takeover;
+mod tending;
 mod verify;
 mod view;
 mod views;

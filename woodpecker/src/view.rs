@@ -104,6 +104,11 @@ impl View {
         (known.log.clone(), known.revision)
     }
 
+    /// What the record says of something.
+    pub fn ask<T>(&self, what: impl FnOnce(&LogRecord) -> T) -> T {
+        what(&self.known().log)
+    }
+
     pub fn truncated(&self) -> Option<EntryId> {
         self.known().log.truncated
     }

@@ -64,10 +64,11 @@ impl Views {
         view
     }
 
-    /// Keeps the view up to date from now on. A short task reads the record once, after the watch stands.
-    pub fn follow(self: &Arc<Self>, view: &Arc<View>) {
+    /// Keeps the view up to date from now on; whether it was not before. A short task reads the record once, after the
+    /// watch stands.
+    pub fn follow(self: &Arc<Self>, view: &Arc<View>) -> bool {
         if view.followed.swap(true, Ordering::AcqRel) {
-            return;
+            return false;
         }
         if !self.feeding.swap(true, Ordering::AcqRel) {
             self.tasks.spawn_until_stopped(feed(Arc::downgrade(self), self.catalog.clone()));
@@ -83,6 +84,7 @@ impl Views {
                 Err(error) => tracing::warn!(log = view.name, %error, "cannot follow the log's record"),
             }
         });
+        true
     }
 
     fn take(&self, event: WatchEvent, under: &str) {
@@ -95,9 +97,10 @@ impl Views {
             }
             WatchEvent::Resync(snapshot) => {
                 let all: Vec<Arc<View>> = self.by_name().values().filter_map(Weak::upgrade).collect();
+                let items: BTreeMap<&str, &KeyValue> =
+                    snapshot.items.iter().filter_map(|item| Some((item.key.strip_prefix(under)?, item))).collect();
                 for view in all {
-                    let key = format!("{under}{}", view.name);
-                    match snapshot.items.iter().find(|item| item.key == key) {
+                    match items.get(&*view.name) {
                         Some(item) => self.take_record(item, under),
                         None => view.learn_deleted(Some(snapshot.revision)),
                     }

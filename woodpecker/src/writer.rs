@@ -174,6 +174,19 @@ impl Shared {
         Writer { shared: self }
     }
 
+    /// Ends the active segment if it must though nobody appends; whether the writer's chain is about to change.
+    pub fn tend(self: &Arc<Self>) -> bool {
+        let mut after = After::default();
+        let changing = self.state().tend(self.client.is_elsewhere(&self.view), &mut after);
+        self.finish(after);
+        changing
+    }
+
+    /// Learns of changes of the log's record from now on; whether that is new.
+    pub fn follow(&self) -> bool {
+        self.client.views.follow(&self.view)
+    }
+
     /// Ends the writer from outside, unless it ended by itself.
     pub fn end(self: &Arc<Self>, reason: AppendError) {
         let mut after = After::default();

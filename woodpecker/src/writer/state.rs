@@ -224,6 +224,17 @@ impl State {
                 || self.clock.now().duration_since(active.since) >= self.limits.segment_age)
     }
 
+    /// Looks whether the active segment must end though nobody appends: it is old, or its successor belongs `elsewhere`.
+    /// Whether that is under way now. A segment without entries is never old: a log that stays idle rolls once.
+    pub fn tend(&mut self, elsewhere: bool, after: &mut After) -> bool {
+        let moves = elsewhere && self.prepared.is_none() && !self.roll;
+        if self.is_open() && !self.abandoned && self.active.is_some() && (moves || self.is_due()) {
+            self.roll = true;
+            self.ask_to_settle(after);
+        }
+        self.settling
+    }
+
     /// Hands held entries to the active segment as far as that may be.
     fn hand_on(&mut self, after: &mut After) {
         let stretched = self.limits.segment_bytes.saturating_mul(STRETCH);

@@ -20,6 +20,7 @@ on_every_medium!(
     what_is_truncated_goes_and_nothing_else,
     a_registered_reader_keeps_what_it_has_not_read,
     retention_truncates_by_bytes_and_by_time,
+    retention_reaches_a_log_that_nobody_writes_and_leaves_it_alone_then,
 );
 
 async fn segments(process: &Process) -> Vec<u64> {
@@ -151,6 +152,27 @@ async fn retention_truncates_by_bytes_and_by_time(mut world: World) {
     assert_eq!(log.last_entry().await.unwrap(), None);
     let next = EntryId { segment: written[199].0.segment + 1, entry: 0 };
     assert_eq!(append(&log.open_writer().await.unwrap(), "on").await, next, "numbers never return");
+}
+
+async fn retention_reaches_a_log_that_nobody_writes_and_leaves_it_alone_then(mut world: World) {
+    world.segment_age = Duration::from_millis(500);
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    let written = append_all(&writer, "entry", 10).await;
+    log.alter(|settings| settings.retention_ms = Some(0)).await.unwrap();
+    let empty = async {
+        while log.last_entry().await.unwrap().is_some() || segments(&process).await.len() > 1 {
+            process.maintain().await;
+        }
+    };
+    soon("all of it is gone", Box::pin(empty)).await;
+    // What is open is empty: it gets old, and stays.
+    let open = segments(&process).await;
+    assert!(open[0] > written[9].0.segment);
+    Clock::system().sleep(3 * world.segment_age).await;
+    assert_eq!(segments(&process).await, open);
+    assert_eq!(append(&writer, "on").await, EntryId { segment: open[0], entry: 0 });
 }
 
 async fn objects(world: &World) -> usize {

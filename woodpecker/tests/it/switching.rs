@@ -10,7 +10,7 @@ use woodpecker_store::{
     memory::{MemoryBackend, MemoryMedium},
 };
 
-use crate::world::{World, append_all, read, read_all, soon};
+use crate::world::{World, append, append_all, read, read_all, soon};
 
 #[tokio::test]
 async fn a_log_moves_between_media_online_and_readers_walk_across() {
@@ -57,4 +57,47 @@ async fn a_log_moves_between_media_online_and_readers_walk_across() {
     let done = processes[1].maintain().await;
     assert!(done.failed == 0 && done.freed > 5, "every medium is sealed: {done:?}");
     assert_eq!(read_all(&log).await, written);
+}
+
+#[tokio::test]
+async fn a_log_that_nobody_writes_moves_too_with_entries_or_without_and_once() {
+    let world = World::memory().await;
+    let directory = tempfile::tempdir().unwrap();
+    let tasks = Tasks::new();
+    let (disk, clock, random) = (Arc::new(RealDisk), Clock::system(), Random::system());
+    let local = LocalBackend::open(directory.path(), LocalSettings::default(), disk, clock.clone(), random).await;
+    let all: [Arc<dyn Backend>; 2] = [world.backend(&tasks).await, Arc::new(local.unwrap())];
+    let backends: BTreeMap<_, _> = all.into_iter().map(|backend| (backend.name().to_owned(), backend)).collect();
+    let settings = Settings {
+        metadata_prefix: "test/woodpecker".to_owned(),
+        backend: "memory".to_owned(),
+        segment_bytes: 1 << 20,
+        // Looked at every second, and never old enough.
+        segment_age: Duration::from_secs(10),
+        in_flight_bytes: 1 << 20,
+        read_ahead_bytes: Settings::READ_AHEAD_BYTES,
+    };
+    let metadata = world.metadata.connect();
+    let process = world.process_of(settings, Arc::new(metadata.clone()), metadata, backends, tasks);
+    let elsewhere = world.process().await;
+    let (log, altered) = (process.log("log").await, elsewhere.log("log").await);
+    let writer = log.open_writer().await.unwrap();
+    let mut written = Vec::new();
+    for (backend, segment) in [("local", 2), ("memory", 3)] {
+        altered.alter(|settings| settings.backend = Some(backend.to_owned())).await.unwrap();
+        let moved = async {
+            while altered.describe().await.unwrap().segments.last().unwrap().backend != backend {
+                clock.sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon("move", moved).await;
+        let entry = append(&writer, backend).await;
+        assert_eq!(entry.segment, segment);
+        written.push((entry, backend.to_owned()));
+    }
+    // A medium that the process does not have, and a few looks at the log.
+    altered.alter(|settings| settings.backend = Some("quorum".to_owned())).await.unwrap();
+    clock.sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(append(&writer, "on").await.segment, 3);
+    assert_eq!(read_all(&log).await[..2], written);
 }

@@ -8,6 +8,8 @@ use woodpecker_core::{
 
 use super::*;
 
+const AGE: Duration = Duration::from_secs(60);
+
 /// Takes what it is given, and acks nothing by itself.
 #[derive(Debug)]
 struct Segment {
@@ -42,7 +44,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let limits = Limits { in_flight: 1 << 20, append_bytes: 1 << 20, segment_bytes: 100, segment_age: Duration::from_secs(60) };
+        let limits = Limits { in_flight: 1 << 20, append_bytes: 1 << 20, segment_bytes: 100, segment_age: AGE };
         let found = (LogRecord::new(LogId(1), "log"), 1);
         let state = State::new(limits, found, Clock::system());
         Self { state, after: After::default(), appends: Vec::new() }
@@ -91,4 +93,41 @@ async fn what_was_not_acked_goes_to_no_other_segment_before_the_end_of_its_own_i
     for (append, (segment, entry)) in bench.appends.into_iter().zip([(1, 0), (3, 0), (3, 1), (3, 2)]) {
         assert_eq!(append.await.unwrap().first, EntryId { segment, entry });
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_falls_quiet_rolls_once_and_an_empty_segment_only_to_move_elsewhere() {
+    let mut bench = Bench::new();
+    bench.open(1, &[]);
+    assert_eq!(bench.state.work(), Work::Nothing);
+    Clock::system().sleep(AGE).await;
+    assert!(!bench.state.tend(false, &mut bench.after), "nothing is in it");
+    bench.append(1);
+    assert_eq!(bench.state.work(), Work::Open(vec![]), "the append found it old");
+    bench.open(2, &[]);
+    bench.state.acked(1, 1, &mut bench.after);
+    assert_eq!(bench.state.work(), Work::Close(vec![end(1, 1, 1)]));
+    let found = bench.state.found();
+    bench.state.recorded(found, &[end(1, 1, 1)]);
+    assert_eq!(bench.state.work(), Work::Nothing);
+
+    bench.append(1);
+    bench.state.acked(2, 1, &mut bench.after);
+    assert!(!bench.state.tend(false, &mut bench.after), "it is young");
+    Clock::system().sleep(AGE).await;
+    assert!(bench.state.tend(false, &mut bench.after));
+    assert_eq!(bench.state.work(), Work::Open(vec![]));
+    bench.open(3, &[]);
+    assert_eq!(bench.state.work(), Work::Close(vec![end(2, 1, 1)]));
+    let found = bench.state.found();
+    bench.state.recorded(found, &[end(2, 1, 1)]);
+    assert_eq!(bench.state.work(), Work::Nothing);
+    Clock::system().sleep(10 * AGE).await;
+    assert!(!bench.state.tend(false, &mut bench.after), "it stays empty, and open");
+
+    assert!(bench.state.tend(true, &mut bench.after));
+    assert!(bench.state.tend(true, &mut bench.after), "that is under way, and not begun again");
+    assert_eq!(bench.state.work(), Work::Open(vec![]));
+    bench.open(4, &[]);
+    assert_eq!(bench.state.work(), Work::Close(vec![end(3, 0, 0)]));
 }
