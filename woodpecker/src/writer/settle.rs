@@ -56,11 +56,12 @@ impl Shared {
             Ok(backend) => backend,
             Err(error) => return Err(Unmade::Store(error)),
         };
-        let handle = match self.create(&backend, segment, Some(PATIENCE)).await {
+        // Where segments ended is not kept from readers and maintenance until there is another one.
+        let patience = if ends.is_empty() { Some(PATIENCE) } else { ONCE };
+        let handle = match self.create(&backend, segment, patience).await {
             Ok(handle) => handle,
             Err(error) if error.is_retryable() => {
                 tracing::warn!(log = self.view.name, segment, %error, "the next segment cannot be created yet");
-                // Readers need not wait for it to learn where the last one ended.
                 return self.close_ended(ends).await;
             }
             Err(error) => return Err(Unmade::Store(error)),

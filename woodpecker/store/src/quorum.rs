@@ -87,6 +87,9 @@ pub struct QuorumSettings {
     /// How often it is looked whether segments on fewer stores than wanted can have all of them, and whether any are on
     /// stores that are being given up.
     pub mending: Duration,
+    /// A segment ends when a store refused its next entries for so long because of a quota: only what is closed can be
+    /// sealed, and comes off the quota then.
+    pub quota_patience: Duration,
 }
 
 impl QuorumSettings {
@@ -103,6 +106,7 @@ impl QuorumSettings {
             request_timeout: Duration::from_secs(2),
             keepalive: Duration::from_secs(2),
             mending: Duration::from_secs(5),
+            quota_patience: Duration::from_secs(10),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::select;
 use woodpecker::MaintenanceSettings;
 use woodpecker_base::clock::Clock;
 use woodpecker_server::Quota;
@@ -91,4 +93,40 @@ async fn a_store_that_is_given_up_is_left_by_logs_that_nobody_writes() {
         assert_eq!(read_all(&log).await, written);
         assert!(leaving.status().safe_to_remove);
     }
+}
+
+#[tokio::test]
+async fn a_quota_that_open_segments_use_up_is_free_again_when_they_are_sealed() {
+    let world = World::stores(3, Quota { bytes_kept: 20_000, ..Quota::default() }).await;
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let writer = log.open_writer().await.unwrap();
+    let entry = Bytes::from(vec![7; 1_000]);
+    for _ in 0..20 {
+        soon("append", writer.append(vec![entry.clone()])).await.unwrap();
+    }
+    let more = async {
+        for _ in 0..5 {
+            writer.append(vec![entry.clone()]).await.unwrap();
+        }
+    };
+    let sealing = async {
+        loop {
+            process.maintain().await;
+        }
+    };
+    let sealed = async {
+        select! {
+            () = more => {}
+            () = Box::pin(sealing) => {}
+        }
+    };
+    // The stores ask for five seconds between attempts.
+    Clock::system().timeout(Duration::from_secs(60), sealed).await.expect("there is room again");
+    let segments = log.describe().await.unwrap().segments;
+    assert_eq!(segments[0].entries, Some(20), "it ended where it was acked: {segments:?}");
+    assert!(segments.len() <= 3, "no segment after the other: {segments:?}");
+    soon("close", writer.close()).await.unwrap();
+    let entries = read_all(&log).await;
+    assert_eq!(entries.len(), 25);
 }

@@ -189,6 +189,7 @@ impl World {
                 // Nobody waits for what a process does by itself.
                 let settings = QuorumSettings {
                     mending: Duration::from_millis(200),
+                    quota_patience: Duration::from_millis(500),
                     ..QuorumSettings::new(INSTANCE, selection)
                 };
                 let edges = (Clock::system(), Random::seeded(self.random.u64()));

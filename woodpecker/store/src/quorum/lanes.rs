@@ -58,6 +58,8 @@ struct Lane {
     is_ready: bool,
     is_noticed: bool,
     paused_until: Option<Instant>,
+    /// Since when a quota keeps the store from taking what comes next.
+    over_quota: Option<Instant>,
 }
 
 impl Frame {
@@ -103,6 +105,10 @@ impl Lanes {
             .map(|frame| frame.bytes)
             .max()
             .unwrap_or_default()
+    }
+
+    pub fn segment(&self, key: SegmentKey) -> Option<Arc<Segment>> {
+        self.by_segment.get(&key).map(|lane| lane.segment.clone())
     }
 
     fn lane(&mut self, segment: &Arc<Segment>, replica: usize) -> &mut Lane {
@@ -184,6 +190,7 @@ impl Lanes {
         while lane.frames.front().is_some_and(|frame| frame.end() <= durable) {
             let Some(frame) = lane.frames.pop_front() else { break };
             lane.sent = lane.sent.saturating_sub(1);
+            lane.over_quota = None;
             self.bytes -= frame.bytes;
             self.progress += 1;
         }
@@ -207,6 +214,12 @@ impl Lanes {
             // Whoever asks to wait is not silent.
             self.progress += 1;
         }
+    }
+
+    /// A quota is used up at the store; since when it has been so for this segment.
+    pub fn over_quota(&mut self, key: SegmentKey, now: Instant) -> Instant {
+        let lane = self.by_segment.get_mut(&key);
+        lane.map_or(now, |lane| *lane.over_quota.get_or_insert(now))
     }
 
     /// Ends the pauses that are over; whether there were any.
@@ -263,6 +276,7 @@ impl Lane {
             is_ready: false,
             is_noticed: false,
             paused_until: None,
+            over_quota: None,
         }
     }
 }

@@ -380,9 +380,7 @@ impl Peer {
 
     fn on_refused(&self, key: SegmentKey, refusal: &Refusal) {
         if refusal.is_slowing() {
-            let pause = refusal.retry_after.max(Duration::from_millis(1));
-            locked(&self.lanes).pause(key, self.context.clock.now() + pause);
-            return;
+            return self.on_slowed(key, refusal);
         }
         let Some((segment, _)) = locked(&self.lanes).drop_segment(key) else { return };
         if refusal.code == Code::Fenced {
@@ -394,6 +392,24 @@ impl Peer {
         }
         metrics::counter!("woodpecker_quorum_replicas_lost_total").increment(1);
         segment.displace();
+    }
+
+    fn on_slowed(&self, key: SegmentKey, refusal: &Refusal) {
+        let now = self.context.clock.now();
+        let over_quota = {
+            let mut lanes = locked(&self.lanes);
+            lanes.pause(key, now + refusal.retry_after.max(Duration::from_millis(1)));
+            if refusal.code != Code::Quota {
+                return;
+            }
+            let since = lanes.over_quota(key, now);
+            (now.duration_since(since) >= self.context.settings.quota_patience).then(|| lanes.segment(key)).flatten()
+        };
+        // Closing what holds nothing would free nothing.
+        if let Some(segment) = over_quota.filter(|segment| segment.acked() > 0) {
+            tracing::warn!(store = %self.id, segment = %key, %refusal, "a segment ends, so that it can be sealed");
+            segment.over_quota();
+        }
     }
 
     /// Resolves when the store owes confirmations and gives none for too long. Counted in looks, so that a process that

@@ -133,6 +133,19 @@ impl Segment {
         self.tell_owner();
     }
 
+    /// The stores keep as much of this instance as they may. What was acked is closed, so that it can be sealed and come
+    /// off the quota; the rest waits in another segment, of which nothing is kept.
+    pub fn over_quota(&self) {
+        self.drop_from_peers();
+        self.displace();
+    }
+
+    fn drop_from_peers(&self) {
+        for peer in &self.peers {
+            peer.drop_segment(self.key);
+        }
+    }
+
     /// Another process has the log.
     pub fn fenced(&self) {
         {
@@ -141,9 +154,7 @@ impl Segment {
                 state.end = Some(SegmentEnd::Fenced);
             }
         }
-        for peer in &self.peers {
-            peer.drop_segment(self.key);
-        }
+        self.drop_from_peers();
         self.tell_owner();
     }
 

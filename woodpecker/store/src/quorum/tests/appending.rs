@@ -189,6 +189,41 @@ async fn stores_that_ask_to_slow_down_are_asked_again_and_nothing_rolls() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_segment_that_a_quota_holds_up_ends_where_it_was_acked_and_an_empty_one_waits() {
+    let world = World::new(3).await;
+    let (backend, _tasks) = world.backend(|settings| settings.quota_patience = Duration::from_millis(500));
+    let (opened, empty) = (Open::create(&backend, 1).await, Open::create(&backend, 2).await);
+    opened.fill(0, 2).await;
+    let used_up =
+        Refusal { code: Code::Quota, reason: "bytes kept".to_owned(), retry_after: Duration::from_millis(50) };
+    let refuse = |refusal: Option<&Refusal>| {
+        for replica in 0..3 {
+            let store = world.replica(&opened.placement(), replica);
+            store.fault(|faults| faults.refuse = refusal.cloned());
+        }
+    };
+    refuse(Some(&used_up));
+    let began = now();
+    opened.writer.append(vec![entry(2)]).unwrap();
+    empty.writer.append(vec![entry(0)]).unwrap();
+    assert!(matches!(opened.owner.wait_ended().await, SegmentEnd::Displaced));
+    assert_eq!(opened.owner.acked_now(), 2);
+    assert!(began.elapsed() >= Duration::from_millis(500), "it was given time: {:?}", began.elapsed());
+    // Nothing of it is kept anywhere: it costs no quota, and goes on when there is room.
+    Clock::system().sleep(Duration::from_millis(700)).await;
+    refuse(None);
+    empty.owner.wait_acked(1).await;
+    assert_eq!(Open::create(&backend, 3).await.replicas().len(), 3, "no store is to blame");
+    for replica in 0..3 {
+        assert_eq!(
+            world.replica(&opened.placement(), replica).held(opened.key).entries.len(),
+            2,
+            "the rest is not sent"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_moves_the_log_and_full_disks_everywhere_stop_it_with_a_reason() {
     let world = World::new(4).await;
     let (backend, _tasks) = world.backend(|_| ());
