@@ -342,20 +342,30 @@ impl Inner {
         for open in &record.open {
             match self.fence(record.id, open, epoch).await {
                 Ok(_) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
+                // The end is of no interest any more, and whoever still writes there can record nothing: without a name
+                // nobody finds it.
+                Err(error) => {
+                    let segment = open.segment;
+                    tracing::warn!(log = record.name, segment, %error, "a deleted log's segment is not fenced");
+                }
             }
         }
+        // What cannot be deleted now keeps nothing else, and is known until it is.
+        let mut left = None;
         for open in &record.open {
-            self.delete(record.id, open).await?;
+            left = self.delete(record.id, open).await.err().or(left);
         }
         for closed in self.catalog.segments(record.id).await?.iter().chain(&self.catalog.garbage(record.id).await?) {
-            self.delete_closed(record.id, closed).await?;
+            left = self.delete_closed(record.id, closed).await.err().or(left);
         }
         if let Ok(store) = self.sealed() {
             // What attempts at sealing left behind.
             store.delete_log(record.id).await?;
         }
-        self.catalog.forget(record.id).await
+        match left {
+            Some(error) => Err(error.into()),
+            None => self.catalog.forget(record.id).await,
+        }
     }
 }
 

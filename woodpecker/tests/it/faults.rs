@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -33,6 +33,7 @@ on_every_medium!(
     a_displaced_writer_moves_on_in_order,
     a_displaced_writer_that_lost_its_log_is_fenced,
     an_emptied_metadata_store_is_noticed,
+    a_log_whose_end_cannot_be_found_can_be_deleted,
 );
 
 async fn appends_go_on_while_the_metadata_store_is_away(mut world: World) {
@@ -149,6 +150,8 @@ struct Gate {
     inner: Arc<dyn Backend>,
     held_up: Mutex<bool>,
     segments: Mutex<Vec<Arc<Gated>>>,
+    /// What a fence finds is damaged.
+    damaged: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -238,6 +241,10 @@ impl Backend for Gate {
     }
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
+        if self.damaged.load(Ordering::Relaxed) {
+            let (what, detail) = (format!("segment {key}"), "a checksum does not hold".to_owned());
+            return Err(StoreError::Corrupt { what, detail });
+        }
         self.inner.fence(key, placement, epoch).await
     }
 
@@ -257,7 +264,12 @@ impl Backend for Gate {
 async fn gated(world: &World) -> (crate::world::Process, Arc<Gate>) {
     let tasks = Tasks::new();
     let inner = world.backend(&tasks).await;
-    let gate = Arc::new(Gate { inner, held_up: Mutex::default(), segments: Mutex::default() });
+    let gate = Arc::new(Gate {
+        inner,
+        held_up: Mutex::default(),
+        segments: Mutex::default(),
+        damaged: AtomicBool::default(),
+    });
     let metadata = world.metadata.connect();
     (world.process_with(Arc::new(metadata.clone()), metadata, gate.clone(), tasks), gate)
 }
@@ -321,6 +333,23 @@ async fn a_displaced_writer_that_lost_its_log_is_fenced(world: World) {
     assert!(matches!(soon("fence", doomed).await, Err(AppendError::Fenced)));
     written.extend(append_all(&newer, "newer", 3).await);
     assert_eq!(read_all(&log).await, written);
+}
+
+async fn a_log_whose_end_cannot_be_found_can_be_deleted(world: World) {
+    let (process, gate) = gated(&world).await;
+    let (log, other) = (process.log("log").await, process.log("other").await);
+    let written = append_all(&other.open_writer().await.unwrap(), "other", 3).await;
+    // Its writer is gone: nobody but a fence could tell where it ends.
+    append_all(&log.open_writer().await.unwrap(), "entry", 3).await;
+    gate.damaged.store(true, Ordering::Relaxed);
+    let error = log.open_writer().await.unwrap_err();
+    assert_eq!(error.code(), "STORE_CORRUPT", "{error}");
+    soon("delete", process.client.delete_log("log")).await.unwrap();
+    let left = world.metadata.list("test/woodpecker/").await.unwrap().items;
+    assert!(!left.iter().any(|item| item.key.contains("/deleting/")), "{left:?}");
+    gate.damaged.store(false, Ordering::Relaxed);
+    assert_eq!(read_all(&other).await, written);
+    append(&process.log("log").await.open_writer().await.unwrap(), "anew").await;
 }
 
 async fn an_emptied_metadata_store_is_noticed(world: World) {
