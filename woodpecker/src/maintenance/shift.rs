@@ -3,10 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
+    panic::AssertUnwindSafe,
     sync::Arc,
 };
 
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use tokio::{select, sync::Semaphore, task::JoinHandle};
 use woodpecker_base::{backoff::Backoff, clock::Instant, metadata::Compare, tasks::Tasks};
 use woodpecker_core::{
@@ -14,6 +15,7 @@ use woodpecker_core::{
     record::{ClosedSegment, Compression, LogRecord},
     sealing::{SealPolicy, SealStep},
 };
+use woodpecker_store::backend::StoreError;
 
 use super::{
     MaintenanceSettings, PAUSES, Pass,
@@ -197,7 +199,11 @@ impl Shift {
             let work = Work { client: self.client.clone(), guard: self.guard.clone() };
             let memory = self.memory.clone();
             let all = permits(self.settings.memory_bytes);
-            let making = async move { (key, work.make(key, job, &memory, all).await) };
+            let making = async move {
+                let made = AssertUnwindSafe(work.make(key, job, &memory, all)).catch_unwind().await;
+                // The next attempt begins with what the records say, as after a crash.
+                (key, made.unwrap_or_else(|_| Err(StoreError::Unavailable("the work on it panicked".into()).into())))
+            };
             self.running.push(self.tasks.spawn_until_stopped(making));
         }
     }

@@ -152,6 +152,8 @@ struct Gate {
     segments: Mutex<Vec<Arc<Gated>>>,
     /// What a fence finds is damaged.
     damaged: AtomicBool,
+    /// The next delete panics.
+    panics: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -249,6 +251,7 @@ impl Backend for Gate {
     }
 
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
+        assert!(!self.panics.swap(false, Ordering::Relaxed), "as the test wants");
         self.inner.delete(key, placement).await
     }
 
@@ -269,6 +272,7 @@ async fn gated(world: &World) -> (crate::world::Process, Arc<Gate>) {
         held_up: Mutex::default(),
         segments: Mutex::default(),
         damaged: AtomicBool::default(),
+        panics: AtomicBool::default(),
     });
     let metadata = world.metadata.connect();
     (world.process_with(Arc::new(metadata.clone()), metadata, gate.clone(), tasks), gate)
@@ -350,6 +354,19 @@ async fn a_log_whose_end_cannot_be_found_can_be_deleted(world: World) {
     gate.damaged.store(false, Ordering::Relaxed);
     assert_eq!(read_all(&other).await, written);
     append(&process.log("log").await.open_writer().await.unwrap(), "anew").await;
+}
+
+#[tokio::test]
+async fn a_panic_in_maintenance_is_a_failure_of_its_segment_and_of_nothing_else() {
+    let mut world = World::memory().await;
+    world.segment_bytes = 100;
+    let (process, gate) = gated(&world).await;
+    append_all(&process.log("log").await.open_writer().await.unwrap(), "entry", 50).await;
+    gate.panics.store(true, Ordering::Relaxed);
+    let done = process.maintain().await;
+    assert!(done.failed == 1 && done.freed > 1, "{done:?}");
+    let done = process.maintain().await;
+    assert_eq!((done.failed, done.freed), (0, 1), "{done:?}");
 }
 
 async fn an_emptied_metadata_store_is_noticed(world: World) {
