@@ -28,11 +28,18 @@ pub fn unneeded<'a>(
 }
 
 /// Where the log's retention wants it truncated, if that is further than it is: whole closed segments, oldest first.
-/// A segment whose bytes are not known counts as none.
+/// A segment whose bytes are not known, as it was fenced and is not sealed, counts with the bytes that an entry of the others
+/// has on average.
 #[must_use]
 pub fn retention(log: &LogRecord, closed: &[ClosedSegment], now_ms: u64) -> Option<EntryId> {
     let settings = &log.settings;
-    let mut kept: u64 = closed.iter().filter_map(ClosedSegment::known_bytes).sum();
+    let known = || closed.iter().filter_map(|closed| Some((closed.known_bytes()?, closed.entries)));
+    let (bytes, entries) = known().fold((0, 0), |(bytes, entries), known| (bytes + known.0, entries + known.1));
+    let guess = |count: u64| u128::from(bytes) * u128::from(count) / u128::from(entries.max(1));
+    let bytes_of = |closed: &ClosedSegment| {
+        closed.known_bytes().unwrap_or_else(|| u64::try_from(guess(closed.entries)).unwrap_or(u64::MAX))
+    };
+    let mut kept = closed.iter().map(bytes_of).fold(0, u64::saturating_add);
     let mut goes = None;
     for segment in closed {
         let expired = settings.retention_ms.is_some_and(|ms| now_ms.saturating_sub(segment.closed_ms) > ms);
@@ -40,7 +47,7 @@ pub fn retention(log: &LogRecord, closed: &[ClosedSegment], now_ms: u64) -> Opti
         if !expired && !too_much {
             break;
         }
-        kept -= segment.known_bytes().unwrap_or(0);
+        kept = kept.saturating_sub(bytes_of(segment));
         goes = Some(EntryId { segment: segment.segment(), entry: segment.entries.saturating_sub(1) });
     }
     goes.filter(|up_to| !log.is_truncated(*up_to))
@@ -123,5 +130,19 @@ mod tests {
         assert_eq!(wanted(None, Some(500), None), None);
         assert_eq!(wanted(None, Some(250), Some((3, 9))), None);
         assert_eq!(wanted(None, Some(0), Some((1, 0))), Some((5, 9)));
+    }
+
+    #[test]
+    fn a_segment_that_was_fenced_counts_by_its_entries() {
+        let mut closed = closed(1..=5);
+        (closed[3].bytes, closed[3].entries, closed[1].bytes) = (None, 30, None);
+        let settings = LogSettings { retention_bytes: Some(500), ..LogSettings::default() };
+        let wanted = |closed: &[ClosedSegment]| {
+            retention(&LogRecord { settings: settings.clone(), ..log(None) }, closed, 6_000).map(|id| id.segment)
+        };
+        // A hundred bytes each, but three hundred in the fourth.
+        assert_eq!(wanted(&closed), Some(2));
+        closed.iter_mut().for_each(|closed| closed.bytes = None);
+        assert_eq!(wanted(&closed), None, "of no segment anything is known");
     }
 }
