@@ -202,11 +202,12 @@ impl Reader {
     fn worst(&self, from: u64, errors: Vec<StoreError>) -> StoreError {
         let gone = errors.iter().position(|error| matches!(error, StoreError::NotFound { .. }));
         let corrupt = errors.iter().all(|error| matches!(error, StoreError::Corrupt { .. }));
-        let lacking = errors.len() < self.peers.len();
+        // What a replica of a closed segment lacks it will not get.
+        let final_answers = self.end.is_some() || errors.len() == self.peers.len();
         let mut errors = errors;
         match gone {
             Some(at) => errors.swap_remove(at),
-            None if corrupt && !lacking && !errors.is_empty() => errors.swap_remove(0),
+            None if corrupt && final_answers && !errors.is_empty() => errors.swap_remove(0),
             None => {
                 let why: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 let why = why.join("; ");

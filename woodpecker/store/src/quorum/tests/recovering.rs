@@ -166,6 +166,20 @@ async fn what_no_replica_can_give_is_an_error_and_not_an_endless_wait() {
     for id in 1..=3 {
         world.store(StoreId(id)).fault(|faults| faults.corrupt = false);
     }
+    // One that answers and does not have it is no hope either, once nothing is appended any more.
+    let shorter = world.store(StoreId(2));
+    shorter.lock().get_mut(&key(1)).unwrap().entries.truncate(3);
+    for id in [1, 3] {
+        world.store(StoreId(id)).fault(|faults| faults.corrupt = true);
+    }
+    assert!(matches!(reader.read(4, 100).await, Err(StoreError::Corrupt { .. })));
+    silence(&world, 2, true);
+    let error = reader.read(4, 100).await.unwrap_err();
+    assert!(error.is_retryable(), "the one that is silent may have it: {error}");
+    silence(&world, 2, false);
+    for id in [1, 3] {
+        world.store(StoreId(id)).fault(|faults| faults.corrupt = false);
+    }
     backend.delete(key(1), &placement).await.unwrap();
     assert!(matches!(fence(&backend, &placement, 2).await, Err(StoreError::NotFound { .. })), "a deletion goes on");
     assert!(matches!(reader.read(0, 100).await, Err(StoreError::NotFound { .. })));
