@@ -78,8 +78,9 @@ impl Holds {
             }
             other => other?,
         }
-        drop(lease);
+        // Under the lock of the lease: whoever replaces it registers all that is held.
         self.held().insert(name.clone(), Position { next, told: next });
+        drop(lease);
         view.attach_holder();
         Ok(Hold { holds: self.clone(), view: view.clone(), name })
     }
