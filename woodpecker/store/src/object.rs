@@ -87,7 +87,7 @@ struct State {
     /// What is known of other processes' volumes, shared by all who read them.
     views: BTreeMap<VolumeId, Weak<View>>,
     /// Segments in other processes' volumes that this process was told to delete.
-    deleted: BTreeMap<VolumeId, BTreeSet<SegmentKey>>,
+    deleted: BTreeMap<VolumeId, Arc<BTreeSet<SegmentKey>>>,
 }
 
 impl ObjectBackend {
@@ -187,8 +187,8 @@ impl Backend for ObjectBackend {
         let deleted = {
             let mut state = self.state();
             let deleted = state.deleted.entry(volume).or_default();
-            deleted.insert(key);
-            deleted.clone()
+            Arc::make_mut(deleted).insert(key);
+            Arc::clone(deleted)
         };
         remains::collect(&self.view(volume), key, from_batch, &deleted).await
     }
