@@ -18,6 +18,7 @@ on_every_medium!(
     a_reader_far_behind_catches_up,
     positions_between_entries_find_the_next,
     a_truncated_position_is_an_error,
+    a_time_leads_to_the_segment_that_was_open_then,
     a_deleted_log_is_an_error,
 );
 
@@ -141,6 +142,38 @@ async fn positions_between_entries_find_the_next(world: World) {
     assert!(quiet(ahead.next()).await);
     let id = append(&writer, "there").await;
     assert_eq!(read(&mut ahead, 1).await, [(id, "there".to_owned())]);
+}
+
+async fn a_time_leads_to_the_segment_that_was_open_then(world: World) {
+    let process = world.process().await;
+    let (log, clock) = (process.log("log").await, Clock::system());
+    let beginning = clock.wall_ms();
+    assert_eq!(log.position_at(0).await.unwrap(), EntryId { segment: 1, entry: 0 }, "a log without segments");
+    let mut times = Vec::new();
+    for owner in 0..3 {
+        let writer = log.open_writer().await.unwrap();
+        let written = append_all(&writer, &format!("owner-{owner}"), 5).await;
+        clock.sleep(Duration::from_millis(20)).await;
+        times.push((clock.wall_ms(), written[0].0.segment));
+        append(&writer, "after").await;
+        clock.sleep(Duration::from_millis(20)).await;
+        soon("close", writer.close()).await.unwrap();
+        clock.sleep(Duration::from_millis(20)).await;
+    }
+    for (wall, segment) in &times {
+        assert_eq!(log.position_at(*wall).await.unwrap(), EntryId { segment: *segment, entry: 0 });
+    }
+    assert_eq!(log.position_at(beginning).await.unwrap(), EntryId { segment: times[0].1, entry: 0 });
+    let next = EntryId { segment: times[2].1 + 1, entry: 0 };
+    assert_eq!(log.position_at(clock.wall_ms()).await.unwrap(), next, "what is to come");
+    // What is truncated is no place to start at.
+    let up_to = EntryId { segment: times[1].1, entry: 2 };
+    log.truncate(up_to).await.unwrap();
+    assert_eq!(log.position_at(beginning).await.unwrap(), EntryId { entry: 3, ..up_to });
+    // Of an open segment, its beginning: entries carry no time.
+    let writer = log.open_writer().await.unwrap();
+    append(&writer, "last").await;
+    assert_eq!(log.position_at(clock.wall_ms()).await.unwrap().entry, 0);
 }
 
 async fn a_truncated_position_is_an_error(mut world: World) {
