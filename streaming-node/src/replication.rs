@@ -5,6 +5,8 @@
 //! a primary clients append. A secondary holds what its source holds, in the source's order: a message is taken if its tick
 //! at the source is greater than that of all before it, and a transaction as a whole, under its source's id.
 
+mod gap;
+
 use std::{cmp::Ordering, sync::Arc};
 
 use streaming_proto::{
@@ -13,6 +15,7 @@ use streaming_proto::{
 };
 use streaming_types::{MessageId, MessageType, StreamingError};
 
+pub use self::gap::{Gap, behind_a_gap};
 use crate::wal::sessions::End;
 
 /// See the module.

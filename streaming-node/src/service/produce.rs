@@ -28,6 +28,7 @@ use super::{Services, on_the_way::OnTheWay};
 use crate::{
     flow::{Limit, Limiter, to_wire},
     metrics,
+    replication::Gap,
     wal::{
         Appends, WAL_NAME, Wal,
         group::{Answer, Append, Placed, Reply},
@@ -76,6 +77,7 @@ pub fn serve(
         ),
         waiting: VecDeque::new(),
         admission: None,
+        gap: Gap::default(),
         ending: None,
         limits,
         stage: Stage::Opening,
@@ -103,6 +105,8 @@ struct Producer {
     /// Messages that wait for room, the first of them for its admission.
     waiting: VecDeque<Unsent>,
     admission: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    /// The message of another cluster without which none behind it may go.
+    gap: Gap,
     /// Why nothing more comes.
     ending: Option<End>,
     /// How fast the client may be, as far as it was told.
@@ -309,10 +313,18 @@ impl Producer {
         }
     }
 
-    fn check(&self, request: ProduceMessageRequest) -> Result<Unsent, StreamingError> {
+    fn check(&mut self, request: ProduceMessageRequest) -> Result<Unsent, StreamingError> {
         let message: Message =
             request.message.ok_or_else(|| StreamingError::unrecoverable("the request holds no message"))?.into();
-        let produced = check_produced(&message, &self.pchannel, self.max_message_bytes)?;
+        let checked = check_produced(&message, &self.pchannel, self.max_message_bytes);
+        let produced = checked.inspect_err(|_| {
+            if let Ok(Some(header)) = message.properties.replicate() {
+                self.gap.refused(&header);
+            }
+        })?;
+        if let Some(header) = &produced.replicate {
+            self.gap.pass(header)?;
+        }
         let bytes = message.payload.len() + message.properties.size();
         Ok(Unsent { request_id: request.request_id, message, produced, bytes })
     }

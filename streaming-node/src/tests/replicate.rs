@@ -1,6 +1,6 @@
 //! A WAL in a replication topology, as whoever ships to it sees it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use streaming_proto::{
     common::{CrossClusterTopology, MilvusCluster, ReplicateCheckpoint, ReplicateConfiguration},
@@ -78,7 +78,12 @@ async fn tick_of(node: &TestNode, term: i64) -> u64 {
 
 /// A node whose WAL follows the source, and a stream to it.
 async fn secondary(world: &World) -> (TestNode, Produce) {
-    let node = world.serving().await;
+    secondary_with(world, Settings::default()).await
+}
+
+async fn secondary_with(world: &World, settings: Settings) -> (TestNode, Produce) {
+    let node = world.node_with(1, settings).await;
+    node.assign(&rw(1)).await.unwrap();
     let mut produce = node.producer(&rw(1)).await;
     produce.append(alter(&[(SOURCE, "by-dev")])).await.unwrap();
     (node, produce)
@@ -293,6 +298,49 @@ async fn nothing_is_taken_after_a_message_that_was_refused_until_that_one_comes(
     assert_eq!(code_of(produce.append(from_source(two, 7, 70)).await), Some(StreamingCode::Unrecoverable));
     produce.append(alter_by(&[], true)).await.unwrap();
     assert_eq!(checkpoint(&node, 1).await, Err(StreamingCode::ReplicateViolation));
+}
+
+#[tokio::test]
+async fn nothing_is_taken_after_a_message_that_this_release_does_not_take_until_that_one_comes() {
+    let world = World::new();
+    let settings = Settings { max_message_bytes: 4096, ..Settings::default() };
+    let (node, mut produce) = secondary_with(&world, settings).await;
+    let large = from_source(insert(VCHANNEL, &"x".repeat(100 << 10)), 2, 20);
+    let mut unknown = row(2, 20);
+    unknown.properties.set("_t", "4711");
+    for (first, refused) in [(row(1, 10), large), (row(1, 10), unknown)] {
+        // All at once, as who ships does.
+        let mut sent = BTreeMap::new();
+        for message in [first, refused, row(3, 30), row(4, 40)] {
+            sent.insert(produce.send(message).await, None);
+        }
+        for _ in 0..sent.len() {
+            let (request_id, result) = produce.answer().await;
+            sent.insert(request_id, code_of(result));
+        }
+        let [_, refused, third, fourth] = sent.into_values().collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!(refused, Some(StreamingCode::Unrecoverable));
+        assert_eq!([third, fourth], [Some(StreamingCode::Inner); 2]);
+        assert_eq!(tick_of(&node, 1).await, 10);
+    }
+    for n in 2..=4 {
+        produce.append(row(n, 10 * n.cast_unsigned())).await.unwrap();
+    }
+    assert_eq!(payloads(&node, 1, "row 4").await, ["row 1", "row 2", "row 3", "row 4"]);
+}
+
+#[tokio::test]
+async fn message_that_the_source_just_takes_is_not_too_large_for_its_follower() {
+    let own = Building::from(insert(VCHANNEL, &"x".repeat(2000)));
+    let limit = own.payload.len() + own.properties.size();
+    let settings = Settings { max_message_bytes: limit, ..Settings::default() };
+    let world = World::new();
+    let node = world.node_with(1, settings).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    produce.append(own.clone().into()).await.unwrap();
+    produce.append(alter(&[(SOURCE, "by-dev")])).await.unwrap();
+    produce.append(from_source(own.into(), 1, 10)).await.unwrap();
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use streaming_types::{MessageType, StreamingError, TxnContext};
 use tower::{Layer, Service};
 
 use super::group::{Append, Group};
-use crate::replication::{Fact, Replication};
+use crate::replication::{Fact, Replication, behind_a_gap};
 
 /// The state, shared between the layers and whoever asks how far it is.
 #[derive(Debug, Clone)]
@@ -100,7 +100,7 @@ impl State {
             // Who is promoted waits for its source no more.
             let promotes = id.is_none() && fact.by_force;
             if self.awaited != id && !promotes {
-                return Err(gap());
+                return Err(behind_a_gap());
             }
             self.awaited = None;
         }
@@ -118,7 +118,7 @@ impl State {
     fn pass(&mut self, append: &Append) -> Result<(), StreamingError> {
         let Some(number) = append.replica else { return Ok(()) };
         if number != self.passed_count {
-            return Err(gap());
+            return Err(behind_a_gap());
         }
         self.passed.apply(&fact(append)?, false);
         self.passed_count += 1;
@@ -137,10 +137,6 @@ impl State {
         }
         self.batch.clear();
     }
-}
-
-fn gap() -> StreamingError {
-    StreamingError::inner("a replicated message before this one was refused")
 }
 
 /// Wraps a service of groups in [`Replicate`].

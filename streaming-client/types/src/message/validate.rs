@@ -9,6 +9,10 @@ use crate::{
     properties::{MAX_IDEMPOTENCY_KEY_BYTES, PropertyError, PropertyFault, SET_BY_NODE, key},
 };
 
+/// What a message of another cluster may have beside what its source let in: the place where it stands there, and longer
+/// names of channels.
+const REPLICATION_BYTES: usize = 64 << 10;
+
 /// What was read of a message while it was checked, so that nobody reads it again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Produced {
@@ -78,11 +82,12 @@ impl From<InvalidMessage> for StreamingError {
 /// of users, reserved properties of later releases, the payload.
 pub fn check_produced(message: &Message, pchannel: &str, limit: usize) -> Result<Produced, InvalidMessage> {
     // The estimate would believe what a cipher header claims.
-    let size = message.payload.len().saturating_add(message.properties.size());
-    if size > limit {
+    let properties = &message.properties;
+    let size = message.payload.len().saturating_add(properties.size());
+    let more = if properties.contains(key::REPLICATE) { REPLICATION_BYTES } else { 0 };
+    if size > limit.saturating_add(more) {
         return Err(InvalidMessage::TooLarge { size, limit });
     }
-    let properties = &message.properties;
     if let Some(key) = SET_BY_NODE.into_iter().find(|key| properties.contains(key)) {
         return Err(InvalidMessage::SetByClient(key));
     }
