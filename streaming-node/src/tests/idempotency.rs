@@ -5,8 +5,8 @@ use std::time::Duration;
 use streaming_types::{DeliverPolicy, MessageId, StreamingCode, TxnContext};
 
 use super::{
-    harness::{PCHANNEL, VCHANNEL, World, eventually, id, insert, rw, text},
-    parts::{begin, commit, delete, keyed},
+    harness::{PCHANNEL, Produce, VCHANNEL, World, eventually, id, insert, rw, text},
+    parts::{begin, commit, delete, keyed, rollback},
     recovery::{report, until_saved},
 };
 use crate::{Recovery, Settings};
@@ -102,6 +102,40 @@ async fn truncation_leaves_the_newest_keys_to_the_next_owner() {
     }
     let anew = produce.append(message(0)).await.unwrap();
     assert!(anew != results[0], "what is older than the span is forgotten with its log");
+}
+
+#[tokio::test]
+async fn key_of_a_body_counts_in_its_transaction_only() {
+    let world = World::new();
+    let node = world.serving().await;
+    let mut produce = node.producer(&rw(1)).await;
+    let body = |txn, text: &str| keyed(delete(VCHANNEL, text, Some(txn)), "body").into();
+    let opened = async |produce: &mut Produce, ms| {
+        let begun = produce.append(begin(VCHANNEL, ms).into()).await.unwrap();
+        TxnContext::from(&begun.txn_context.unwrap())
+    };
+    let lost = opened(&mut produce, 60_000).await;
+    produce.append(body(lost, "lost")).await.unwrap();
+    produce.append(rollback(VCHANNEL, lost).into()).await.unwrap();
+
+    let txn = opened(&mut produce, 60_000).await;
+    let first = produce.append(body(txn, "kept")).await.unwrap();
+    assert_eq!(produce.append(body(txn, "kept")).await.unwrap(), first, "a repeat in its transaction");
+    produce.append(keyed(insert(VCHANNEL, "by itself").into(), "body").into()).await.unwrap();
+    drop(node);
+
+    let node = world.node(2).await;
+    node.assign(&rw(2)).await.unwrap();
+    let mut produce = node.producer(&rw(2)).await;
+    assert_eq!(produce.append(body(txn, "kept")).await.unwrap(), first, "also at the next owner");
+    let other = opened(&mut produce, 60_000).await;
+    produce.append(body(other, "kept as well")).await.unwrap();
+    produce.append(commit(VCHANNEL, txn).into()).await.unwrap();
+    produce.append(commit(VCHANNEL, other).into()).await.unwrap();
+    let mut consume = node.consumer(&rw(2), DeliverPolicy::All, &[]).await;
+    let mut seen = consume.payloads(7).await;
+    seen.retain(|payload| !payload.is_empty());
+    assert_eq!(seen, ["by itself", "kept", "kept as well"]);
 }
 
 #[tokio::test]

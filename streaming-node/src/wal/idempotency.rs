@@ -15,7 +15,7 @@ use tower::{Layer, Service};
 
 use super::{
     group::{Append, Group, Placed},
-    window::{Claim, Done, Windows, key_of},
+    window::{Claim, Done, Key, Windows, key_of},
 };
 use crate::metrics;
 
@@ -103,12 +103,14 @@ fn take_repeats(group: &mut Group, windows: &mut Windows) {
     let repeats: Vec<_> = group.appends.extract_if(.., |append| is_repeat(append, windows)).collect();
     metrics::repeats(repeats.len());
     for append in repeats {
-        let settled = match scope(&append) {
-            Some((vchannel, key)) if append.outcome.is_none() => {
-                let (vchannel, key) = (vchannel.to_owned(), key.to_owned());
-                windows.wait(&vchannel, &key, append)
+        let key = key_of(&append.message.properties).map(str::to_owned);
+        let settled = match key.filter(|_| append.outcome.is_none()) {
+            Some(key) => {
+                let vchannel = append.vchannel().unwrap_or_default().to_owned();
+                let key = Key::new(&key, append.kind, txn_id(&append));
+                windows.wait(&vchannel, key, append)
             }
-            _ => Some(append),
+            None => Some(append),
         };
         group.settled.extend(settled);
     }
@@ -133,7 +135,7 @@ fn is_repeat(append: &mut Append, windows: &mut Windows) -> bool {
 
 /// Whether this is the commit of a transaction that was run once more, as a whole, after it had been committed.
 fn ends_another(append: &Append, placed: &Placed) -> bool {
-    append.kind == MessageType::CommitTxn && append.txn.map(|txn| txn.txn_id) != placed.txn.map(|txn| txn.txn_id)
+    append.kind == MessageType::CommitTxn && txn_id(append) != placed.txn.map(|txn| txn.txn_id)
 }
 
 /// Ends the second run without effect; its producer hears what became of the first.
@@ -161,6 +163,11 @@ fn conclude(append: &Append, windows: &mut Windows) -> Vec<Append> {
     repeats
 }
 
-fn scope(append: &Append) -> Option<(&str, &str)> {
-    Some((append.vchannel().unwrap_or_default(), key_of(&append.message.properties)?))
+fn scope(append: &Append) -> Option<(&str, Key<'_>)> {
+    let key = key_of(&append.message.properties)?;
+    Some((append.vchannel().unwrap_or_default(), Key::new(key, append.kind, txn_id(append))))
+}
+
+fn txn_id(append: &Append) -> Option<i64> {
+    append.txn.map(|txn| txn.txn_id)
 }

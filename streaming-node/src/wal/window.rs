@@ -6,7 +6,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use hashbrown::{HashMap, hash_map::EntryRef};
+use hashbrown::{Equivalent, HashMap, hash_map::EntryRef};
+use streaming_types::{MessageType, Properties, properties::key};
 
 use super::group::{Append, Placed};
 
@@ -27,11 +28,44 @@ pub struct Windows {
     limit: usize,
 }
 
+/// What a message is known by on its vchannel. The key of a transaction is its commit's: one that is run again needs its
+/// other messages again, so their keys count in their transaction only.
+#[derive(Debug, Clone, Copy, Hash)]
+pub struct Key<'a> {
+    text: &'a str,
+    txn: Option<i64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Kept {
+    text: Arc<str>,
+    txn: Option<i64>,
+}
+
+impl<'a> Key<'a> {
+    /// The key of a message, which may be one of a transaction.
+    pub fn new(text: &'a str, kind: MessageType, txn: Option<i64>) -> Self {
+        Self { text, txn: txn.filter(|_| !matches!(kind, MessageType::BeginTxn | MessageType::CommitTxn)) }
+    }
+}
+
+impl Equivalent<Kept> for Key<'_> {
+    fn equivalent(&self, kept: &Kept) -> bool {
+        self.text == &*kept.text && self.txn == kept.txn
+    }
+}
+
+impl From<&Key<'_>> for Kept {
+    fn from(key: &Key<'_>) -> Self {
+        Self { text: key.text.into(), txn: key.txn }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Window {
-    known: HashMap<Arc<str>, Known>,
+    known: HashMap<Kept, Known>,
     /// Keys with an outcome, oldest first.
-    order: VecDeque<Arc<str>>,
+    order: VecDeque<Kept>,
     bytes: usize,
     /// The tick of the newest.
     newest: u64,
@@ -53,9 +87,9 @@ pub struct Done {
 }
 
 impl Done {
-    fn cost(&self, key: &str) -> usize {
+    fn cost(&self, text: &str) -> usize {
         let flushed = self.flushed.as_ref().map_or(0, |segments| size_of::<i64>() * segments.len());
-        key.len() + flushed + ENTRY_COST
+        text.len() + flushed + ENTRY_COST
     }
 }
 
@@ -75,8 +109,8 @@ impl Windows {
     }
 
     /// Asks for a key, and takes it if nobody has it.
-    pub fn claim(&mut self, vchannel: &str, key: &str) -> Claim {
-        match self.window(vchannel).known.entry_ref(key) {
+    pub fn claim(&mut self, vchannel: &str, key: Key<'_>) -> Claim {
+        match self.window(vchannel).known.entry_ref(&key) {
             EntryRef::Occupied(known) => match known.get() {
                 Known::Pending(_) => Claim::Pending,
                 Known::Done(done) => Claim::Done(done.clone()),
@@ -89,8 +123,8 @@ impl Windows {
     }
 
     /// Keeps a repeat until its key has an outcome; gives it back when the key has none to come.
-    pub fn wait(&mut self, vchannel: &str, key: &str, repeat: Append) -> Option<Append> {
-        match self.window(vchannel).known.get_mut(key) {
+    pub fn wait(&mut self, vchannel: &str, key: Key<'_>, repeat: Append) -> Option<Append> {
+        match self.window(vchannel).known.get_mut(&key) {
             Some(Known::Pending(repeats)) => {
                 repeats.push(repeat);
                 None
@@ -100,21 +134,21 @@ impl Windows {
     }
 
     /// The message with a key was appended; gives back its repeats.
-    pub fn done(&mut self, vchannel: &str, key: &str, done: Done) -> Vec<Append> {
+    pub fn done(&mut self, vchannel: &str, key: Key<'_>, done: Done) -> Vec<Append> {
         let (share, tick) = (self.share(), done.placed.tick);
         let window = self.window(vchannel);
-        let cost = done.cost(key);
-        let (key, repeats) = match window.known.entry_ref(key) {
+        let cost = done.cost(key.text);
+        let (key, repeats) = match window.known.entry_ref(&key) {
             EntryRef::Occupied(mut known) => match known.get_mut() {
                 // The log holds it twice; the first one counts.
                 Known::Done(_) => return Vec::new(),
                 Known::Pending(repeats) => {
                     let repeats = std::mem::take(repeats);
                     known.insert(Known::Done(done));
-                    (Arc::clone(known.key()), repeats)
+                    (known.key().clone(), repeats)
                 }
             },
-            EntryRef::Vacant(free) => (Arc::clone(free.insert_entry(Known::Done(done)).key()), Vec::new()),
+            EntryRef::Vacant(free) => (free.insert_entry(Known::Done(done)).key().clone(), Vec::new()),
         };
         window.bytes += cost;
         window.newest = tick;
@@ -124,9 +158,9 @@ impl Windows {
     }
 
     /// The message with a key was not appended; gives back its repeats.
-    pub fn forget(&mut self, vchannel: &str, key: &str) -> Vec<Append> {
+    pub fn forget(&mut self, vchannel: &str, key: Key<'_>) -> Vec<Append> {
         let window = self.window(vchannel);
-        match window.known.remove_entry(key) {
+        match window.known.remove_entry(&key) {
             Some((_, Known::Pending(repeats))) => repeats,
             Some((key, done)) => {
                 window.known.insert(key, done);
@@ -170,15 +204,15 @@ impl Window {
             && let Some(oldest) = self.order.pop_front()
         {
             if let Some(Known::Done(done)) = self.known.remove(&oldest) {
-                self.bytes -= done.cost(&oldest);
+                self.bytes -= done.cost(&oldest.text);
             }
         }
     }
 }
 
 /// The key that counts here. What another cluster wrote was appended once there, and is known by its place there.
-pub fn key_of(properties: &streaming_types::Properties) -> Option<&str> {
-    properties.idempotency_key().filter(|_| !properties.contains(streaming_types::properties::key::REPLICATE))
+pub fn key_of(properties: &Properties) -> Option<&str> {
+    properties.idempotency_key().filter(|_| !properties.contains(key::REPLICATE))
 }
 
 #[cfg(test)]
@@ -190,6 +224,10 @@ mod tests {
 
     const V: &str = "p_1v0";
 
+    fn key(text: &str) -> Key<'_> {
+        Key { text, txn: None }
+    }
+
     fn placed(tick: u64) -> Done {
         let id = MessageId::new(1, tick.cast_signed());
         Done { placed: Placed { id, tick, last_confirmed: id, txn: None }, flushed: None }
@@ -198,40 +236,53 @@ mod tests {
     #[test]
     fn key_is_new_then_pending_then_done() {
         let mut windows = Windows::new(1 << 20);
-        assert_eq!(windows.claim(V, "k"), Claim::New);
-        assert_eq!(windows.claim(V, "k"), Claim::Pending);
-        assert!(windows.wait(V, "k", samples::append(1, V, false).0).is_none());
-        assert_eq!(windows.done(V, "k", placed(7)).len(), 1, "the repeat comes back");
-        assert_eq!(windows.claim(V, "k"), Claim::Done(placed(7)));
-        assert_eq!(windows.claim("p_2v0", "k"), Claim::New, "another vchannel");
-        assert!(windows.wait(V, "k", samples::append(1, V, false).0).is_some(), "nothing to wait for");
+        assert_eq!(windows.claim(V, key("k")), Claim::New);
+        assert_eq!(windows.claim(V, key("k")), Claim::Pending);
+        assert!(windows.wait(V, key("k"), samples::append(1, V, false).0).is_none());
+        assert_eq!(windows.done(V, key("k"), placed(7)).len(), 1, "the repeat comes back");
+        assert_eq!(windows.claim(V, key("k")), Claim::Done(placed(7)));
+        assert_eq!(windows.claim("p_2v0", key("k")), Claim::New, "another vchannel");
+        assert!(windows.wait(V, key("k"), samples::append(1, V, false).0).is_some(), "nothing to wait for");
+    }
+
+    #[test]
+    fn key_of_a_body_counts_in_its_transaction_and_that_of_a_commit_everywhere() {
+        let mut windows = Windows::new(1 << 20);
+        let body = |txn| Key::new("k", MessageType::Insert, Some(txn));
+        windows.done(V, body(1), placed(7));
+        assert_eq!(windows.claim(V, body(1)), Claim::Done(placed(7)));
+        assert_eq!(windows.claim(V, body(2)), Claim::New);
+        let commit = |txn| Key::new("k", MessageType::CommitTxn, Some(txn));
+        assert_eq!(windows.claim(V, commit(1)), Claim::New);
+        windows.done(V, commit(1), placed(8));
+        assert_eq!(windows.claim(V, commit(2)), Claim::Done(placed(8)));
     }
 
     #[test]
     fn refused_message_leaves_its_key_free_and_a_done_one_does_not() {
         let mut windows = Windows::new(1 << 20);
-        windows.claim(V, "k");
-        windows.wait(V, "k", samples::append(1, V, false).0);
-        assert_eq!(windows.forget(V, "k").len(), 1);
-        assert_eq!(windows.claim(V, "k"), Claim::New);
-        windows.done(V, "k", placed(7));
-        assert!(windows.forget(V, "k").is_empty() && windows.done(V, "k", placed(9)).is_empty());
-        assert_eq!(windows.claim(V, "k"), Claim::Done(placed(7)), "the first copy counts");
+        windows.claim(V, key("k"));
+        windows.wait(V, key("k"), samples::append(1, V, false).0);
+        assert_eq!(windows.forget(V, key("k")).len(), 1);
+        assert_eq!(windows.claim(V, key("k")), Claim::New);
+        windows.done(V, key("k"), placed(7));
+        assert!(windows.forget(V, key("k")).is_empty() && windows.done(V, key("k"), placed(9)).is_empty());
+        assert_eq!(windows.claim(V, key("k")), Claim::Done(placed(7)), "the first copy counts");
     }
 
     #[test]
     fn window_keeps_the_newest_within_its_bytes_and_never_lets_go_of_what_is_pending() {
         let mut windows = Windows::new(10 * (ENTRY_COST + 4));
-        assert_eq!(windows.claim(V, "open"), Claim::New);
+        assert_eq!(windows.claim(V, key("open")), Claim::New);
         for n in 0..1000 {
-            windows.done(V, &format!("{n:04}"), placed(n));
+            windows.done(V, key(&format!("{n:04}")), placed(n));
         }
-        assert_eq!(windows.claim(V, "open"), Claim::Pending);
-        assert_eq!(windows.claim(V, "0990"), Claim::Done(placed(990)));
-        assert_eq!(windows.claim(V, "0989"), Claim::New);
+        assert_eq!(windows.claim(V, key("open")), Claim::Pending);
+        assert_eq!(windows.claim(V, key("0990")), Claim::Done(placed(990)));
+        assert_eq!(windows.claim(V, key("0989")), Claim::New);
         let window = &windows.by_vchannel[V];
         assert_eq!((window.order.len(), window.bytes), (10, 10 * (ENTRY_COST + 4)));
-        windows.done(V, "flush", Done { flushed: Some(vec![7; 100]), ..placed(1000) });
+        windows.done(V, key("flush"), Done { flushed: Some(vec![7; 100]), ..placed(1000) });
         let window = &windows.by_vchannel[V];
         assert_eq!((window.order.len(), window.bytes), (5, 5 * ENTRY_COST + 4 * 4 + 5 + 800), "segments count too");
     }
@@ -241,7 +292,7 @@ mod tests {
         let mut windows = Windows::new(100 * ENTRY_COST);
         for vchannel in 0..5000 {
             for n in 0..3 {
-                windows.done(&format!("p_{vchannel}v0"), &n.to_string(), placed(vchannel * 10 + n));
+                windows.done(&format!("p_{vchannel}v0"), key(&n.to_string()), placed(vchannel * 10 + n));
             }
         }
         let total: usize = windows.by_vchannel.values().map(|window| window.bytes).sum();

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use streaming_proto::messages::ManualFlushMessageHeader;
 use streaming_types::MessageType;
 
-use super::{Done, MAX_VCHANNELS, Windows, share};
+use super::{Done, Key, MAX_VCHANNELS, Windows, share};
 use crate::{
     recovery::seen::Seen,
     wal::{group::Placed, record::message_id},
@@ -23,7 +23,7 @@ pub struct NewestKeys {
 /// Those of one vchannel, oldest first.
 #[derive(Debug, Default)]
 struct Keys {
-    order: VecDeque<(Box<str>, Done)>,
+    order: VecDeque<(Box<str>, Option<i64>, Done)>,
     bytes: usize,
 }
 
@@ -37,13 +37,15 @@ impl NewestKeys {
     pub fn observe(&mut self, seen: &Seen<'_>) {
         let Some(key) = seen.key() else { return };
         let (Some(id), Some(last_confirmed)) = (message_id(seen.id), message_id(seen.last_confirmed())) else { return };
-        let placed = Placed { id, tick: seen.tick, last_confirmed, txn: seen.txn() };
+        let txn = seen.txn();
+        let placed = Placed { id, tick: seen.tick, last_confirmed, txn };
+        let key = Key::new(key, seen.kind, txn.map(|txn| txn.txn_id));
         let flushed = (seen.kind == MessageType::ManualFlush)
             .then(|| seen.header().map(|header: ManualFlushMessageHeader| header.segment_ids).unwrap_or_default());
         self.push(seen.vchannel().unwrap_or_default(), key, Done { placed, flushed });
     }
 
-    fn push(&mut self, vchannel: &str, key: &str, done: Done) {
+    fn push(&mut self, vchannel: &str, key: Key<'_>, done: Done) {
         let share = share(self.limit, self.by_vchannel.len());
         match self.by_vchannel.get_mut(vchannel) {
             Some(keys) => keys.push(key, done, share),
@@ -69,8 +71,8 @@ impl NewestKeys {
     pub fn into_windows(self) -> Windows {
         let mut windows = Windows::new(self.limit);
         for (vchannel, keys) in self.by_vchannel {
-            for (key, done) in keys.order {
-                windows.done(&vchannel, &key, done);
+            for (text, txn, done) in keys.order {
+                windows.done(&vchannel, Key { text: &text, txn }, done);
             }
         }
         windows
@@ -79,20 +81,20 @@ impl NewestKeys {
 
 impl Keys {
     fn newest(&self) -> u64 {
-        self.order.back().map_or(0, |(_, done)| done.placed.tick)
+        self.order.back().map_or(0, |(.., done)| done.placed.tick)
     }
 
-    fn push(&mut self, key: &str, done: Done, limit: usize) {
-        self.bytes += done.cost(key);
-        self.order.push_back((key.into(), done));
+    fn push(&mut self, Key { text, txn }: Key<'_>, done: Done, limit: usize) {
+        self.bytes += done.cost(text);
+        self.order.push_back((text.into(), txn, done));
         self.evict(limit);
     }
 
     fn evict(&mut self, limit: usize) {
         while self.bytes > limit
-            && let Some((key, done)) = self.order.pop_front()
+            && let Some((text, _, done)) = self.order.pop_front()
         {
-            self.bytes -= done.cost(&key);
+            self.bytes -= done.cost(&text);
         }
     }
 }
@@ -106,6 +108,10 @@ mod tests {
 
     use super::*;
     use crate::wal::window::{Claim, ENTRY_COST, TOTAL};
+
+    fn key(text: &str) -> Key<'_> {
+        Key { text, txn: None }
+    }
 
     fn placed(tick: u64) -> Done {
         let id = MessageId::new(1, tick.cast_signed());
@@ -124,14 +130,14 @@ mod tests {
             let fresh = keys.iter().filter(|pair| known.insert(**pair));
             for (tick, (vchannel, key)) in (1_u64..).zip(fresh) {
                 let (vchannel, key) = (vchannel.to_string(), key.to_string());
-                newest.push(&vchannel, &key, placed(tick));
-                windows.done(&vchannel, &key, placed(tick));
+                newest.push(&vchannel, self::key(&key), placed(tick));
+                windows.done(&vchannel, self::key(&key), placed(tick));
             }
             let mut built = newest.into_windows();
             let asked: BTreeSet<_> = keys.into_iter().collect();
             for (vchannel, key) in asked {
                 let (vchannel, key) = (vchannel.to_string(), key.to_string());
-                prop_assert_eq!(built.claim(&vchannel, &key), windows.claim(&vchannel, &key));
+                prop_assert_eq!(built.claim(&vchannel, self::key(&key)), windows.claim(&vchannel, self::key(&key)));
             }
         }
     }
@@ -139,9 +145,9 @@ mod tests {
     #[test]
     fn a_key_that_stands_in_the_log_twice_has_its_first_place() {
         let mut newest = NewestKeys::new(1 << 20);
-        newest.push("v", "key", placed(1));
-        newest.push("v", "key", placed(2));
-        assert_eq!(newest.into_windows().claim("v", "key"), Claim::Done(placed(1)));
+        newest.push("v", key("key"), placed(1));
+        newest.push("v", key("key"), placed(2));
+        assert_eq!(newest.into_windows().claim("v", key("key")), Claim::Done(placed(1)));
     }
 
     #[test]
@@ -149,7 +155,7 @@ mod tests {
         let mut newest = NewestKeys::new(100 * ENTRY_COST);
         for vchannel in 0..5000 {
             for n in 0..3 {
-                newest.push(&vchannel.to_string(), &n.to_string(), placed(vchannel * 10 + n));
+                newest.push(&vchannel.to_string(), key(&n.to_string()), placed(vchannel * 10 + n));
             }
         }
         let total: usize = newest.by_vchannel.values().map(|keys| keys.bytes).sum();
