@@ -5,12 +5,12 @@
 //! waits, waits behind it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -47,7 +47,7 @@ impl<S: Service<Group>> Layer<S> for LockLayer {
     }
 }
 
-/// Groups are numbered as they come, and answered in that order, so one number tells what is in flight.
+/// Groups are numbered as they come, and what waits for one waits for all before it, so one number tells what is in flight.
 pub struct Lock<S: Service<Group>> {
     inner: S,
     pchannel: Arc<str>,
@@ -63,7 +63,22 @@ pub struct Lock<S: Service<Group>> {
 struct Progress {
     /// Every group up to this one has its outcome.
     done: AtomicU64,
+    /// Groups behind one that has none yet: one that needs nothing of the log is done at once.
+    early: Mutex<BTreeSet<u64>>,
     moved: AtomicWaker,
+}
+
+impl Progress {
+    fn finish(&self, group: u64) {
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        early.insert(group);
+        let mut done = self.done.load(Ordering::Acquire);
+        while early.remove(&(done + 1)) {
+            done += 1;
+        }
+        self.done.store(done, Ordering::Release);
+        self.moved.wake();
+    }
 }
 
 /// The last group that used each vchannel.
@@ -190,8 +205,7 @@ where
         }
         let Stage::Passed(future) = &mut self.stage else { return Poll::Pending };
         let group = ready!(future.poll_unpin(cx));
-        self.progress.done.fetch_max(self.number, Ordering::AcqRel);
-        self.progress.moved.wake();
+        self.progress.finish(self.number);
         Poll::Ready(group)
     }
 }
@@ -216,8 +230,8 @@ mod tests {
             self.0.lock().unwrap().iter().map(|(names, ..)| names.clone()).collect()
         }
 
-        fn answer(&self) {
-            let (_, group, answer) = self.0.lock().unwrap().pop_front().unwrap();
+        fn answer(&self, index: usize) {
+            let (_, group, answer) = self.0.lock().unwrap().remove(index).unwrap();
             let _ = answer.send(group);
         }
     }
@@ -264,9 +278,13 @@ mod tests {
         }
 
         fn answer(&mut self) {
-            self.inner.answer();
-            let mut oldest = self.flying.pop_front().unwrap();
-            assert!(oldest.poll_unpin(&mut Context::from_waker(&noop_waker())).is_ready());
+            self.answer_at(0);
+        }
+
+        fn answer_at(&mut self, index: usize) {
+            self.inner.answer(index);
+            let mut answered = self.flying.remove(index).unwrap();
+            assert!(answered.poll_unpin(&mut Context::from_waker(&noop_waker())).is_ready());
         }
     }
 
@@ -292,6 +310,20 @@ mod tests {
         fixture.answer();
         assert!(fixture.ready());
         assert_eq!(fixture.inner.seen(), vec![vec!["p_1v0"]]);
+    }
+
+    #[test]
+    fn group_that_is_done_early_says_nothing_of_those_before_it() {
+        let mut fixture = Fixture::new();
+        fixture.send(false, &["p_1v0"]);
+        fixture.send(false, &["p_2v0"]);
+        fixture.send(false, &["p_3v0"]);
+        fixture.answer_at(1);
+        fixture.send(true, &["p_1v0"]);
+        assert_eq!(fixture.inner.seen(), vec![vec!["p_1v0"], vec!["p_3v0"]], "the first one has no outcome");
+        fixture.answer();
+        assert!(fixture.ready());
+        assert_eq!(fixture.inner.seen(), vec![vec!["p_3v0"], vec!["p_1v0"]]);
     }
 
     #[test]
