@@ -26,7 +26,7 @@ use super::{
     lock::{Lock, LockLayer},
     log_writer::LogWriter,
     publisher::Publisher,
-    replicate::{Gapless, GaplessLayer, Replicate, ReplicateLayer, SharedReplication},
+    replicate::{Replicate, ReplicateLayer, SharedReplication},
     sessions::{End, SharedSessions},
     time_tick::{MAX_GROUP, SharedTicks, TICKS_PER_GROUP, TimeTickLayer, TimeTicks},
     txn::{TxnLayer, Txns},
@@ -47,7 +47,7 @@ const LONGEST_BARRIER_MS: u64 = 60_000;
 const SLOW: Duration = Duration::from_secs(3);
 
 /// The append stack over `W`, outermost layer first.
-pub type Stack<W = LogWriter> = Idempotency<Lock<Replicate<Sharding<TimeTicks<Txns<Gapless<W>>>>>>>;
+pub type Stack<W = LogWriter> = Idempotency<Lock<Replicate<Sharding<TimeTicks<Txns<W>>>>>>;
 
 /// What the layers of a stack work with.
 pub struct StackParts {
@@ -68,8 +68,7 @@ where
     let StackParts { pchannel, ticks, sessions, windows, replication, sharding } = parts;
     let lower = ServiceBuilder::new()
         .layer(TimeTickLayer { ticks })
-        .layer(TxnLayer { pchannel: Arc::clone(&pchannel), sessions })
-        .layer(GaplessLayer { shared: replication.clone() })
+        .layer(TxnLayer { pchannel: Arc::clone(&pchannel), sessions, replication: replication.clone() })
         .service(writer);
     ServiceBuilder::new()
         .layer(IdempotencyLayer::new(windows))

@@ -1,9 +1,9 @@
 //! Lets through what a WAL of its role may take: clients' messages on a primary, on a secondary those of its source, each
 //! once and in the source's order.
 //!
-//! Two layers work together. [`Replicate`] judges, above whatever else may refuse a message. [`Gapless`] stands right above
-//! the log: where one replicated message was refused on the way, it stops those after it, until that one comes again; what
-//! is after a gap would make the gap look like a repeat.
+//! [`Replicate`] judges, above whatever else may refuse a message. The last layer that may, the one of transactions, asks
+//! again ([`SharedReplication::pass`]): where one replicated message was refused on the way, those after it are stopped
+//! until that one comes again; what is after a gap would make the gap look like a repeat.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ pub struct SharedReplication(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// With what was let through by [`Replicate`], by [`Gapless`], and what is durable.
+    /// With what was let through by [`Replicate`], by all layers, and what is durable.
     admitted: Replication,
     passed: Replication,
     durable: Replication,
@@ -59,6 +59,23 @@ impl SharedReplication {
     /// How far a secondary is at its source, as far as that is durable; `None` on a primary.
     pub fn checkpoint(&self) -> Option<ReplicateCheckpoint> {
         self.lock().durable.checkpoint()
+    }
+
+    /// Lets a message through to the log, if all before it were, and `admit` does.
+    pub fn pass(
+        &self,
+        append: &mut Append,
+        admit: impl FnOnce(&mut Append) -> Result<(), StreamingError>,
+    ) -> Result<(), StreamingError> {
+        let Some(number) = append.replica else { return admit(append) };
+        let mut state = self.lock();
+        if number != state.passed_count {
+            return Err(behind_a_gap());
+        }
+        admit(append)?;
+        state.passed.apply(&fact(append)?, false);
+        state.passed_count += 1;
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -112,16 +129,6 @@ impl State {
             // It ends when its source says so, however long that takes.
             append.txn = append.txn.map(|txn| TxnContext::infinite(txn.txn_id));
         }
-        Ok(())
-    }
-
-    fn pass(&mut self, append: &Append) -> Result<(), StreamingError> {
-        let Some(number) = append.replica else { return Ok(()) };
-        if number != self.passed_count {
-            return Err(behind_a_gap());
-        }
-        self.passed.apply(&fact(append)?, false);
-        self.passed_count += 1;
         Ok(())
     }
 
@@ -207,45 +214,5 @@ where
             }
         }
         Poll::Ready(Ok(group))
-    }
-}
-
-/// Wraps a service of groups in [`Gapless`].
-#[derive(Debug, Clone)]
-pub struct GaplessLayer {
-    pub shared: SharedReplication,
-}
-
-impl<S> Layer<S> for GaplessLayer {
-    type Service = Gapless<S>;
-
-    fn layer(&self, inner: S) -> Gapless<S> {
-        Gapless { inner, shared: self.shared.clone() }
-    }
-}
-
-/// See the module.
-pub struct Gapless<S> {
-    inner: S,
-    shared: SharedReplication,
-}
-
-impl<S> Service<Group> for Gapless<S>
-where
-    S: Service<Group, Response = Group, Error = Infallible>,
-{
-    type Response = Group;
-    type Error = Infallible;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut group: Group) -> S::Future {
-        let mut state = self.shared.lock();
-        group.settle(|append| state.pass(append).err().map(Err));
-        drop(state);
-        self.inner.call(group)
     }
 }

@@ -136,10 +136,12 @@ impl Sessions {
     pub fn body(&mut self, id: i64, vchannel: &str, bytes: usize, tick: TimeTick) -> Result<(), StreamingError> {
         let all = self.bytes;
         let session = self.find("AddNewMessage", id, vchannel, tick)?;
-        if session.bytes.saturating_add(bytes) > MAX_BYTES {
+        // One that does not expire is another cluster's: it was not too large there, without what replication adds.
+        let limited = session.deadline().is_some();
+        if limited && session.bytes.saturating_add(bytes) > MAX_BYTES {
             return Err(StreamingError::unrecoverable(format!("transaction {id} exceeds {MAX_BYTES} bytes")));
         }
-        if all.saturating_add(bytes) > MAX_OPEN_BYTES {
+        if limited && all.saturating_add(bytes) > MAX_OPEN_BYTES {
             return Err(StreamingError::unrecoverable(format!("open transactions exceed {MAX_OPEN_BYTES} bytes")));
         }
         self.add(id, bytes, tick);
@@ -364,6 +366,9 @@ mod tests {
         let mut sessions = Sessions::new(entry(0));
         sessions.begin(TxnContext::new(0, 100), V, at(1)).unwrap();
         assert_eq!(code(sessions.body(0, V, MAX_BYTES + 1, at(2))), Some(StreamingCode::Unrecoverable));
+        let mut follower = Sessions::new(entry(0));
+        follower.begin(TxnContext::infinite(0), V, at(1)).unwrap();
+        assert_eq!(code(follower.body(0, V, MAX_BYTES + 1, at(2))), None, "its source took it");
         for id in 1..i64::try_from(MAX_OPEN).unwrap() {
             sessions.begin(TxnContext::new(id, 100), V, at(1)).unwrap();
         }

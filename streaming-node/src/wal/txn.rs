@@ -21,6 +21,7 @@ use tower::{Layer, Service};
 use super::{
     group::{Append, Group},
     record,
+    replicate::SharedReplication,
     sessions::{End, Sessions, SharedSessions},
 };
 
@@ -32,13 +33,15 @@ const LONGEST_KEEPALIVE_MS: i64 = 24 * 3600 * 1000;
 pub struct TxnLayer {
     pub pchannel: Arc<str>,
     pub sessions: SharedSessions,
+    pub replication: SharedReplication,
 }
 
 impl<S> Layer<S> for TxnLayer {
     type Service = Txns<S>;
 
     fn layer(&self, inner: S) -> Txns<S> {
-        Txns { inner, pchannel: Arc::clone(&self.pchannel), sessions: self.sessions.clone() }
+        let Self { pchannel, sessions, replication } = self.clone();
+        Txns { inner, pchannel, sessions, replication }
     }
 }
 
@@ -47,6 +50,7 @@ pub struct Txns<S> {
     inner: S,
     pchannel: Arc<str>,
     sessions: SharedSessions,
+    replication: SharedReplication,
 }
 
 impl<S> Service<Group> for Txns<S>
@@ -64,7 +68,9 @@ where
 
     fn call(&mut self, mut group: Group) -> Self::Future {
         let mut sessions = self.sessions.lock();
-        group.settle(|append| admit(append, &mut sessions, &self.pchannel).err().map(Err));
+        let mut pass =
+            |append: &mut Append| self.replication.pass(append, |append| admit(append, &mut sessions, &self.pchannel));
+        group.settle(|append| pass(append).err().map(Err));
         if let Some(closing) = &mut group.closing {
             sessions.expire(TimeTick(closing.tick));
             closing.confirmed = sessions.confirmed();

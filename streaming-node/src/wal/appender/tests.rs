@@ -12,6 +12,8 @@ use std::{
 use async_trait::async_trait;
 use futures::{FutureExt, future::BoxFuture};
 use proptest::prelude::*;
+use streaming_proto::messages::{BeginTxnMessageHeader, CommitTxnMessageHeader, DeleteMessageHeader};
+use streaming_types::{Message, MessageBuilder, StreamingCode, TxnContext};
 use tokio::sync::oneshot;
 use woodpecker::EntryId;
 use woodpecker_base::random::Random;
@@ -19,6 +21,7 @@ use woodpecker_base::random::Random;
 use super::*;
 use crate::{
     TimestampError, TimestampSource,
+    replication::Replication,
     wal::{
         group::{Placed, samples},
         sessions::Sessions,
@@ -150,6 +153,7 @@ fn groups(sent: &[Sent]) -> Vec<Group> {
 
 struct Run {
     stack: Stack<Log>,
+    sessions: SharedSessions,
     log: Log,
     in_flight: FuturesOrdered<<Stack<Log> as Service<Group>>::Future>,
     done: Vec<Group>,
@@ -157,17 +161,42 @@ struct Run {
 
 impl Run {
     async fn new() -> Self {
+        Self::of(&Replication::new("by-dev", "p")).await
+    }
+
+    async fn of(replication: &Replication) -> Self {
         let ticks = Ticks::above(0, Arc::new(Timestamps::default()), Clock::system(), &Random::seeded(1)).await;
         let log = Log::default();
+        let sessions = SharedSessions::new(Sessions::new(EntryId { segment: 1, entry: 0 }));
         let parts = StackParts {
             pchannel: "p".into(),
             ticks: SharedTicks::new(ticks),
-            sessions: SharedSessions::new(Sessions::new(EntryId { segment: 1, entry: 0 })),
+            sessions: sessions.clone(),
             windows: Windows::new(1 << 20),
-            replication: SharedReplication::new(&crate::replication::Replication::new("by-dev", "p")),
+            replication: SharedReplication::new(replication),
             sharding: crate::shard::samples::layer(),
         };
-        Self { stack: stack(parts, log.clone()), log, in_flight: FuturesOrdered::new(), done: Vec::new() }
+        let stack = stack(parts, log.clone());
+        Self { stack, sessions, log, in_flight: FuturesOrdered::new(), done: Vec::new() }
+    }
+
+    /// Sends messages as one group, which the log does not answer yet.
+    async fn send(&mut self, messages: impl IntoIterator<Item = Message>) {
+        self.ready().await;
+        let appends = messages.into_iter().map(|message| samples::of(1, message).0).collect();
+        self.in_flight.push_back(self.stack.call(Group { appends, ..Group::default() }));
+    }
+
+    /// Lets the log answer everything; what became of the messages that were sent since the last time, by their payload.
+    async fn finish(&mut self) -> BTreeMap<String, Result<Placed, StreamingError>> {
+        while !self.in_flight.is_empty() {
+            self.ready().await;
+            self.log.answer();
+            self.collect();
+        }
+        let all = self.done.drain(..).flat_map(|group| group.appends.into_iter().chain(group.settled));
+        let text = |append: &Append| String::from_utf8_lossy(&append.message.payload).into_owned();
+        all.map(|append| (text(&append), append.outcome.unwrap())).collect()
     }
 
     /// Waits until the stack takes a group; what holds it back is answered.
@@ -204,6 +233,47 @@ impl Run {
             self.collect();
         }
         self.done
+    }
+}
+
+const V: &str = "p_1v0";
+
+fn begin(name: &str) -> Message {
+    MessageBuilder::new(&BeginTxnMessageHeader::default()).vchannel(V).payload(name.to_owned()).build().unwrap()
+}
+
+fn body(name: &str, vchannel: &str, txn: TxnContext) -> Message {
+    let body = MessageBuilder::new(&DeleteMessageHeader::default()).vchannel(vchannel).payload(name.to_owned());
+    body.txn(txn).build().unwrap()
+}
+
+fn commit(name: &str, txn: TxnContext) -> Message {
+    let commit = MessageBuilder::new(&CommitTxnMessageHeader {}).vchannel(V).payload(name.to_owned());
+    commit.txn(txn).build().unwrap()
+}
+
+#[tokio::test]
+async fn commit_behind_a_refused_message_of_its_transaction_leaves_the_transaction_open() {
+    use crate::replication::samples::{header, topology};
+    let mut config = topology(&[("a", "b")]);
+    config.clusters[1].pchannels = vec!["p".to_owned()];
+    let mut run = Run::of(&Replication::recovered("b", "p", Some(config), None, Vec::new())).await;
+    let txn = TxnContext::infinite(7);
+    let from_source = |mut message: Message, entry| {
+        message.properties.set_replicate(&header(entry, 100));
+        message
+    };
+    let mut begin = begin("begin");
+    begin.properties.set_txn(txn);
+    run.send([from_source(begin, 1)]).await;
+    run.send([from_source(body("refused", "p_2v0", txn), 2), from_source(commit("early", txn), 3)]).await;
+    let ended = run.finish().await;
+    let code = |name: &str| ended[name].as_ref().err().map(StreamingError::code);
+    assert_eq!(code("refused"), Some(StreamingCode::Unrecoverable), "on another vchannel");
+    assert_eq!(code("early"), Some(StreamingCode::Inner));
+    run.send([from_source(body("body", V, txn), 2), from_source(commit("commit", txn), 3)]).await;
+    for (name, result) in run.finish().await {
+        assert!(result.is_ok(), "{name}: {result:?}");
     }
 }
 
