@@ -32,6 +32,7 @@ use crate::{
     wal::{
         Appends, WAL_NAME, Wal,
         group::{Answer, Append, Placed, Reply},
+        sessions,
     },
 };
 
@@ -296,10 +297,8 @@ impl Producer {
             Ok(unsent) => {
                 self.on_the_way.begins(request_id, &unsent.message.properties, unsent.bytes);
                 let kind = unsent.produced.message_type;
-                // What is limited keeps its order, and so does what comes from another cluster.
-                let ordered = Limiter::concerns(kind) || unsent.produced.replicate.is_some();
-                let may_pass = self.waiting.is_empty() || !ordered;
-                let charge = if may_pass { self.appends.try_admit(kind, unsent.bytes) } else { None };
+                let charge =
+                    if self.may_pass(&unsent.produced) { self.appends.try_admit(kind, unsent.bytes) } else { None };
                 match charge {
                     Some(charge) => self.submit(unsent, charge),
                     None => self.wait(unsent),
@@ -311,6 +310,15 @@ impl Producer {
                 Some(refused(request_id, &error))
             }
         }
+    }
+
+    /// Whether a message may go before those that wait. What is limited keeps its order, and so do what comes from another
+    /// cluster and the end of a transaction.
+    fn may_pass(&self, Produced { message_type, txn, replicate, .. }: &Produced) -> bool {
+        let of_same = |unsent: &Unsent| unsent.produced.txn.map(|txn| txn.txn_id) == txn.map(|txn| txn.txn_id);
+        let ordered = Limiter::concerns(*message_type) || replicate.is_some();
+        let ends = sessions::End::of(*message_type).is_some() && self.waiting.iter().any(of_same);
+        self.waiting.is_empty() || !(ordered || ends)
     }
 
     fn check(&mut self, request: ProduceMessageRequest) -> Result<Unsent, StreamingError> {

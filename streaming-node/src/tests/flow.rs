@@ -4,11 +4,12 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use streaming_proto::{
     messages::CreatePartitionMessageHeader,
-    streaming::{ProduceRateLimitResponse, WalRateLimitState, produce_response::Response},
+    streaming::{ProduceRateLimitResponse, WalRateLimitState, produce_message_response, produce_response::Response},
 };
-use streaming_types::{DeliverPolicy, MessageBuilder};
+use streaming_types::{DeliverPolicy, MessageBuilder, TxnContext};
 
 use super::harness::{Produce, VCHANNEL, World, insert, rw};
+use super::parts::{begin, commit, delete};
 use crate::{Flow, Settings};
 
 /// A WAL that lets 64 KiB go at once, and then 1 KiB a second when the node's memory runs out.
@@ -65,6 +66,42 @@ async fn producers_are_told_held_back_and_let_go() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn commit_waits_for_the_messages_of_its_transaction_that_are_held_back() {
+    let world = World::new();
+    let node = world.node_with(1, tight()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let mut other = node.producer(&rw(1)).await;
+    let begun = produce.append(begin(VCHANNEL, 600_000).into()).await.unwrap();
+    let txn = TxnContext::from(&begun.txn_context.unwrap());
+    world.memory_percent.store(92, Ordering::SeqCst);
+    told(&mut produce).await;
+    told(&mut other).await;
+    let filler = "x".repeat(60 << 10);
+    other.append(insert(VCHANNEL, &filler)).await.unwrap();
+    let sent = [
+        produce.send(delete(VCHANNEL, &filler, Some(txn)).into()).await,
+        produce.send(delete(VCHANNEL, "held back", Some(txn)).into()).await,
+        produce.send(commit(VCHANNEL, txn).into()).await,
+    ];
+    world.clock.sleep(Duration::from_millis(300)).await;
+    world.memory_percent.store(10, Ordering::SeqCst);
+    let mut answered = Vec::new();
+    while answered.len() < sent.len() {
+        match produce.next().await {
+            Some(Ok(Response::Produce(answer))) => {
+                let result = answer.response.clone().unwrap();
+                assert!(matches!(result, produce_message_response::Response::Result(_)), "{result:?}");
+                answered.push(answer.request_id);
+            }
+            Some(Ok(Response::RateLimit(_))) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answered, sent);
 }
 
 #[tokio::test]
