@@ -37,8 +37,6 @@ pub struct Append {
     pub flushed: Option<Vec<i64>>,
     /// Known when the log has the message, or a layer has settled it without.
     pub outcome: Option<Result<Placed, StreamingError>>,
-    /// Where the message is that this one stands in for; its producer hears that, whatever becomes of this one.
-    pub repeats: Option<Placed>,
     pub reply: Reply,
 }
 
@@ -58,7 +56,6 @@ impl Append {
             _charge: Some(charge),
             flushed: None,
             outcome: None,
-            repeats: None,
             reply,
             message,
         }
@@ -78,7 +75,6 @@ impl Append {
             record: Bytes::new(),
             _charge: charge,
             flushed: None,
-            repeats: None,
             outcome: None,
             reply: Reply::nobody(),
             message,
@@ -100,7 +96,7 @@ impl Append {
 
     /// Tells the producer. Without an outcome it hears that the WAL is gone.
     pub fn answer(mut self) {
-        if let Some(outcome) = self.repeats.map(Ok).or(self.outcome) {
+        if let Some(outcome) = self.outcome {
             self.reply.answer(outcome, self.flushed);
         }
     }

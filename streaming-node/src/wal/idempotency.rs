@@ -10,11 +10,12 @@ use std::{
 };
 
 use futures::FutureExt;
-use streaming_types::MessageType;
+use streaming_proto::messages::RollbackTxnMessageHeader;
+use streaming_types::{MessageBuilder, MessageType};
 use tower::{Layer, Service};
 
 use super::{
-    group::{Append, Group, Placed},
+    group::{Append, Group},
     window::{Claim, Done, Key, Windows, key_of},
 };
 use crate::metrics;
@@ -100,8 +101,10 @@ where
 
 /// Takes out of a group what was appended before, or is on its way.
 fn take_repeats(group: &mut Group, windows: &mut Windows) {
-    let repeats: Vec<_> = group.appends.extract_if(.., |append| is_repeat(append, windows)).collect();
+    let mut undone = Vec::new();
+    let repeats: Vec<_> = group.appends.extract_if(.., |append| is_repeat(append, windows, &mut undone)).collect();
     metrics::repeats(repeats.len());
+    group.appends.extend(undone);
     for append in repeats {
         let key = key_of(&append.message.properties).map(str::to_owned);
         let settled = match key.filter(|_| append.outcome.is_none()) {
@@ -116,37 +119,32 @@ fn take_repeats(group: &mut Group, windows: &mut Windows) {
     }
 }
 
-fn is_repeat(append: &mut Append, windows: &mut Windows) -> bool {
+/// A transaction that is run once more, as a whole, after its commit or while that is on its way, is `undone`: it ends
+/// without effect, and its producer hears what became of the first.
+fn is_repeat(append: &mut Append, windows: &mut Windows, undone: &mut Vec<Append>) -> bool {
     let Some((vchannel, key)) = scope(append) else { return false };
-    match windows.claim(vchannel, key) {
-        Claim::New => false,
-        Claim::Pending => true,
-        Claim::Done(Done { placed, .. }) if ends_another(append, &placed) => {
-            roll_back(append, placed);
-            false
-        }
+    let first = match windows.claim(vchannel, key, txn_id(append)) {
+        Claim::New => return false,
+        Claim::Pending(first) => first,
         Claim::Done(Done { placed, flushed }) => {
             append.outcome = Some(Ok(placed));
             append.flushed = flushed;
-            true
+            placed.txn.map(|txn| txn.txn_id)
         }
+    };
+    if append.kind == MessageType::CommitTxn && first != txn_id(append) {
+        undone.extend(rollback(append));
     }
+    true
 }
 
-/// Whether this is the commit of a transaction that was run once more, as a whole, after it had been committed.
-fn ends_another(append: &Append, placed: &Placed) -> bool {
-    append.kind == MessageType::CommitTxn && txn_id(append) != placed.txn.map(|txn| txn.txn_id)
-}
-
-/// Ends the second run without effect; its producer hears what became of the first.
-fn roll_back(commit: &mut Append, placed: Placed) {
-    commit.kind = MessageType::RollbackTxn;
-    commit.repeats = Some(placed);
-    commit.message.payload.clear();
-    let properties = &mut commit.message.properties;
-    properties.set_type(MessageType::RollbackTxn);
-    properties.set_header_bytes(&[]);
-    properties.remove(streaming_types::properties::key::IDEMPOTENCY);
+/// What rolls the transaction of a commit back.
+fn rollback(commit: &Append) -> Option<Append> {
+    let (txn, vchannel) = (commit.txn?, commit.vchannel()?);
+    let message = MessageBuilder::new(&RollbackTxnMessageHeader {}).vchannel(vchannel).txn(txn).build().ok()?;
+    let mut rollback = Append::own(MessageType::RollbackTxn, message, None);
+    rollback.txn = Some(txn);
+    Some(rollback)
 }
 
 /// Notes the outcome of a message; gives back its repeats with the same one.

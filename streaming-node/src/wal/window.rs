@@ -73,8 +73,8 @@ struct Window {
 
 #[derive(Debug)]
 enum Known {
-    /// On its way to the log, with its repeats.
-    Pending(Vec<Append>),
+    /// On its way to the log, maybe in a transaction, with its repeats.
+    Pending(Option<i64>, Vec<Append>),
     Done(Done),
 }
 
@@ -98,7 +98,8 @@ impl Done {
 pub enum Claim {
     /// Nothing: whoever asked appends it.
     New,
-    Pending,
+    /// The first is on its way, maybe in a transaction.
+    Pending(Option<i64>),
     Done(Done),
 }
 
@@ -108,15 +109,15 @@ impl Windows {
         Self { by_vchannel: HashMap::new(), limit }
     }
 
-    /// Asks for a key, and takes it if nobody has it.
-    pub fn claim(&mut self, vchannel: &str, key: Key<'_>) -> Claim {
+    /// Asks for the key of a message, maybe one of a transaction, and takes it if nobody has it.
+    pub fn claim(&mut self, vchannel: &str, key: Key<'_>, txn: Option<i64>) -> Claim {
         match self.window(vchannel).known.entry_ref(&key) {
             EntryRef::Occupied(known) => match known.get() {
-                Known::Pending(_) => Claim::Pending,
+                Known::Pending(txn, _) => Claim::Pending(*txn),
                 Known::Done(done) => Claim::Done(done.clone()),
             },
             EntryRef::Vacant(free) => {
-                free.insert(Known::Pending(Vec::new()));
+                free.insert(Known::Pending(txn, Vec::new()));
                 Claim::New
             }
         }
@@ -125,7 +126,7 @@ impl Windows {
     /// Keeps a repeat until its key has an outcome; gives it back when the key has none to come.
     pub fn wait(&mut self, vchannel: &str, key: Key<'_>, repeat: Append) -> Option<Append> {
         match self.window(vchannel).known.get_mut(&key) {
-            Some(Known::Pending(repeats)) => {
+            Some(Known::Pending(_, repeats)) => {
                 repeats.push(repeat);
                 None
             }
@@ -142,7 +143,7 @@ impl Windows {
             EntryRef::Occupied(mut known) => match known.get_mut() {
                 // The log holds it twice; the first one counts.
                 Known::Done(_) => return Vec::new(),
-                Known::Pending(repeats) => {
+                Known::Pending(_, repeats) => {
                     let repeats = std::mem::take(repeats);
                     known.insert(Known::Done(done));
                     (known.key().clone(), repeats)
@@ -161,7 +162,7 @@ impl Windows {
     pub fn forget(&mut self, vchannel: &str, key: Key<'_>) -> Vec<Append> {
         let window = self.window(vchannel);
         match window.known.remove_entry(&key) {
-            Some((_, Known::Pending(repeats))) => repeats,
+            Some((_, Known::Pending(_, repeats))) => repeats,
             Some((key, done)) => {
                 window.known.insert(key, done);
                 Vec::new()
@@ -236,12 +237,12 @@ mod tests {
     #[test]
     fn key_is_new_then_pending_then_done() {
         let mut windows = Windows::new(1 << 20);
-        assert_eq!(windows.claim(V, key("k")), Claim::New);
-        assert_eq!(windows.claim(V, key("k")), Claim::Pending);
+        assert_eq!(windows.claim(V, key("k"), None), Claim::New);
+        assert_eq!(windows.claim(V, key("k"), None), Claim::Pending(None));
         assert!(windows.wait(V, key("k"), samples::append(1, V, false).0).is_none());
         assert_eq!(windows.done(V, key("k"), placed(7)).len(), 1, "the repeat comes back");
-        assert_eq!(windows.claim(V, key("k")), Claim::Done(placed(7)));
-        assert_eq!(windows.claim("p_2v0", key("k")), Claim::New, "another vchannel");
+        assert_eq!(windows.claim(V, key("k"), None), Claim::Done(placed(7)));
+        assert_eq!(windows.claim("p_2v0", key("k"), None), Claim::New, "another vchannel");
         assert!(windows.wait(V, key("k"), samples::append(1, V, false).0).is_some(), "nothing to wait for");
     }
 
@@ -250,36 +251,36 @@ mod tests {
         let mut windows = Windows::new(1 << 20);
         let body = |txn| Key::new("k", MessageType::Insert, Some(txn));
         windows.done(V, body(1), placed(7));
-        assert_eq!(windows.claim(V, body(1)), Claim::Done(placed(7)));
-        assert_eq!(windows.claim(V, body(2)), Claim::New);
+        assert_eq!(windows.claim(V, body(1), None), Claim::Done(placed(7)));
+        assert_eq!(windows.claim(V, body(2), None), Claim::New);
         let commit = |txn| Key::new("k", MessageType::CommitTxn, Some(txn));
-        assert_eq!(windows.claim(V, commit(1)), Claim::New);
+        assert_eq!(windows.claim(V, commit(1), None), Claim::New);
         windows.done(V, commit(1), placed(8));
-        assert_eq!(windows.claim(V, commit(2)), Claim::Done(placed(8)));
+        assert_eq!(windows.claim(V, commit(2), None), Claim::Done(placed(8)));
     }
 
     #[test]
     fn refused_message_leaves_its_key_free_and_a_done_one_does_not() {
         let mut windows = Windows::new(1 << 20);
-        windows.claim(V, key("k"));
+        windows.claim(V, key("k"), None);
         windows.wait(V, key("k"), samples::append(1, V, false).0);
         assert_eq!(windows.forget(V, key("k")).len(), 1);
-        assert_eq!(windows.claim(V, key("k")), Claim::New);
+        assert_eq!(windows.claim(V, key("k"), None), Claim::New);
         windows.done(V, key("k"), placed(7));
         assert!(windows.forget(V, key("k")).is_empty() && windows.done(V, key("k"), placed(9)).is_empty());
-        assert_eq!(windows.claim(V, key("k")), Claim::Done(placed(7)), "the first copy counts");
+        assert_eq!(windows.claim(V, key("k"), None), Claim::Done(placed(7)), "the first copy counts");
     }
 
     #[test]
     fn window_keeps_the_newest_within_its_bytes_and_never_lets_go_of_what_is_pending() {
         let mut windows = Windows::new(10 * (ENTRY_COST + 4));
-        assert_eq!(windows.claim(V, key("open")), Claim::New);
+        assert_eq!(windows.claim(V, key("open"), None), Claim::New);
         for n in 0..1000 {
             windows.done(V, key(&format!("{n:04}")), placed(n));
         }
-        assert_eq!(windows.claim(V, key("open")), Claim::Pending);
-        assert_eq!(windows.claim(V, key("0990")), Claim::Done(placed(990)));
-        assert_eq!(windows.claim(V, key("0989")), Claim::New);
+        assert_eq!(windows.claim(V, key("open"), None), Claim::Pending(None));
+        assert_eq!(windows.claim(V, key("0990"), None), Claim::Done(placed(990)));
+        assert_eq!(windows.claim(V, key("0989"), None), Claim::New);
         let window = &windows.by_vchannel[V];
         assert_eq!((window.order.len(), window.bytes), (10, 10 * (ENTRY_COST + 4)));
         windows.done(V, key("flush"), Done { flushed: Some(vec![7; 100]), ..placed(1000) });

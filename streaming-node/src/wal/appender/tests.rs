@@ -253,6 +253,27 @@ fn commit(name: &str, txn: TxnContext) -> Message {
 }
 
 #[tokio::test]
+async fn commit_that_comes_again_in_another_transaction_while_the_first_is_on_its_way_ends_that_without_effect() {
+    let mut run = Run::new().await;
+    run.send([begin("first begin"), begin("second begin")]).await;
+    let begun = run.finish().await;
+    let txn = |name: &str| begun[name].clone().unwrap().txn.unwrap();
+    let [first, second] = ["first begin", "second begin"].map(txn);
+    let keyed = |mut message: Message| {
+        message.properties.set_idempotency_key("key");
+        message
+    };
+    run.send([body("first body", V, first), keyed(commit("first", first))]).await;
+    run.send([body("second body", V, second), keyed(commit("second", second)), keyed(commit("again", second))]).await;
+    let ended = run.finish().await;
+    assert_eq!(ended["first"].clone().unwrap().txn, Some(first));
+    assert_eq!([&ended["second"], &ended["again"]], [&ended["first"]; 2]);
+    assert_eq!(run.sessions.lock().open(), 0);
+    let late = run.sessions.lock().end(second.txn_id, V, End::Committed, TimeTick(u64::MAX)).unwrap_err();
+    assert!(late.cause().ends_with("current TxnRollbacked"), "{late}");
+}
+
+#[tokio::test]
 async fn commit_behind_a_refused_message_of_its_transaction_leaves_the_transaction_open() {
     use crate::replication::samples::{header, topology};
     let mut config = topology(&[("a", "b")]);

@@ -137,7 +137,8 @@ mod tests {
             let asked: BTreeSet<_> = keys.into_iter().collect();
             for (vchannel, key) in asked {
                 let (vchannel, key) = (vchannel.to_string(), key.to_string());
-                prop_assert_eq!(built.claim(&vchannel, self::key(&key)), windows.claim(&vchannel, self::key(&key)));
+                let known = windows.claim(&vchannel, self::key(&key), None);
+                prop_assert_eq!(built.claim(&vchannel, self::key(&key), None), known);
             }
         }
     }
@@ -147,7 +148,7 @@ mod tests {
         let mut newest = NewestKeys::new(1 << 20);
         newest.push("v", key("key"), placed(1));
         newest.push("v", key("key"), placed(2));
-        assert_eq!(newest.into_windows().claim("v", key("key")), Claim::Done(placed(1)));
+        assert_eq!(newest.into_windows().claim("v", key("key"), None), Claim::Done(placed(1)));
     }
 
     #[test]
