@@ -116,6 +116,10 @@ impl<S> Sharding<S> {
         let Self { pchannel, shards, ids, limits, clock, random, .. } = self;
         let mut table = shards.lock();
         let concerns = |append: &Append| append.kind == MessageType::CreateCollection || is_sharded(append.kind);
+        // Clients take no answer to a flush that does not say what it ended.
+        for flush in group.appends.iter_mut().filter(|append| append.kind == MessageType::ManualFlush) {
+            flush.flushed = Some(Vec::new());
+        }
         if !table.is_managed() && !group.appends.iter().any(|append| append.kind == MessageType::CreateCollection) {
             return Vec::new();
         }

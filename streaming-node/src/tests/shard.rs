@@ -187,6 +187,15 @@ async fn manual_flush_names_the_segments_it_ends() {
 }
 
 #[tokio::test]
+async fn manual_flush_says_what_it_ends_where_no_collection_lives() {
+    let node = World::new().serving().await;
+    let mut produce = node.producer(&rw(1)).await;
+    let header = ManualFlushMessageHeader { collection_id: 1, flush_ts: u64::MAX, segment_ids: vec![] };
+    let flushed = produce.append(message(VCHANNEL, &header)).await.unwrap();
+    assert_eq!(ids(&flushed), [] as [i64; 0]);
+}
+
+#[tokio::test]
 async fn repeated_manual_flush_names_the_segments_that_the_first_one_ended() {
     let world = World::new();
     let (node, mut produce) = collected(&world, small()).await;
