@@ -16,8 +16,8 @@ use futures::FutureExt;
 use streaming_proto::messages::{
     AlterCollectionMessageHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader,
     CreateSegmentMessageBody, CreateSegmentMessageHeader, DeleteMessageHeader, DropPartitionMessageHeader,
-    InsertMessageHeader, ManualFlushMessageHeader, PartitionSegmentAssignment, SchemaChangeMessageHeader,
-    SegmentAssignment,
+    FlushMessageHeader, InsertMessageHeader, ManualFlushMessageHeader, PartitionSegmentAssignment,
+    SchemaChangeMessageHeader, SegmentAssignment,
 };
 use streaming_types::{
     MessageBuilder, MessageType, StreamingError, channel::is_control_channel, message::Header,
@@ -190,6 +190,7 @@ fn is_sharded(kind: MessageType) -> bool {
             | MessageType::DropCollection
             | MessageType::CreatePartition
             | MessageType::DropPartition
+            | MessageType::Flush
             | MessageType::ManualFlush
             | MessageType::SchemaChange
             | MessageType::AlterCollection
@@ -286,6 +287,12 @@ fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), 
         MessageType::Delete => {
             let header: DeleteMessageHeader = header(append)?;
             table.check(vchannel, header.collection_id)?;
+        }
+        MessageType::Flush => {
+            let FlushMessageHeader { segment_id, .. } = header(append)?;
+            if !table.flush(segment_id) {
+                return Err(StreamingError::ignored_operation("another message has ended the segment"));
+            }
         }
         MessageType::ManualFlush => {
             let ManualFlushMessageHeader { collection_id, flush_ts, .. } = header(append)?;

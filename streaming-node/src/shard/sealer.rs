@@ -10,12 +10,20 @@ use streaming_types::{Message, MessageBuilder, MessageType, message::BuildError}
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::clock::{Clock, Instant};
 
-use super::{growth::Growth, layer::Shards, segment::Policy, table::Sealed};
+use super::{
+    growth::Growth,
+    layer::Shards,
+    segment::Policy,
+    table::{Sealed, Table},
+};
 use crate::{
     flow::Memory,
     metrics,
     settings::Segments as Limits,
-    wal::{Appends, sessions::SharedSessions},
+    wal::{
+        Appends,
+        sessions::{Sessions, SharedSessions},
+    },
 };
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +51,7 @@ impl Sealer {
             let now = self.clock.now();
             self.shards.lock().seal_due(&self.limits, now);
             self.relieve(&mut relieved, now);
-            let ready = self.ready(&mut waits);
+            let ready = ready(&self.sessions.lock(), &mut self.shards.lock(), &mut waits);
             for sealed in ready {
                 match flush(&sealed) {
                     Ok(message) => {
@@ -56,20 +64,6 @@ impl Sealer {
                 }
             }
         }
-    }
-
-    /// Takes out the sealed segments that nothing holds any more.
-    fn ready(&self, waits: &mut BTreeMap<i64, Vec<i64>>) -> Vec<Sealed> {
-        let sessions = self.sessions.lock();
-        let mut table = self.shards.lock();
-        let sealed = table.sealed();
-        waits.retain(|id, _| sealed.iter().any(|sealed| sealed.segment.id == *id));
-        let free = |sealed: &mut Sealed| {
-            let open = waits.entry(sealed.segment.id).or_insert_with(|| sessions.open_on(&sealed.vchannel));
-            open.retain(|txn| sessions.is_open(*txn));
-            open.is_empty()
-        };
-        sealed.extract_if(.., free).collect()
     }
 
     /// Seals for the sake of the whole node, whose WALs all look after it.
@@ -87,6 +81,23 @@ impl Sealer {
     }
 }
 
+/// The sealed segments that nothing holds any more. They stay in the table until their `Flush` comes to it: a message that
+/// passes that one may end them first.
+fn ready(sessions: &Sessions, table: &mut Table, waits: &mut BTreeMap<i64, Vec<i64>>) -> Vec<Sealed> {
+    let sealed = table.sealed();
+    waits.retain(|id, _| sealed.iter().any(|sealed| sealed.segment.id == *id));
+    let mut ready = Vec::new();
+    for sealed in sealed.iter_mut().filter(|sealed| !sealed.flushing) {
+        let open = waits.entry(sealed.segment.id).or_insert_with(|| sessions.open_on(&sealed.vchannel));
+        open.retain(|txn| sessions.is_open(*txn));
+        if open.is_empty() {
+            sealed.flushing = true;
+            ready.push(sealed.clone());
+        }
+    }
+    ready
+}
+
 fn flush(sealed: &Sealed) -> Result<Message, BuildError> {
     let header = FlushMessageHeader {
         collection_id: sealed.segment.collection_id,
@@ -94,4 +105,39 @@ fn flush(sealed: &Sealed) -> Result<Message, BuildError> {
         segment_id: sealed.segment.id,
     };
     MessageBuilder::new(&header).vchannel(&sealed.vchannel).body(&FlushMessageBody {}).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use streaming_proto::messages::CreateSegmentMessageHeader;
+    use streaming_types::{TimeTick, TxnContext};
+    use woodpecker::EntryId;
+
+    use super::*;
+    use crate::shard::segment::Segment;
+
+    const V: &str = "p_1v0";
+
+    #[tokio::test]
+    async fn sealed_segment_is_flushed_once_when_no_transaction_holds_it_and_can_be_ended_until_then() {
+        let mut table = Table::default();
+        table.create(V, 1, [10]);
+        for segment_id in [7, 8] {
+            let header = CreateSegmentMessageHeader { segment_id, ..Default::default() };
+            table.grow(V, Segment::created(&header, Clock::system().now()));
+            table.created(V, segment_id, 5);
+            table.seal(segment_id, Policy::Idle);
+        }
+        let mut sessions = Sessions::new(EntryId { segment: 1, entry: 0 });
+        sessions.begin(TxnContext::infinite(1), V, TimeTick(6)).unwrap();
+        let mut waits = BTreeMap::new();
+        assert!(ready(&sessions, &mut table, &mut waits).is_empty(), "the transaction may hold an insert");
+        sessions.fail(None);
+        let ids = |sealed: Vec<Sealed>| sealed.iter().map(|sealed| sealed.segment.id).collect::<Vec<_>>();
+        assert_eq!(ids(ready(&sessions, &mut table, &mut waits)), [7, 8]);
+        assert!(ready(&sessions, &mut table, &mut waits).is_empty(), "they are on their way");
+        assert!(table.flush(7));
+        assert_eq!(table.fence(V, 1, 10), [8], "its flush has no place yet");
+        assert!(!table.flush(8), "it comes too late");
+    }
 }

@@ -14,7 +14,7 @@ pub struct Table {
     vchannels: BTreeMap<String, Shard>,
     /// Whether a collection has lived here since the WAL was opened.
     managed: bool,
-    /// Segments that take no more inserts and wait for their `Flush`.
+    /// Segments that take no more inserts, until their `Flush` has its place.
     sealed: Vec<Sealed>,
 }
 
@@ -32,6 +32,14 @@ pub struct Sealed {
     pub vchannel: String,
     pub segment: Segment,
     pub policy: Policy,
+    /// Whether its `Flush` is on its way.
+    pub flushing: bool,
+}
+
+impl Sealed {
+    fn new(vchannel: &str, segment: Segment, policy: Policy) -> Self {
+        Self { vchannel: vchannel.to_owned(), segment, policy, flushing: false }
+    }
 }
 
 /// Where an insert goes.
@@ -143,7 +151,7 @@ impl Table {
                 return Ok(Room::Segment(segment.id));
             } else {
                 let segment = shard.growing.remove(index);
-                self.sealed.push(Sealed { vchannel: vchannel.to_owned(), segment, policy: Policy::Capacity });
+                self.sealed.push(Sealed::new(vchannel, segment, Policy::Capacity));
             }
         }
         Ok(Room::Needed)
@@ -165,7 +173,7 @@ impl Table {
     }
 
     /// Ends the growing segments of a vchannel that were created before `tick`, and returns their ids. The message that
-    /// asks for it says so to everyone; no `Flush` follows. Segments that wait for one are among them.
+    /// asks for it says so to everyone; no `Flush` follows. Segments whose `Flush` has no place yet are among them.
     pub fn fence(&mut self, vchannel: &str, collection_id: i64, tick: u64) -> Vec<i64> {
         let before = |segment: &Segment| segment.created_tick.is_some_and(|created| created < tick);
         let mut fenced = Vec::new();
@@ -177,6 +185,11 @@ impl Table {
         fenced
     }
 
+    /// The `Flush` of a segment is about to get its place; `false` if another message has ended the segment.
+    pub fn flush(&mut self, id: i64) -> bool {
+        self.sealed.extract_if(.., |sealed| sealed.segment.id == id).next().is_some()
+    }
+
     /// Seals what has become too old or idle.
     pub fn seal_due(&mut self, limits: &Limits, now: Instant) {
         for (name, shard) in &mut self.vchannels {
@@ -185,7 +198,7 @@ impl Table {
                 match segment.is_due(limits, now) {
                     Some(policy) => {
                         let segment = shard.growing.remove(index);
-                        self.sealed.push(Sealed { vchannel: name.clone(), segment, policy });
+                        self.sealed.push(Sealed::new(name, segment, policy));
                     }
                     None => index += 1,
                 }
@@ -199,7 +212,7 @@ impl Table {
             if let Some(index) = shard.growing.iter().position(|segment| segment.id == id) {
                 let segment = shard.growing.remove(index);
                 let bytes = segment.bytes;
-                self.sealed.push(Sealed { vchannel: name.clone(), segment, policy });
+                self.sealed.push(Sealed::new(name, segment, policy));
                 return Some(bytes);
             }
         }
