@@ -16,7 +16,7 @@ use super::{
     segments::Segments,
 };
 
-pub use super::vchannel::{Schema, VChannel};
+pub use super::vchannel::{Schema, VChannel, schema_of};
 use crate::replication::Replication;
 
 /// The value that says that a checkpoint is one of this protocol.

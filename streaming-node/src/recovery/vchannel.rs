@@ -84,12 +84,17 @@ impl Schema {
     }
 }
 
+/// The schema in the body of a `CreateCollection`; `None` if that cannot be read.
+pub fn schema_of(body: &[u8]) -> Option<Bytes> {
+    let body = CreateBody::decode(body).ok()?;
+    Some(if body.schema.is_empty() { body.collection_schema } else { body.schema })
+}
+
 impl VChannel {
     /// The vchannel that a `CreateCollection` makes.
     pub fn created(seen: &Seen<'_>) -> Option<Self> {
         let header: CreateCollectionMessageHeader = seen.header()?;
-        let body = CreateBody::decode(seen.payload).ok()?;
-        let schema = if body.schema.is_empty() { body.collection_schema } else { body.schema };
+        let schema = schema_of(seen.payload)?;
         Some(Self {
             collection_id: header.collection_id,
             partitions: header.partition_ids.into_iter().collect(),

@@ -33,6 +33,7 @@ use super::{
 };
 use crate::{
     metrics,
+    recovery::state::schema_of,
     settings::Segments as Limits,
     wal::group::{Append, Group},
 };
@@ -273,6 +274,9 @@ fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), 
     match append.kind {
         MessageType::CreateCollection => {
             let header: CreateCollectionMessageHeader = header(append)?;
+            if schema_of(&append.message.payload).is_none() {
+                return Err(StreamingError::unrecoverable("the body of the collection cannot be read"));
+            }
             table.create(vchannel, header.collection_id, header.partition_ids);
         }
         MessageType::DropCollection => table.drop_collection(vchannel),

@@ -265,7 +265,7 @@ async fn nothing_is_taken_after_a_message_that_was_refused_until_that_one_comes(
     produce.append(row(1, 10)).await.unwrap();
     // A collection lives on the vchannel, so the shard layer looks at inserts, and refuses one that names two partitions.
     let create = streaming_proto::messages::CreateCollectionMessageHeader { collection_id: 1, ..Default::default() };
-    let create = MessageBuilder::new(&create).vchannel(VCHANNEL).payload("body").build().unwrap();
+    let create = MessageBuilder::new(&create).vchannel(VCHANNEL).payload(vec![8, 0]).build().unwrap();
     produce.append(from_source(create.into(), 2, 20)).await.unwrap();
     let two = InsertMessageHeader { collection_id: 1, partitions: vec![Default::default(); 2] };
     let two = MessageBuilder::new(&two).vchannel(VCHANNEL).payload("two").build().unwrap();

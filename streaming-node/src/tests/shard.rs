@@ -196,6 +196,17 @@ async fn manual_flush_says_what_it_ends_where_no_collection_lives() {
 }
 
 #[tokio::test]
+async fn collection_that_the_next_owner_could_not_read_is_refused() {
+    let world = World::new();
+    let (_node, mut produce) = collected(&world, small()).await;
+    let header = CreateCollectionMessageHeader { collection_id: 2, partition_ids: vec![10], db_id: 1 };
+    let refused = produce.append(message(OTHER, &header)).await;
+    assert_eq!(code_of(refused), Some(StreamingCode::Unrecoverable));
+    let nowhere = produce.append(message(OTHER, &rows(2, 10, 10))).await;
+    assert_eq!(code_of(nowhere), Some(StreamingCode::Unrecoverable));
+}
+
+#[tokio::test]
 async fn repeated_manual_flush_names_the_segments_that_the_first_one_ended() {
     let world = World::new();
     let (node, mut produce) = collected(&world, small()).await;
