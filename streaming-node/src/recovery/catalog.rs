@@ -10,7 +10,10 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use streaming_proto::streaming::{SegmentAssignmentMeta, VChannelMeta, WalCheckpoint};
+use streaming_proto::{
+    common::ReplicateCheckpoint,
+    streaming::{SegmentAssignmentMeta, VChannelMeta, WalCheckpoint},
+};
 use woodpecker::EntryId;
 use woodpecker_base::metadata::{Compare, KeyValue, MetadataError, MetadataStore, Txn, TxnOutcome, Write};
 
@@ -23,6 +26,7 @@ const SCHEMA: &str = "/schema/";
 const SEGMENT: &str = "segment-assign/";
 const CONSUMER: &str = "consumer/";
 const KEYS_FROM: &str = "idempotency-keys-from";
+const SALVAGE: &str = "salvage-checkpoint/";
 
 /// The metadata could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -74,6 +78,8 @@ pub enum Change {
     VChannelGone(String),
     Segment(SegmentAssignmentMeta),
     SegmentGone(i64),
+    /// Where the WAL was at the source that it was promoted without.
+    Salvage(ReplicateCheckpoint),
 }
 
 impl Catalog {
@@ -217,6 +223,9 @@ impl Catalog {
                 vec![put(self.key(&format!("{SEGMENT}{}", segment.segment_id)), segment.encode_to_vec())]
             }
             Change::SegmentGone(id) => vec![Write::Delete { key: self.key(&format!("{SEGMENT}{id}")) }],
+            Change::Salvage(left) => {
+                vec![put(self.key(&format!("{SALVAGE}{}", left.cluster_id)), left.encode_to_vec())]
+            }
         }
     }
 }

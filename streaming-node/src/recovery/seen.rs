@@ -118,6 +118,11 @@ impl<'a> Seen<'a> {
         self.texts.broadcast
     }
 
+    /// Whether it came from another cluster.
+    pub fn is_replicated(&self) -> bool {
+        self.texts.replicate.is_some()
+    }
+
     /// Whether it is a part of a transaction.
     pub fn is_of_txn(&self) -> bool {
         self.texts.txn.is_some()

@@ -78,6 +78,8 @@ pub struct State {
     vchannels: BTreeMap<String, VChannel>,
     segments: Segments,
     replication: Replication,
+    /// Where the WAL was at the source that it was promoted without.
+    salvaged: Option<common::ReplicateCheckpoint>,
     /// Messages that someone else is not done with, by tick, each with the checkpoint before it.
     held: BTreeMap<u64, Checkpoint>,
     changed_vchannels: BTreeSet<String>,
@@ -110,6 +112,7 @@ impl State {
             vchannels,
             segments,
             replication,
+            salvaged: None,
             held: BTreeMap::new(),
             changed_vchannels: BTreeSet::new(),
             dropped_vchannels: BTreeSet::new(),
@@ -128,7 +131,12 @@ impl State {
             }
             self.observed.tick = seen.tick;
         }
-        seen.apply_to(&mut self.replication, seen.tick <= self.loaded);
+        let known = seen.tick <= self.loaded;
+        let promotes = seen.kind == MessageType::AlterReplicateConfig && !seen.is_replicated() && !known;
+        if promotes {
+            self.salvaged = self.replication.checkpoint().filter(|left| left.message_id.is_some());
+        }
+        seen.apply_to(&mut self.replication, known);
         // What is below the checkpoint is read for transactions and keys only, which are no business of this state.
         if seen.tick > self.loaded && !seen.is_control() {
             self.change(seen);
@@ -222,7 +230,8 @@ impl State {
             let vchannel = self.vchannels.get(&name)?.clone();
             Some(Change::VChannel(name, vchannel))
         });
-        let components = gone.chain(changed).chain(self.segments.take_changes()).collect();
+        let salvaged = self.salvaged.take().map(Change::Salvage);
+        let components = gone.chain(changed).chain(self.segments.take_changes()).chain(salvaged).collect();
         let held = self.held.first_key_value().map(|(_, before)| before.clone());
         let checkpoint = held.unwrap_or_else(|| self.checkpointed());
         Changes { components, checkpoint, keys_from: self.keys.start() }

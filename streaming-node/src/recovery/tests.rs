@@ -6,17 +6,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::prelude::*;
 use prost::Message as _;
 use streaming_proto::{
+    common::ReplicateCheckpoint,
     messages::{
-        BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader, CreateSegmentMessageHeader,
-        DropCollectionMessageHeader, DropPartitionMessageHeader, FlushMessageHeader, InsertMessageHeader,
-        ManualFlushMessageHeader, PartitionSegmentAssignment, SchemaChangeMessageBody, SchemaChangeMessageHeader,
-        SegmentAssignment,
+        AlterReplicateConfigMessageHeader, BroadcastHeader, CreateCollectionMessageHeader,
+        CreatePartitionMessageHeader, CreateSegmentMessageHeader, DropCollectionMessageHeader,
+        DropPartitionMessageHeader, FlushMessageHeader, InsertMessageHeader, ManualFlushMessageHeader,
+        PartitionSegmentAssignment, SchemaChangeMessageBody, SchemaChangeMessageHeader, SegmentAssignment,
     },
     msg::CreateCollectionRequest,
     schema::CollectionSchema,
     streaming::{CollectionSchemaOfVChannel, SegmentAssignmentMeta},
 };
-use streaming_types::{Message, MessageBuilder, TimeTick};
+use streaming_types::{Message, MessageBuilder, MessageId, TimeTick};
 use woodpecker::EntryId;
 use woodpecker_base::{
     clock::Clock,
@@ -28,7 +29,10 @@ use super::{
     seen::Seen,
     state::{Checkpoint, State, VChannel},
 };
-use crate::wal::record;
+use crate::{
+    replication::samples::{header, topology},
+    wal::record,
+};
 
 const ROOT: &str = "by-dev/meta";
 const WAL: &str = "by-dev/meta/streamingnode-meta/wal/p_0";
@@ -141,6 +145,31 @@ async fn collections_and_segments_are_kept_in_the_keys_of_the_protocol() {
     catalog.save(&state.take_changes()).await.unwrap();
     let of_wal = ["consume-checkpoint", "idempotency-keys-from", "term"];
     assert_eq!(keys(&store).await, of_wal, "a dropped collection leaves nothing behind");
+}
+
+#[tokio::test]
+async fn place_at_the_source_that_a_follower_is_promoted_without_is_kept() {
+    let store = MemoryStore::new(Clock::system());
+    let catalog = claim(&store, 2).await.unwrap();
+    let mut state = State::recovered(Persisted::default(), "b", "b-p_0", KEY_SPAN);
+    let alter = |edges, force_promote| {
+        let replicate_configuration = Some(topology(edges));
+        let header = AlterReplicateConfigMessageHeader { replicate_configuration, force_promote, ..Default::default() };
+        MessageBuilder::new(&header).vchannel("b-p_0").build().unwrap()
+    };
+    let mut taken = insert("b-p_0_7v0", 7, 70, 700, 3);
+    taken.properties.set_replicate(&header(9, 90));
+    let messages = [alter(&[("a", "b")], false), taken, alter(&[], true), insert("b-p_0_7v0", 7, 70, 700, 3)];
+    for (entry, message) in (1..).zip(messages) {
+        apply(&mut state, entry, &written(entry, message));
+    }
+    catalog.save(&state.take_changes()).await.unwrap();
+    let kept = store.get(&format!("{WAL}/salvage-checkpoint/a")).await.unwrap().unwrap();
+    let kept = ReplicateCheckpoint::decode(kept.value).unwrap();
+    assert_eq!((kept.pchannel.as_str(), kept.time_tick), ("a-p_0", 90));
+    assert_eq!(kept.message_id, Some(MessageId::new(1, 9).to_proto()));
+    assert_eq!(state.take_changes().components, [], "once");
+    catalog.load().await.unwrap();
 }
 
 #[tokio::test]
