@@ -12,7 +12,7 @@ use crate::{client::Inner, view::View, writer::Shared};
 /// How often they are looked after: a few times in a segment's life, but not all the time.
 const PERIOD: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const LOOKS: u32 = 10;
-/// Writers whose chains are changing after a look, and records that are read for one, at most.
+/// Chains that are changing, and records that are read for one look, at most.
 const AT_ONCE: usize = 256;
 
 pub(crate) async fn tend(client: Weak<Inner>, clock: Clock, segment_age: Duration) {
@@ -22,7 +22,7 @@ pub(crate) async fn tend(client: Weak<Inner>, clock: Clock, segment_age: Duratio
         ticker.tick().await;
         let Some(client) = client.upgrade() else { return };
         let mut writers = client.open_writers();
-        // Those that cannot change now keep no other waiting.
+        // Each has its turn, however many there are.
         let begin = looked_at % writers.len().max(1);
         writers.rotate_left(begin);
         looked_at = begin + tend_some(&writers);
@@ -31,13 +31,13 @@ pub(crate) async fn tend(client: Weak<Inner>, clock: Clock, segment_age: Duratio
 
 /// How many were looked at.
 fn tend_some(writers: &[Arc<Shared>]) -> usize {
-    let mut busy = 0;
+    let mut busy = writers.iter().filter(|writer| writer.is_settling()).count();
     for (at, writer) in writers.iter().enumerate() {
-        if busy == AT_ONCE {
+        if busy >= AT_ONCE {
             return at;
         }
         // Without a reader nobody here may know what others want of the log.
-        if writer.follow() | writer.tend() {
+        if !writer.is_settling() && (writer.follow() | writer.tend()) {
             busy += 1;
         }
     }

@@ -174,7 +174,12 @@ impl Shared {
         Writer { shared: self }
     }
 
-    /// Ends the active segment if it must though nobody appends; whether the writer's chain is about to change.
+    /// Whether its chain is changing.
+    pub fn is_settling(&self) -> bool {
+        self.state().is_settling()
+    }
+
+    /// Ends the active segment if it must though nobody appends; whether its chain is about to change.
     pub fn tend(self: &Arc<Self>) -> bool {
         let mut after = After::default();
         let changing = self.state().tend(self.client.is_elsewhere(&self.view), &mut after);

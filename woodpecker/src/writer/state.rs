@@ -178,6 +178,10 @@ impl State {
         matches!(self.phase, Phase::Closing)
     }
 
+    pub fn is_settling(&self) -> bool {
+        self.settling
+    }
+
     pub fn close_outcome(&self) -> Result<(), AppendError> {
         self.close_outcome.clone()
     }
