@@ -1,5 +1,7 @@
 mod appending;
 mod fake;
+mod losing;
+mod nearness;
 mod recovering;
 
 use std::{

@@ -64,6 +64,8 @@ pub(super) struct FakeStore {
     held: Mutex<BTreeMap<SegmentKey, Held>>,
     /// Entry bytes of the largest message.
     largest: AtomicUsize,
+    /// Reads that were asked for.
+    reads: AtomicUsize,
     faults: watch::Sender<Faults>,
     changed: watch::Sender<()>,
     tasks: Tasks,
@@ -83,6 +85,7 @@ impl FakeStore {
             name: Mutex::new(StoreId(id).to_string()),
             held: Mutex::default(),
             largest: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
             faults: watch::Sender::default(),
             changed: watch::Sender::default(),
             tasks: Tasks::new(),
@@ -125,6 +128,11 @@ impl FakeStore {
     /// Entry bytes of the largest message so far.
     pub fn largest(&self) -> usize {
         self.largest.load(Ordering::Relaxed)
+    }
+
+    /// How many reads were asked for so far.
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::Relaxed)
     }
 
     pub async fn wait(&self, what: &str, mut holds: impl FnMut() -> bool) {
@@ -277,6 +285,7 @@ impl LogStore for Handler {
     }
 
     async fn read(&self, request: Request<ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        self.0.reads.fetch_add(1, Ordering::Relaxed);
         self.0.gate().await;
         let request = request.into_inner();
         self.0.check(request.replica.as_ref()).map_err(|refusal| refusal.to_status())?;
