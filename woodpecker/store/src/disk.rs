@@ -8,7 +8,7 @@
 mod file;
 mod index;
 mod instance;
-mod marks;
+pub(crate) mod marks;
 mod pieces;
 mod queue;
 mod reader;

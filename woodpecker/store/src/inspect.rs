@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::{
+    disk::marks,
     format::{BatchHead, FormatError, Kind},
     seal,
 };
@@ -16,7 +17,7 @@ pub struct Inspection {
     pub parts: Vec<Part>,
 }
 
-/// A batch or a block.
+/// A batch, a block or a mark.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Part {
     /// Where it starts, in bytes.
@@ -33,14 +34,15 @@ const RUN: &[u8] = b"WPKS";
 /// Batches of a data file start at multiples of this.
 const PAGE: usize = 4_096;
 
-/// Takes a data file of a volume, an object of one, or a sealed run apart, and checks every checksum. What is damaged is
-/// a part with a problem.
+/// Takes a data file or the marks of a volume, an object of one, or a sealed run apart, and checks every checksum. What is
+/// damaged is a part with a problem.
 ///
 /// # Errors
 /// It is none of these, or nothing of it can be read.
 pub fn inspect(bytes: &Bytes) -> Result<Inspection, FormatError> {
     match bytes.get(..4) {
         Some(DATA_FILE) => Ok(data_file(bytes)),
+        Some(magic) if magic == marks::MAGIC => Ok(marks::inspect(bytes)),
         Some(BATCH) => {
             let (mut parts, length) = batch(bytes, 0)?;
             if length != bytes.len()

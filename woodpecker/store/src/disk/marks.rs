@@ -3,16 +3,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fmt, io,
 };
 
 use woodpecker_base::disk::DiskFile;
 use woodpecker_core::ids::{Epoch, LogId, SegmentKey};
 
-use crate::format::{Fields, FormatError, checksum};
+use crate::{
+    format::{Fields, FormatError, checksum},
+    inspect::{Inspection, Part},
+};
 
 pub(super) const RECORD_BYTES: usize = 64;
-const MAGIC: [u8; 4] = *b"WPKM";
+pub(crate) const MAGIC: [u8; 4] = *b"WPKM";
 const VERSION: u16 = 1;
 
 /// One record.
@@ -76,6 +79,50 @@ impl Mark {
             other => Err(FormatError::Kind(other)),
         }
     }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fence { key, epoch, taker } => write!(f, "segment {key}, epoch {}, taker {taker:032x}", epoch.0),
+            Self::Tail { key, epoch, taker, entries } => {
+                write!(f, "segment {key}, {entries} entries, epoch {}, taker {taker:032x}", epoch.0)
+            }
+            Self::Stopped { batch } => write!(f, "from batch {batch} on nothing exists"),
+            Self::Deleted { key } => write!(f, "segment {key}"),
+        }
+    }
+}
+
+/// Takes a `marks` file apart. Bytes between records are a part with a problem: an addition that a full disk cut off, or a
+/// record that is damaged.
+pub(crate) fn inspect(bytes: &[u8]) -> Inspection {
+    let (mut parts, mut at): (Vec<Part>, u64) = (Vec::new(), 0);
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let read = rest.first_chunk().map_or_else(|| Err(FormatError::NoMagic), Mark::from_bytes);
+        let whole = matches!(read, Ok(_) | Err(FormatError::Version(_) | FormatError::Kind(_)));
+        let what = match &read {
+            Ok(Mark::Fence { .. }) => "fence",
+            Ok(Mark::Tail { .. }) => "tail",
+            Ok(Mark::Stopped { .. }) => "stopped",
+            Ok(Mark::Deleted { .. }) => "deleted",
+            Err(_) if whole => "mark",
+            Err(_) => "gap",
+        };
+        let (detail, problem) = match read {
+            Ok(mark) => (mark.to_string(), None),
+            Err(error) => ("passed over, to the next record".to_owned(), Some(error.to_string())),
+        };
+        // A gap is one part, however long it is.
+        if what != "gap" || parts.last().is_none_or(|last| last.what != "gap") {
+            parts.push(Part { at, what, detail, problem });
+        }
+        let taken = if whole { RECORD_BYTES } else { 1 };
+        rest = rest.get(taken..).unwrap_or_default();
+        at += taken as u64;
+    }
+    Inspection { kind: "marks of a volume", about: Vec::new(), parts }
 }
 
 /// What a `marks` file says, as far as it was read.
@@ -179,6 +226,17 @@ mod tests {
                 assert!(Mark::from_bytes(&bytes).is_err(), "bit {bit} flipped unnoticed");
             }
         }
+    }
+
+    #[test]
+    fn a_file_is_shown_record_by_record_with_what_lies_between() {
+        let fence = Mark::Fence { key: KEY, epoch: Epoch(5), taker: 7 }.to_bytes();
+        let tail = Mark::Tail { key: KEY, epoch: Epoch(5), taker: 7, entries: 77 }.to_bytes();
+        let file = [&fence[..], &tail[..33], &tail, &Mark::Deleted { key: OTHER }.to_bytes()].concat();
+        let found = crate::inspect::inspect(&file.into()).unwrap();
+        let parts: Vec<_> = found.parts.iter().map(|part| (part.at, part.what, part.problem.is_some())).collect();
+        assert_eq!(parts, [(0, "fence", false), (64, "gap", true), (97, "tail", false), (161, "deleted", false)]);
+        assert!(found.parts[2].detail.contains("77 entries"), "{:?}", found.parts);
     }
 
     #[test]
