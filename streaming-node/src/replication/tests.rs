@@ -269,3 +269,195 @@ fn what_it_had_of_a_source_before_it_left_is_not_taken_when_it_follows_again() {
         assert_eq!(again.left().len(), 1, "a cluster that is out of the topology is forgotten");
     }
 }
+
+/// One of two clusters that follow each other in turn.
+struct Side {
+    name: &'static str,
+    log: Vec<Entry>,
+    replication: Replication,
+    /// What was kept, and how much of the log it is from.
+    kept: (usize, Replication),
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    /// Where it comes from.
+    header: Option<ReplicateHeader>,
+    content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Content {
+    Message(usize),
+    Topology(ReplicateConfiguration),
+}
+
+impl Entry {
+    fn fact(&self) -> Fact<'_> {
+        match &self.content {
+            Content::Message(_) => insert(self.header.as_ref()),
+            Content::Topology(config) => Fact { header: self.header.as_ref(), ..alter(config.clone()) },
+        }
+    }
+}
+
+impl Side {
+    fn new(name: &'static str) -> Self {
+        let replication = Replication::new(name, &format!("{name}-p_1"));
+        Self { name, log: Vec::new(), kept: (0, replication.clone()), replication }
+    }
+
+    fn append(&mut self, entry: Entry) -> Option<StreamingCode> {
+        let outcome = take(&mut self.replication, &entry.fact());
+        if outcome.is_none() {
+            self.log.push(entry);
+        }
+        outcome
+    }
+
+    fn restart(&mut self) {
+        let (until, kept) = &self.kept;
+        let (checkpoint, left) = (kept.checkpoint(), kept.left().to_vec());
+        let pchannel = format!("{}-p_1", self.name);
+        let mut again = Replication::recovered(self.name, &pchannel, kept.config().cloned(), checkpoint.as_ref(), left);
+        self.log.iter().enumerate().for_each(|(at, entry)| again.apply(&entry.fact(), at < *until));
+        assert_eq!((again.checkpoint(), again.left()), (self.replication.checkpoint(), self.replication.left()));
+        self.replication = again;
+    }
+
+    /// The entry as it is shipped; ticks are those of this cluster.
+    fn shipped(&self, at: usize) -> Entry {
+        let entry = i64::try_from(at).unwrap();
+        let header = ReplicateHeader { cluster_id: self.name.to_owned(), ..header(entry, self.tick(at)) };
+        Entry { header: Some(header), content: self.log[at].content.clone() }
+    }
+
+    fn tick(&self, at: usize) -> u64 {
+        (at as u64 + 1) * if self.name == "a" { 10 } else { 7 }
+    }
+
+    /// The entry behind the last one that made `target` follow this cluster, above the tick at which it left it before.
+    fn introduction(&self, target: &str, left: u64) -> Option<usize> {
+        let (mut found, mut followed) = (None, false);
+        for (at, entry) in self.log.iter().enumerate() {
+            if let Content::Topology(config) = &entry.content {
+                let now = follows(config, self.name, target);
+                if now && !followed && self.tick(at) > left {
+                    found = Some(at + 1);
+                }
+                followed = now;
+            }
+        }
+        found
+    }
+}
+
+fn follows(config: &ReplicateConfiguration, source: &str, target: &str) -> bool {
+    let mut edges = config.cross_cluster_topology.iter();
+    edges.any(|edge| edge.source_cluster_id == source && edge.target_cluster_id == target)
+}
+
+/// Who ships from one of two clusters to the other.
+#[derive(Debug, Default)]
+struct Shipper {
+    /// What the target said, maybe long ago.
+    asked: Option<ReplicateCheckpoint>,
+    /// The entry to send next.
+    next: Option<usize>,
+}
+
+impl Shipper {
+    fn ask(&mut self, source: &Side, target: &Side) {
+        self.asked = target.replication.checkpoint().filter(|checkpoint| checkpoint.cluster_id == source.name);
+    }
+
+    fn begin(&mut self, source: &Side, target: &Side) {
+        let Some(checkpoint) = &self.asked else { return };
+        let reached = (0..source.log.len()).take_while(|at| source.tick(*at) <= checkpoint.time_tick).count();
+        let introduced = || source.introduction(target.name, checkpoint.time_tick);
+        self.next = if checkpoint.message_id.is_some() { Some(reached) } else { introduced() };
+    }
+
+    fn send(&mut self, source: &Side, target: &mut Side) {
+        let Some(at) = self.next.filter(|at| *at < source.log.len()) else { return };
+        self.next = Some(at + 1);
+        if source.log[at].header.is_some() {
+            return;
+        }
+        let shipped = source.shipped(at);
+        let last = matches!(&shipped.content, Content::Topology(config) if !follows(config, source.name, target.name));
+        let outcome = target.append(shipped);
+        if last || !(outcome.is_none() || outcome == IGNORED) {
+            *self = Self::default();
+        }
+    }
+}
+
+fn pair(sides: &mut [Side; 2], forth: bool) -> (&mut Side, &mut Side) {
+    let [a, b] = sides;
+    if forth { (a, b) } else { (b, a) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Roles change there and back while several ship, each with what it heard at some moment, and owners begin anew.
+    #[test]
+    fn two_clusters_hold_the_same_however_often_their_roles_change(
+        steps in proptest::collection::vec((0..12_u8, 0..4_usize), 1..300),
+    ) {
+        let mut sides = [Side::new("a"), Side::new("b")];
+        let mut shippers: [Shipper; 4] = Default::default();
+        let own = |content| Entry { header: None, content };
+        let edge = |forth: bool| topology(&[if forth { ("a", "b") } else { ("b", "a") }]);
+        for side in &mut sides {
+            prop_assert_eq!(side.append(own(Content::Topology(edge(true)))), None);
+        }
+        let mut written = 0;
+        // In the end each direction has one that hears everything at once.
+        let calm = (0..3).flat_map(|_| [0, 2].map(|shipper| [(1, shipper), (2, shipper)])).flatten();
+        let calm = calm.flat_map(|step| std::iter::once(step).chain(std::iter::repeat_n((3, step.1), 400)));
+        for (step, which) in steps.into_iter().chain(calm) {
+            let forth = which < 2;
+            match step {
+                0 => {
+                    let (one, _) = pair(&mut sides, forth);
+                    written += usize::from(one.append(own(Content::Message(written))).is_none());
+                }
+                4 => {
+                    // One change at a time.
+                    let [a, b] = &sides;
+                    if a.replication.config() == b.replication.config() {
+                        let primary = a.replication.is_primary();
+                        let change = own(Content::Topology(edge(!primary)));
+                        prop_assert_eq!(pair(&mut sides, primary).0.append(change), None);
+                    }
+                }
+                5 => {
+                    let (one, _) = pair(&mut sides, forth);
+                    one.kept = (one.log.len(), one.replication.clone());
+                }
+                6 => pair(&mut sides, forth).0.restart(),
+                1 => {
+                    let (source, target) = pair(&mut sides, forth);
+                    shippers[which].ask(source, target);
+                }
+                2 => {
+                    let (source, target) = pair(&mut sides, forth);
+                    shippers[which].begin(source, target);
+                }
+                _ => {
+                    let (source, target) = pair(&mut sides, forth);
+                    shippers[which].send(source, target);
+                }
+            }
+        }
+        for side in &sides {
+            let messages: Vec<_> = side.log.iter().filter_map(|entry| match entry.content {
+                Content::Message(number) => Some(number),
+                Content::Topology(_) => None,
+            }).collect();
+            prop_assert_eq!(messages, (0..written).collect::<Vec<_>>(), "{}", side.name);
+        }
+    }
+}
