@@ -27,8 +27,9 @@ pub struct Replication {
     config: Option<Arc<ReplicateConfiguration>>,
     /// What a secondary follows.
     source: Option<Source>,
-    /// How far it was at the sources of the topology that it does not follow any more. What is not above that is never taken
-    /// again: who ships may not know yet that it follows for the second time, and begin where it did the first time.
+    /// How far it was at the sources that it does not follow any more, also those that are out of the topology. What is not
+    /// above that is never taken again: who ships may not know yet that it follows for the second time, and begin where it did
+    /// the first time.
     left: Vec<ReplicateCheckpoint>,
 }
 
@@ -127,7 +128,7 @@ impl Replication {
         self.source.as_ref().map(Source::checkpoint)
     }
 
-    /// Where it was at each source of the topology that it does not follow any more.
+    /// Where it was at each source that it does not follow any more.
     pub fn left(&self) -> &[ReplicateCheckpoint] {
         &self.left
     }
@@ -223,7 +224,6 @@ impl Replication {
             }
             (_, None) => {}
         }
-        self.left.retain(|left| config.clusters.iter().any(|cluster| cluster.cluster_id == left.cluster_id));
         self.config = Some(Arc::new(config.clone()));
     }
 

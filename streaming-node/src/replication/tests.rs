@@ -266,7 +266,9 @@ fn what_it_had_of_a_source_before_it_left_is_not_taken_when_it_follows_again() {
         let mut without = topology(&[]);
         without.clusters.retain(|cluster| cluster.cluster_id != "a");
         again.apply(&alter(without), false);
-        assert_eq!(again.left().len(), 1, "a cluster that is out of the topology is forgotten");
+        again.apply(&alter(topology(&[("a", "b")])), false);
+        assert_eq!(take(&mut again, &insert(Some(&header(3, 30)))), IGNORED, "though it was out of the topology");
+        assert_eq!(take(&mut again, &insert(Some(&header(4, 40)))), None);
     }
 }
 
