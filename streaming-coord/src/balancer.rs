@@ -22,6 +22,7 @@ use self::{
 use crate::{
     assignment::Publisher,
     catalog::{Catalog, CatalogError, Stored},
+    metrics,
     nodes::{self, Condition, Nodes},
     pchannel::{HandOver, State},
     policy::{self, NodeView, Placement},
@@ -157,8 +158,9 @@ impl Balancer {
             }
         }
         self.context.publisher.publish(&nodes, self.channels.values().map(Channel::pchannel));
-        let status: Vec<_> = self.channels.values().map(|channel| channel.status(&nodes)).collect();
-        self.context.status.send_replace(Arc::new(status));
+        let status: Arc<Vec<_>> = Arc::new(self.channels.values().map(|channel| channel.status(&nodes)).collect());
+        let before = self.context.status.send_replace(status.clone());
+        metrics::channels(&before, &status);
     }
 
     /// A cluster that has never assigned anything may wait for its nodes, so as not to load the first one with all.

@@ -17,7 +17,7 @@ use crate::{
     active::{Active, BeginError, Parts},
     balancer::ChannelStatus,
     catalog::CatalogError,
-    services,
+    metrics, services,
     settings::{OnLeadershipLoss, Settings, SettingsError},
     shared::{Phase, Shared},
 };
@@ -274,7 +274,9 @@ impl Role {
     fn retire(&self, phase: Phase) {
         self.shared.phase.send_replace(phase);
         self.shared.assignment.send_replace(None);
-        self.shared.status.send_replace(Arc::default());
+        let before = self.shared.status.send_replace(Arc::default());
+        metrics::channels(&before, &[]);
+        metrics::broadcasts(false);
     }
 }
 

@@ -12,6 +12,7 @@ mod assignment;
 mod balancer;
 mod catalog;
 mod coordinator;
+mod metrics;
 mod nodes;
 mod pchannel;
 mod policy;

@@ -30,6 +30,7 @@ use crate::{
     allocator::{Allocator, Ids},
     assignment::Published,
     catalog::{Catalog, CatalogError, Record},
+    metrics,
 };
 
 /// How long a call waits for a change to be in force. The change goes on when the call has ended.
@@ -78,6 +79,7 @@ impl ReplicationControl {
         let (record, meta) = edges.catalog.message::<ReplicateConfigurationMeta>("replicate-configuration").await?;
         let (task_record, stored) = edges.catalog.message("replicate-configuration-task").await?;
         let (meta, task) = (meta.unwrap_or_default(), stored.and_then(Task::from_stored));
+        metrics::broadcasts(task.is_some());
         let in_force = watch::Sender::new(meta.replicate_configuration.clone().map(Arc::new));
         let state = Mutex::new(State { record, meta, task_record, task });
         let control = Arc::new(Self { edges, state, in_force });
@@ -246,6 +248,7 @@ impl State {
         let stored = task.as_ref().map(Task::to_stored).unwrap_or_default();
         catalog.store_message(&mut self.task_record, &stored).await?;
         self.task = task;
+        metrics::broadcasts(self.task.is_some());
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use woodpecker_base::{
     health::{HealthReporter, State},
 };
 
-use crate::{active::Active, assignment::Published, balancer::ChannelStatus, settings::Settings};
+use crate::{active::Active, assignment::Published, balancer::ChannelStatus, metrics, settings::Settings};
 
 /// What the coordinator is at the moment.
 #[derive(Debug, Clone)]
@@ -74,6 +74,7 @@ impl Shared {
         let (mut phase, mut status) = (self.phase.subscribe(), self.status.subscribe());
         loop {
             let state = phase.borrow_and_update().state();
+            metrics::leads(state == State::Healthy);
             let channels = status.borrow_and_update().clone();
             health.report(state, if state == State::Healthy { unserved(&channels) } else { Vec::new() });
             if state == State::Stopping {

@@ -4,11 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use woodpecker_base::{backoff::Backoff, clock::Instant};
 
-use super::{
-    Context, Now,
-    attempt::AttemptError,
-    status::{ChannelStatus, show},
-};
+use super::{Context, Now, attempt::AttemptError, status::ChannelStatus};
 use crate::{catalog::Record, nodes::Nodes, pchannel::PChannel, policy::ChannelView, settings::Balance};
 
 /// A channel and what is being done about it.
@@ -63,7 +59,6 @@ impl Channel {
     }
 
     pub(super) fn stored(&mut self, pchannel: PChannel) {
-        show(&self.pchannel, &pchannel);
         self.pchannel = pchannel;
     }
 

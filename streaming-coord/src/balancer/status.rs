@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::pchannel::{PChannel, State};
+use crate::pchannel::State;
 
 /// A channel as the active coordinator sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,17 +45,4 @@ impl From<State> for ChannelState {
             State::Unavailable => Self::Unavailable,
         }
     }
-}
-
-/// Moves the channel's gauge from the old to the new place and state. Its value is the term: as a label it would make a
-/// new series for every assignment.
-pub(super) fn show(old: &PChannel, new: &PChannel) {
-    let gauge = |channel: &PChannel| {
-        let state = channel.to_meta().state().as_str_name();
-        let node = channel.node().map(|node| node.server_id.to_string()).unwrap_or_default();
-        let name = channel.name().to_owned();
-        metrics::gauge!("milvus_streamingcoord_pchannel_info", "channel_name" => name, "streaming_node" => node, "state" => state)
-    };
-    gauge(old).set(0.0);
-    gauge(new).set(new.term() as f64);
 }
