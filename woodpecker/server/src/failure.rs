@@ -8,8 +8,6 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-use crate::metrics;
-
 /// The first failure; the others follow from it.
 #[derive(Debug, Default)]
 pub struct Failure {
@@ -29,7 +27,6 @@ impl Failure {
         });
         if first {
             tracing::error!(%reason, "the store takes no more appends; reads go on");
-            metrics::writable(false);
         }
     }
 
@@ -39,7 +36,6 @@ impl Failure {
         self.failed.store(false, Ordering::Release);
         if let Some(reason) = reason {
             tracing::info!(%reason, "there is room again: the store takes appends");
-            metrics::writable(true);
         }
     }
 

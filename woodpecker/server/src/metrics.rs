@@ -89,7 +89,7 @@ pub fn has_zone(known: bool) {
     gauge!("woodpecker_logstore_has_zone").set(if known { 1.0 } else { 0.0 });
 }
 
-/// 1 while the store takes appends, 0 after its disk failed.
+/// 1 while the store takes appends, 0 after its disk failed and while it is full.
 pub fn writable(writable: bool) {
     gauge!("woodpecker_logstore_writable").set(if writable { 1.0 } else { 0.0 });
 }

@@ -158,7 +158,6 @@ impl Store {
             heard: Notify::new(),
             advertised: watch::Sender::default(),
         });
-        metrics::writable(true);
         metrics::has_zone(!store.settings.zone.is_empty());
         if store.settings.zone.is_empty() {
             tracing::warn!(

@@ -92,6 +92,7 @@ impl Store {
         metrics::replicas(replicas);
         metrics::load(self.load());
         metrics::disk(self.gauge.space());
+        metrics::writable(self.common.failure.reason().is_none() && !self.has_no_room());
         let now = Advertised { state: self.state(replicas), load: self.load().next_multiple_of(LOAD_STEP) };
         self.advertised.send_if_modified(|told| std::mem::replace(told, now) != now);
     }

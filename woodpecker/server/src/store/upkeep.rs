@@ -37,7 +37,8 @@ impl Store {
         }
     }
 
-    fn has_no_room(&self) -> bool {
+    /// Whether appends find no room.
+    pub(super) fn has_no_room(&self) -> bool {
         matches!(self.gauge.pressure(), Pressure::Hard | Pressure::Full)
     }
 

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use metrics::set_default_local_recorder;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use streaming_proto::logstore::{
     AppendRequest, Code, DecommissionRequest, DeleteNamespaceRequest, FenceRequest, ListRequest, ReleaseRequest, State,
 };
@@ -31,6 +33,18 @@ async fn until_state(running: &Running, state: State) {
     within(state.as_str_name(), reached).await;
 }
 
+/// Waits until the gauge says that the store takes appends, or that it takes none.
+async fn until_writable(page: &PrometheusHandle, writable: bool) {
+    let line = format!("woodpecker_logstore_writable {}", u8::from(writable));
+    let reached = async {
+        while !page.render().lines().any(|shown| shown == line) {
+            Clock::system().sleep(Duration::from_millis(2)).await;
+        }
+    };
+    within(&line, reached).await;
+}
+
+// On one thread, so that the store's tasks have this test's recorder as well.
 #[tokio::test]
 async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     let disk = ValveDisk::default();
@@ -38,7 +52,11 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     site.settings.watermarks = Watermarks::default();
     site.settings.disk_interval = Duration::from_millis(5);
     disk.set_space(Space { total: 100 * GB, free: 50 * GB });
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let page = recorder.handle();
+    let _here = set_default_local_recorder(&recorder);
     let running = site.start().await;
+    until_writable(&page, true).await;
     let (replica, other) = (running.replica(1, 1), running.replica(2, 1));
     running.fill(&replica, 1, 0, 5).await;
     let active = running.store.status().load;
@@ -66,6 +84,7 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     let refusal = refused(&running, frame(&other, 1, 0, 1)).await;
     assert_eq!(refusal.code(), Code::DiskFull);
     assert!(refusal.retry_after_ms > 0);
+    until_writable(&page, false).await;
     // What is held is confirmed, read and fenced; recovery may write what it must.
     running.fill(&replica, 1, 0, 5).await;
     let fence = FenceRequest { replica: Some(replica.clone()), epoch: 2, end: None };
@@ -74,6 +93,7 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
 
     disk.set_space(Space { total: 100 * GB, free: 50 * GB });
     until_state(&running, State::Active).await;
+    until_writable(&page, true).await;
     running.fill(&other, 1, 0, 5).await;
     running.stop().await;
 }
