@@ -300,7 +300,13 @@ impl LocalBackend {
         self.volumes().insert(id, Arc::downgrade(&volume));
         let shared = Arc::new(Shared::new(volume, self.settings.queue_bytes, self.no_room.clone()));
         let (running, ended) = watch::channel(());
-        let writer = VolumeWriter::new(shared.clone(), self.settings.clone(), marks, self.process, running);
+        let writer = VolumeWriter::new(
+            shared.clone(),
+            self.settings.clone(),
+            marks,
+            (self.process, self.clock.clone()),
+            running,
+        );
         self.disk.spawn_writer("volume", writer.run().boxed());
         tracing::info!(volume = %id, "started a volume");
         Ok((shared, ended))

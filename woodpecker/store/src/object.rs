@@ -24,6 +24,7 @@ use crate::backend::{
 mod bucket;
 mod claim;
 mod fence;
+mod metrics;
 mod reader;
 mod remains;
 pub(crate) mod requests;

@@ -118,7 +118,7 @@ impl EtcdStore {
 
     /// One call within the time limit. A token that no longer counts (the client renews an expired one by itself) is
     /// renewed once: such a request was refused before it did anything.
-    async fn call<T, F>(&self, call: impl Fn(Client) -> F) -> Result<T, etcd_client::Error>
+    async fn call<T, F>(&self, operation: &'static str, call: impl Fn(Client) -> F) -> Result<T, etcd_client::Error>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
@@ -131,10 +131,16 @@ impl EtcdStore {
                 result => result,
             }
         };
-        match self.clock.timeout(self.request_timeout, calling).await {
-            Ok(result) => result,
-            Err(_) => Err(error::timed_out(self.request_timeout)),
-        }
+        let began = self.clock.now();
+        let answer = self.clock.timeout(self.request_timeout, calling).await;
+        let outcome = match &answer {
+            Ok(Ok(_)) => "ok",
+            Ok(Err(_)) => "error",
+            Err(_) => "timeout",
+        };
+        metrics::histogram!("woodpecker_etcd_request_duration_seconds", "operation" => operation, "outcome" => outcome)
+            .record(self.clock.now().duration_since(began));
+        answer.unwrap_or_else(|_| Err(error::timed_out(self.request_timeout)))
     }
 
     /// One attempt at a list; `None` if history was compacted under it.
@@ -149,7 +155,7 @@ impl EtcdStore {
                 let (start, options) = (start.clone(), options.clone());
                 async move { kv.get(start, Some(options)).await }
             };
-            let mut answer = match self.call(get).await {
+            let mut answer = match self.call("list", get).await {
                 Ok(answer) => answer,
                 Err(error) if error::is_compacted(&error) => return Ok(None),
                 Err(error) if error::is_too_large(&error) && page > 1 => {
@@ -177,7 +183,7 @@ impl EtcdStore {
 impl MetadataStore for EtcdStore {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, MetadataError> {
         let get = |client: Client| async move { client.kv_client().get(key, None).await };
-        let mut answer = self.call(get).await.map_err(|error| metadata_error(&error))?;
+        let mut answer = self.call("get", get).await.map_err(|error| metadata_error(&error))?;
         Ok(answer.take_kvs().into_iter().next().and_then(key_value))
     }
 
@@ -204,7 +210,7 @@ impl MetadataStore for EtcdStore {
             let request = request.clone();
             async move { client.kv_client().txn(request).await }
         };
-        let answer = self.call(commit).await.map_err(|error| lease_error(&error, lease))?;
+        let answer = self.call("commit", commit).await.map_err(|error| lease_error(&error, lease))?;
         if !answer.succeeded() {
             return Ok(TxnOutcome::Conflict);
         }
@@ -218,7 +224,7 @@ impl MetadataStore for EtcdStore {
     async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {
         let seconds = i64::try_from(whole_seconds(ttl).as_secs()).unwrap_or(i64::MAX);
         let grant = |client: Client| async move { client.lease_client().grant(seconds, None).await };
-        let answer = self.call(grant).await.map_err(|error| metadata_error(&error))?;
+        let answer = self.call("grant", grant).await.map_err(|error| metadata_error(&error))?;
         Ok(LeaseId(answer.id()))
     }
 
@@ -229,7 +235,7 @@ impl MetadataStore for EtcdStore {
             keeper.keep_alive().await?;
             answers.message().await
         };
-        let answer = self.call(keep).await.map_err(|error| lease_error(&error, Some(lease)))?;
+        let answer = self.call("keep_alive", keep).await.map_err(|error| lease_error(&error, Some(lease)))?;
         match answer.map(|answer| u64::try_from(answer.ttl()).unwrap_or(0)) {
             None => Err(MetadataError::Unavailable("the server ended a keep-alive".to_owned())),
             Some(0) => Err(MetadataError::LeaseGone(lease)),
@@ -239,7 +245,7 @@ impl MetadataStore for EtcdStore {
 
     async fn revoke_lease(&self, lease: LeaseId) -> Result<(), MetadataError> {
         let revoke = |client: Client| async move { client.lease_client().revoke(lease.0).await };
-        match self.call(revoke).await.map_err(|error| lease_error(&error, Some(lease))) {
+        match self.call("revoke", revoke).await.map_err(|error| lease_error(&error, Some(lease))) {
             Ok(_) | Err(MetadataError::LeaseGone(_)) => Ok(()),
             Err(error) => Err(error),
         }

@@ -11,8 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use metrics::{Histogram, histogram};
 use tokio::sync::watch;
-use woodpecker_base::disk::DiskFile;
+use woodpecker_base::{clock::Clock, disk::DiskFile};
 use woodpecker_core::ids::SegmentKey;
 
 use crate::{
@@ -156,6 +157,9 @@ pub(super) struct VolumeWriter {
     buffer: Vec<u8>,
     last_batch: u64,
     tail: Tail,
+    clock: Clock,
+    batch_bytes: Histogram,
+    sync_took: Histogram,
     /// The owners were told what there is to tell.
     done: bool,
     /// Dropped when the writer ended, however it ended.
@@ -188,7 +192,7 @@ impl VolumeWriter {
         shared: Arc<Shared>,
         settings: LocalSettings,
         marks: Arc<dyn DiskFile>,
-        writer: u128,
+        (writer, clock): (u128, Clock),
         running: watch::Sender<()>,
     ) -> Self {
         let space = Space::new(shared.volume.dir.clone(), settings.file_bytes);
@@ -204,6 +208,9 @@ impl VolumeWriter {
             buffer: Vec::new(),
             last_batch: 0,
             tail,
+            clock,
+            batch_bytes: histogram!("woodpecker_volume_batch_bytes"),
+            sync_took: histogram!("woodpecker_volume_sync_duration_seconds"),
             done: false,
             _running: running,
         }
@@ -244,7 +251,10 @@ impl VolumeWriter {
         room.reserve(padded, file_bytes)?;
         let (number, file, at) = (room.number, room.file.clone(), room.at);
         file.write_pieces_at(&mut pieces.slices, at)?;
-        file.sync_data()?;
+        let began = self.clock.now();
+        let synced = file.sync_data();
+        self.sync_took.record(self.clock.now().duration_since(began));
+        synced?;
         if let Some(room) = &mut self.room {
             room.at += padded;
         }
@@ -260,7 +270,7 @@ impl VolumeWriter {
         // Known to a fence of this process before it is acked.
         let volume = &self.shared.volume;
         volume.wrote(number, &file, id.seq, at + body, &placed, at + padded).map_err(io::Error::other)?;
-        metrics::histogram!("woodpecker_volume_batch_bytes").record(self.last_batch as f64);
+        self.batch_bytes.record(self.last_batch as f64);
         self.ack(gathered)
     }
 

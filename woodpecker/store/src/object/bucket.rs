@@ -12,7 +12,10 @@ use woodpecker_base::{
 use woodpecker_core::ids::VolumeId;
 
 use self::{cache::Cache, pace::Pace};
-use super::{ObjectSettings, requests::Requests};
+use super::{
+    ObjectSettings,
+    requests::{Operation, Requests},
+};
 use crate::{
     backend::StoreError,
     format::{BatchHead, BlockEntry, FormatError, HEADER_BYTES, Header},
@@ -50,8 +53,7 @@ impl Bucket {
         let cache = Cache::new(settings.cache_bytes);
         let pace = Mutex::new(Pace::new(settings.puts_per_second, clock.now()));
         let writer = random.u128();
-        let timeout = settings.request_timeout;
-        let requests = Requests { store, clock: clock.clone(), random: random.clone(), timeout };
+        let requests = Requests::new(store, clock.clone(), random.clone(), settings.request_timeout);
         Self { requests, settings, clock, random, writer, cache, pace }
     }
 
@@ -153,7 +155,7 @@ impl Bucket {
     pub async fn volumes(&self) -> Result<Vec<VolumeId>, StoreError> {
         let top = Path::from("volumes");
         let list = || self.requests.store.list_with_delimiter(Some(&top));
-        let found = self.requests.retry("list of volumes", 0, list).await?;
+        let found = self.requests.retry(Operation::List, "list of volumes", 0, list).await?;
         let id = |path: &Path| u128::from_str_radix(path.filename().filter(|name| name.len() == 32)?, 16).ok();
         Ok(found.common_prefixes.iter().filter_map(id).map(VolumeId).collect())
     }
@@ -161,7 +163,7 @@ impl Bucket {
     /// When an object was stored, in milliseconds since the Unix epoch, by the store's clock.
     pub async fn stored_ms(&self, volume: VolumeId, seq: u64) -> Result<u64, StoreError> {
         let path = path(volume, seq);
-        let meta = self.requests.retry(path.as_ref(), 0, || self.requests.store.head(&path)).await?;
+        let meta = self.requests.retry(Operation::Head, path.as_ref(), 0, || self.requests.store.head(&path)).await?;
         Ok(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0))
     }
 

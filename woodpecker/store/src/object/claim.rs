@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use object_store::{Error, ObjectStoreExt, PutMode, path::Path};
 
-use super::requests::Requests;
+use super::requests::{Operation, Requests};
 use crate::backend::StoreError;
 
 const NAME: &str = "instance";
@@ -28,7 +28,7 @@ impl Requests {
             }
         }
         let (path, body) = (Path::from(NAME), Bytes::copy_from_slice(instance.as_bytes()));
-        self.retry(NAME, 0, || async {
+        self.retry(Operation::Put, NAME, 0, || async {
             match self.store.put_opts(&path, body.clone().into(), PutMode::Create.into()).await {
                 // Another process was faster, or one's own answer was lost: what is there decides.
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
@@ -50,7 +50,7 @@ impl Requests {
     pub async fn check(&self, instance: &str) -> Result<(), StoreError> {
         let path = Path::from(NAME);
         let read = || async { self.store.get(&path).await?.bytes().await };
-        let found = self.retry("the object that says whose objects these are", 0, read).await?;
+        let found = self.retry(Operation::Get, "the object that says whose objects these are", 0, read).await?;
         if found == instance.as_bytes() {
             return Ok(());
         }

@@ -5,8 +5,14 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, path::Path};
-use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
+use woodpecker_base::{
+    backoff::Backoff,
+    clock::{Clock, Elapsed},
+    random::Random,
+};
 
+pub(crate) use super::metrics::Operation;
+use super::metrics::RequestMetrics;
 use crate::backend::StoreError;
 
 /// Attempts of one request, each with the client's own retries inside.
@@ -24,18 +30,24 @@ pub(crate) struct Requests {
     pub random: Random,
     /// One request may take so long, and a second more for each MiB it moves.
     pub timeout: Duration,
+    metrics: RequestMetrics,
 }
 
 impl Requests {
+    pub fn new(store: Arc<dyn ObjectStore>, clock: Clock, random: Random, timeout: Duration) -> Self {
+        Self { store, clock, random, timeout, metrics: RequestMetrics::new() }
+    }
+
     /// Part of an object.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]; [`StoreError::Corrupt`] when the object ends before the part; or to try again.
     pub async fn range(&self, path: &Path, start: u64, end: u64) -> Result<Bytes, StoreError> {
-        let read = self.retry(path.as_ref(), end - start, || self.store.get_range(path, start..end)).await;
+        let read =
+            self.retry(Operation::Get, path.as_ref(), end - start, || self.store.get_range(path, start..end)).await;
         // Of an empty object no range can be read, and stores do not say so in one way.
         if let Err(StoreError::Unavailable(_)) = read
-            && let Ok(Ok(meta)) = self.clock.timeout(self.time_for(0), self.store.head(path)).await
+            && let Ok(Ok(meta)) = self.once(Operation::Head, 0, self.store.head(path)).await
             && meta.size <= start
         {
             let detail = format!("it ends before byte {start}");
@@ -46,7 +58,7 @@ impl Requests {
 
     /// Removes objects; what is gone already is no error.
     pub async fn delete(&self, what: &str, paths: Vec<Path>) -> Result<(), StoreError> {
-        self.retry(what, 0, || async {
+        self.retry(Operation::Delete, what, 0, || async {
             let mut deleted = self.store.delete_stream(futures::stream::iter(paths.clone()).map(Ok).boxed());
             while let Some(result) = deleted.next().await {
                 match result {
@@ -66,7 +78,7 @@ impl Requests {
         offset: Option<&Path>,
         limit: usize,
     ) -> Result<Vec<ObjectMeta>, StoreError> {
-        self.retry(&format!("list of {directory}"), 0, || async {
+        self.retry(Operation::List, &format!("list of {directory}"), 0, || async {
             let listed = match offset {
                 Some(offset) => self.store.list_with_offset(Some(directory), offset),
                 None => self.store.list(Some(directory)),
@@ -77,14 +89,20 @@ impl Requests {
     }
 
     /// Runs a request that may be repeated, a few times.
-    pub async fn retry<T, F>(&self, what: &str, bytes: u64, request: impl Fn() -> F) -> Result<T, StoreError>
+    pub async fn retry<T, F>(
+        &self,
+        operation: Operation,
+        what: &str,
+        bytes: u64,
+        request: impl Fn() -> F,
+    ) -> Result<T, StoreError>
     where
         F: Future<Output = object_store::Result<T>>,
     {
         let mut backoff = self.backoff();
         let mut attempt = 1;
         loop {
-            let failure: Arc<str> = match self.clock.timeout(self.time_for(bytes), request()).await {
+            let failure: Arc<str> = match self.once(operation, bytes, request()).await {
                 Ok(Ok(done)) => return Ok(done),
                 Ok(Err(object_store::Error::NotFound { .. })) => {
                     return Err(StoreError::NotFound { what: what.to_owned() });
@@ -96,8 +114,31 @@ impl Requests {
                 return Err(StoreError::Unavailable(failure));
             }
             attempt += 1;
+            self.metrics.repeated();
             backoff.wait().await;
         }
+    }
+
+    /// Makes a request that moves so many bytes, once and within its time.
+    pub fn once<T>(
+        &self,
+        operation: Operation,
+        bytes: u64,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> impl Future<Output = Result<object_store::Result<T>, Elapsed>> {
+        // In a box, because those of the client are large.
+        let request = Box::pin(request);
+        async move {
+            let began = self.clock.now();
+            let answer = self.clock.timeout(self.time_for(bytes), request).await;
+            self.metrics.took(operation, answer.as_ref().ok(), self.clock.now().duration_since(began));
+            answer
+        }
+    }
+
+    /// Notes that a request of [`Self::once`] is made again.
+    pub fn repeated(&self) {
+        self.metrics.repeated();
     }
 
     pub fn backoff(&self) -> Backoff {

@@ -20,7 +20,7 @@ use crate::{
     backend::StoreError,
     cache::{Cache, cache},
     format::FormatError,
-    object::requests::Requests,
+    object::requests::{Operation, Requests},
 };
 
 /// Blocks are read in groups of about this many bytes before compression, each with one request: a group is taken apart
@@ -103,7 +103,7 @@ impl SealedStore {
     #[must_use]
     pub fn new(store: Arc<dyn ObjectStore>, settings: SealedSettings, clock: Clock, random: Random) -> Arc<Self> {
         let (indexes, groups) = (settings.cache_bytes / 16, settings.cache_bytes - settings.cache_bytes / 16);
-        let requests = Requests { store, clock, random, timeout: settings.request_timeout };
+        let requests = Requests::new(store, clock, random, settings.request_timeout);
         Arc::new(Self {
             requests,
             settings,
@@ -133,7 +133,9 @@ impl SealedStore {
     pub async fn put(&self, run: &Run) -> Result<SealedRun, StoreError> {
         let (path, bytes) = (path(run.id), run.bytes.len() as u64);
         // The name is this attempt's alone: to write it twice writes the same bytes.
-        self.requests.retry(path.as_ref(), bytes, || self.requests.store.put(&path, run.bytes.clone().into())).await?;
+        self.requests
+            .retry(Operation::Put, path.as_ref(), bytes, || self.requests.store.put(&path, run.bytes.clone().into()))
+            .await?;
         let stored = self.requests.range(&path, 0, bytes).await?;
         run.check(&stored).map_err(|error| corrupt(run.id, &error))?;
         Ok(SealedRun { first: run.id.first, bytes })

@@ -58,6 +58,27 @@ async fn next(watch: &mut Watch, reports: &mut usize) -> WatchEvent {
     }
 }
 
+// On one thread, so that the store's calls have this test's recorder.
+#[tokio::test]
+async fn requests_are_timed_by_what_was_asked_and_how_it_ended() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    let etcd = Etcd::start().await;
+    let store = connect(&etcd).await;
+    put(&store, "a", "1").await;
+    store.list("").await.unwrap();
+    store.keep_alive(LeaseId(7)).await.unwrap_err();
+    drop(etcd);
+    store.get("a").await.unwrap_err();
+    let page = recorder.handle().render();
+    for (operation, outcome) in [("get", "ok"), ("commit", "ok"), ("list", "ok")] {
+        let labels = format!("_count{{operation=\"{operation}\",outcome=\"{outcome}\"}} 1\n");
+        assert!(page.contains(&labels), "{labels} in {page}");
+    }
+    let failed = page.lines().filter(|line| line.contains("_count{operation=\"get\"") && !line.contains("\"ok\""));
+    assert_eq!(failed.count(), 1, "{page}");
+}
+
 #[tokio::test]
 async fn the_contract_holds() {
     keeps_the_contract(EtcdOptions::default()).await;

@@ -137,7 +137,7 @@ impl Watching {
     /// The server may cancel because the token is stale, which releases of etcd say in different words; so the next
     /// attempt is made with a new one.
     async fn canceled(&self, answer: &WatchResponse) -> MetadataError {
-        match self.store.call(|client| async move { client.refresh_token().await }).await {
+        match self.store.call("authenticate", |client| async move { client.refresh_token().await }).await {
             Ok(()) => MetadataError::Unavailable(format!("the server canceled a watch: {}", answer.cancel_reason())),
             Err(error) => metadata_error(&error),
         }
@@ -184,7 +184,7 @@ impl EtcdStore {
                 watcher.watch(first_key(prefix), Some(options)).await
             }
         };
-        self.call(open).await.map_err(|error| metadata_error(&error))
+        self.call("watch", open).await.map_err(|error| metadata_error(&error))
     }
 }
 

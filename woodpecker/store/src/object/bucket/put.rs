@@ -9,6 +9,7 @@ use super::{Bucket, path};
 use crate::{
     backend::StoreError,
     format::{BatchId, Kind},
+    object::requests::Operation,
 };
 
 /// What became of an object to be written.
@@ -34,8 +35,7 @@ impl Bucket {
         let mut backoff = self.requests.backoff();
         loop {
             let attempt = self.requests.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into());
-            let failure: Arc<str> = match self.clock.timeout(self.requests.time_for(bytes.len() as u64), attempt).await
-            {
+            let failure: Arc<str> = match self.requests.once(Operation::Put, bytes.len() as u64, attempt).await {
                 Ok(Ok(_)) => return Put::Stored,
                 Ok(Err(Error::AlreadyExists { .. } | Error::Precondition { .. })) => match self.owner(id).await {
                     Ok(Some(outcome)) => return outcome,
@@ -54,6 +54,7 @@ impl Bucket {
                 return Put::Failed(StoreError::Failed(failure));
             }
             tracing::debug!(%failure, ?wait, "a PUT is repeated");
+            self.requests.repeated();
             self.clock.sleep(wait).await;
         }
     }
