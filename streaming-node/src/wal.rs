@@ -135,10 +135,25 @@ impl Wal {
     /// # Errors
     /// [`CatalogError::Overtaken`] if this node does not own the WAL; the metadata store's.
     pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<(), CatalogError> {
-        match &self.live {
-            Some(live) => live.catalog.report(consumer, position).await,
-            None => Err(CatalogError::Overtaken(String::new())),
-        }
+        let live = self.owned()?;
+        live.catalog.report(consumer, position).await?;
+        live.progress.consumers_moved();
+        Ok(())
+    }
+
+    /// Keeps nothing for `consumer` any more, until it reports again.
+    ///
+    /// # Errors
+    /// As of [`Self::report`].
+    pub async fn forget(&self, consumer: &str) -> Result<(), CatalogError> {
+        let live = self.owned()?;
+        live.catalog.forget(consumer).await?;
+        live.progress.consumers_moved();
+        Ok(())
+    }
+
+    fn owned(&self) -> Result<&Live, CatalogError> {
+        self.live.as_ref().ok_or_else(|| CatalogError::Overtaken(String::new()))
     }
 
     /// Stops appends, answers what is in flight and gives the log up; takes no longer than the setting allows, whatever

@@ -15,7 +15,6 @@ use crate::{
     metrics,
     recovery::keeper::Progress,
     settings::{Flow, Marks},
-    wal::buffer::Buffer,
 };
 
 /// How often is measured.
@@ -39,7 +38,6 @@ pub struct Readings {
 pub struct Gauges {
     pub memory: Memory,
     pub progress: Arc<Progress>,
-    pub buffer: Arc<Buffer>,
 }
 
 /// One WAL's sources of pressure and the limiter they decide about.
@@ -97,11 +95,10 @@ impl Governor {
         loop {
             due.tick().await;
             let now_passed = self.limiter.passed();
-            let newest = gauges.buffer.watermark().tick;
             let readings = Readings {
                 memory: gauges.memory.usage(),
                 tail: gauges.progress.tail(),
-                lag_ms: gauges.progress.slowest().map_or(0, |slowest| lag(newest, slowest)),
+                lag_ms: gauges.progress.slowest().map_or(0, |slowest| lag(gauges.progress.met(), slowest)),
                 rate: now_passed - passed,
             };
             passed = now_passed;

@@ -188,13 +188,28 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Overtaken`]; the metadata store's.
     pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<(), CatalogError> {
+        let value = position.to_proto().encode_to_vec().into();
+        self.write_consumer(Write::Put { key: self.consumer(consumer), value, lease: None }).await
+    }
+
+    /// Forgets a consumer, known or not: nothing is kept for it any more.
+    ///
+    /// # Errors
+    /// [`CatalogError::Overtaken`]; the metadata store's.
+    pub async fn forget(&self, consumer: &str) -> Result<(), CatalogError> {
+        self.write_consumer(Write::Delete { key: self.consumer(consumer) }).await
+    }
+
+    async fn write_consumer(&self, write: Write) -> Result<(), CatalogError> {
         let owned = Compare::Value(self.key(TERM), self.owner());
-        let value = position.to_proto().encode_to_vec();
-        let txn = Txn::new().when(owned).put(self.key(&format!("{CONSUMER}{consumer}")), value);
-        match self.store.commit(txn).await? {
+        match self.store.commit(Txn { compares: vec![owned], writes: vec![write] }).await? {
             TxnOutcome::Committed(_) => Ok(()),
             TxnOutcome::Conflict => Err(CatalogError::Overtaken(String::new())),
         }
+    }
+
+    fn consumer(&self, name: &str) -> String {
+        self.key(&format!("{CONSUMER}{name}"))
     }
 
     fn key(&self, name: &str) -> String {
@@ -217,7 +232,13 @@ impl Catalog {
             }
             Change::VChannelGone(name) => {
                 let key = self.key(&format!("{VCHANNEL}{name}"));
-                vec![Write::DeletePrefix { prefix: format!("{key}/") }, Write::Delete { key }]
+                // Its consumer may have nothing to say any more, and is not waited for. It goes no later than the vchannel,
+                // which is what the next owner would know it by.
+                vec![
+                    Write::Delete { key: self.consumer(name) },
+                    Write::DeletePrefix { prefix: format!("{key}/") },
+                    Write::Delete { key },
+                ]
             }
             Change::Segment(segment) => {
                 vec![put(self.key(&format!("{SEGMENT}{}", segment.segment_id)), segment.encode_to_vec())]

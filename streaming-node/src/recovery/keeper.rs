@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -42,11 +42,22 @@ pub struct Progress {
     met: Mutex<(EntryId, u64)>,
     tail: AtomicU64,
     slowest: AtomicU64,
+    consumers_moved: AtomicBool,
 }
 
 impl Progress {
     pub fn at(met: EntryId, tick: u64) -> Self {
-        Self { met: Mutex::new((met, tick)), tail: AtomicU64::new(0), slowest: AtomicU64::new(0) }
+        Self {
+            met: Mutex::new((met, tick)),
+            tail: AtomicU64::new(0),
+            slowest: AtomicU64::new(0),
+            consumers_moved: AtomicBool::new(false),
+        }
+    }
+
+    /// The tick of the last message that was taken in. An idle WAL stays there.
+    pub fn met(&self) -> u64 {
+        self.met.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     /// The tick up to which everything was taken in. Whoever has met every message is as far as the WAL's newest tick,
@@ -64,6 +75,11 @@ impl Progress {
     /// The tick of the registered consumer that is furthest behind, if there is one.
     pub fn slowest(&self) -> Option<u64> {
         Some(self.slowest.load(Ordering::Relaxed)).filter(|tick| *tick > 0)
+    }
+
+    /// A registered consumer is elsewhere now, or gone: the log is looked at again, though nothing may be appended to it.
+    pub fn consumers_moved(&self) {
+        self.consumers_moved.store(true, Ordering::Relaxed);
     }
 }
 
@@ -133,7 +149,9 @@ impl Keeper {
                     }
                 }
                 _ = due.tick() => {
-                    if saving.is_none() && self.state.checkpoint().tick > saved_tick {
+                    let is_due = self.state.checkpoint().tick > saved_tick
+                        || self.progress.consumers_moved.load(Ordering::Relaxed);
+                    if saving.is_none() && is_due {
                         saving = Some(self.save());
                     }
                 }
@@ -215,6 +233,7 @@ impl Keeper {
 
     /// Writes what has changed, and truncates the log behind it.
     fn save(&mut self) -> Saving {
+        self.progress.consumers_moved.store(false, Ordering::Relaxed);
         let changes = self.state.take_changes();
         let vchannels = self.state.vchannels().keys().cloned().collect();
         let targets = self.state.replication().targets();

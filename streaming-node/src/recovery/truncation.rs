@@ -4,7 +4,8 @@
 //! A consumer registers by saying from where on it needs the log, under the name of the vchannel it reads, or of the
 //! pchannel when it reads all of it. As long as a vchannel has no such consumer, somebody may come who needs everything,
 //! and nothing is given up. The same goes for a cluster that follows this one; what one said that does so no more is
-//! forgotten.
+//! forgotten. A consumer goes with its vchannel, or when it is dropped by name: one that is gone for good would hold back
+//! the log for ever.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,7 @@
 //! Checkpoints of those who consume a WAL for good, in the form in which they tell them to a data coordinator.
 //!
-//! Whoever reports one is registered from then on: the log is kept from its position on, and may go before it.
+//! Whoever reports one is registered from then on: the log is kept from its position on, and may go before it. It stays
+//! registered until its vchannel is dropped, in the log or by the call of that name.
 
 use streaming_proto::{
     common,
@@ -16,7 +17,10 @@ use tonic::{Request, Response, Status};
 use woodpecker::EntryId;
 
 use super::Services;
-use crate::recovery::{catalog::CatalogError, state::Checkpoint};
+use crate::{
+    recovery::{catalog::CatalogError, state::Checkpoint},
+    wal::Wal,
+};
 
 #[derive(Debug)]
 pub struct Checkpoints {
@@ -33,10 +37,15 @@ impl Checkpoints {
         let (segment, entry) = id.map_err(|error| StreamingError::invalid_argument(error.to_string()))?.to_u64();
         let wal = self.services.wals.serving(to_physical(channel))?;
         let checkpoint = Checkpoint::at(EntryId { segment, entry }, position.timestamp);
-        wal.report(channel, checkpoint).await.map_err(|error| match error {
-            CatalogError::Overtaken(_) => StreamingError::channel_fenced(wal.channel().name()).into(),
-            error @ CatalogError::Metadata(_) => StreamingError::inner(error.to_string()).into(),
-        })
+        wal.report(channel, checkpoint).await.map_err(|error| refused(&wal, &error))
+    }
+}
+
+/// Why nobody's position was written, or read.
+pub fn refused(wal: &Wal, error: &CatalogError) -> Status {
+    match error {
+        CatalogError::Overtaken(_) => StreamingError::channel_fenced(wal.channel().name()).into(),
+        CatalogError::Metadata(error) => StreamingError::inner(error.to_string()).into(),
     }
 }
 
@@ -74,10 +83,15 @@ impl DataCoord for Checkpoints {
         elsewhere()
     }
 
+    /// Forgets who consumes a vchannel, known or not; the vchannel itself is dropped by a message.
     async fn drop_virtual_channel(
         &self,
-        _: Request<DropVirtualChannelRequest>,
+        request: Request<DropVirtualChannelRequest>,
     ) -> Result<Response<DropVirtualChannelResponse>, Status> {
-        elsewhere()
+        let consumer = request.into_inner().channel_name;
+        let wal = self.services.wals.serving(to_physical(&consumer))?;
+        wal.forget(&consumer).await.map_err(|error| refused(&wal, &error))?;
+        tracing::info!(consumer, "forgot a registered consumer");
+        Ok(Response::new(DropVirtualChannelResponse { status: Some(common::Status::default()) }))
     }
 }

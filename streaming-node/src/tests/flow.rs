@@ -8,9 +8,12 @@ use streaming_proto::{
 };
 use streaming_types::{DeliverPolicy, MessageBuilder, TxnContext};
 
-use super::harness::{Produce, VCHANNEL, World, insert, rw};
-use super::parts::{begin, commit, delete};
-use crate::{Flow, Settings};
+use super::{
+    harness::{Produce, VCHANNEL, World, id, insert, rw},
+    parts::{begin, commit, delete},
+    recovery::{forget, report_at},
+};
+use crate::{Flow, Recovery, Settings};
 
 /// A WAL that lets 64 KiB go at once, and then 1 KiB a second when the node's memory runs out.
 fn tight() -> Settings {
@@ -102,6 +105,33 @@ async fn commit_waits_for_the_messages_of_its_transaction_that_are_held_back() {
         }
     }
     assert_eq!(answered, sent);
+}
+
+#[tokio::test]
+async fn consumer_that_stays_behind_slows_writers_until_it_is_forgotten_and_an_idle_one_slows_nobody() {
+    let world = World::new();
+    let mut flow = Flow::default();
+    (flow.lag.eases, flow.lag.high) = (1000, 2000);
+    flow.lag.adaptive.slowdown.startup_delay = Duration::ZERO;
+    flow.lag.adaptive.recovery.normal_delay = Duration::ZERO;
+    flow.lag.adaptive.recovery.lwm = flow.lag.adaptive.recovery.hwm;
+    let recovery = Recovery { persist_interval: Duration::from_millis(20), ..Recovery::default() };
+    let node = world.node_with(1, Settings { flow, recovery, ..Settings::default() }).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let sent = produce.append(insert(VCHANNEL, "all there is")).await.unwrap();
+    report_at(&node, VCHANNEL, id(&sent), sent.timetick).await.unwrap();
+    let idle = world.clock.timeout(Duration::from_secs(5), produce.next()).await;
+    assert!(idle.is_err(), "who has met everything is not behind: {idle:?}");
+
+    produce.append(insert(VCHANNEL, "five seconds later")).await.unwrap();
+    assert_eq!(told(&mut produce).await.0, WalRateLimitState::Slowdown);
+    forget(&node, VCHANNEL).await.unwrap();
+    loop {
+        if told(&mut produce).await.0 == WalRateLimitState::Normal {
+            break;
+        }
+    }
 }
 
 #[tokio::test]

@@ -4,8 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use streaming_proto::{
-    data::{UpdateChannelCheckpointRequest, data_coord_client::DataCoordClient},
-    messages::{self, BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader},
+    data::{DropVirtualChannelRequest, UpdateChannelCheckpointRequest, data_coord_client::DataCoordClient},
+    messages::{
+        self, BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader, DropCollectionMessageHeader,
+    },
     msg::{CreateCollectionRequest, MsgPosition},
     streaming::{StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics},
 };
@@ -122,7 +124,16 @@ async fn broadcasts_are_acknowledged_before_the_checkpoint_passes_them() {
 }
 
 pub async fn report(node: &TestNode, channel: &str, position: MessageId) -> Result<(), StreamingCode> {
-    let position = MsgPosition { msg_id: position.to_bytes().into(), ..MsgPosition::default() };
+    report_at(node, channel, position, 0).await
+}
+
+pub async fn report_at(
+    node: &TestNode,
+    channel: &str,
+    position: MessageId,
+    timestamp: u64,
+) -> Result<(), StreamingCode> {
+    let position = MsgPosition { msg_id: position.to_bytes().into(), timestamp, ..MsgPosition::default() };
     let request = UpdateChannelCheckpointRequest {
         v_channel: channel.to_owned(),
         position: Some(position),
@@ -159,6 +170,61 @@ async fn log_is_truncated_behind_the_slowest_registered_consumer() {
 
     let missing = report(&node, "by-dev-rootcoord-dml_7_1v0", id(&sent[0])).await;
     assert_eq!(missing, Err(StreamingCode::ChannelNotExist));
+}
+
+pub async fn forget(node: &TestNode, consumer: &str) -> Result<(), StreamingCode> {
+    let request = DropVirtualChannelRequest { channel_name: consumer.to_owned(), ..Default::default() };
+    let mut client = DataCoordClient::new(node.channel.clone());
+    let response = client.drop_virtual_channel(node.request(request)).await.map_err(|status| code(&status))?;
+    assert!(response.into_inner().status.is_some_and(|status| status.code == 0), "Go clients look at it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn consumer_that_was_dropped_holds_nothing_back_though_nothing_is_appended() {
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let filler = "x".repeat(200_000);
+    let mut sent = Vec::new();
+    for n in 0..20 {
+        sent.push(produce.append(insert(VCHANNEL, &format!("{n} {filler}"))).await.unwrap());
+    }
+    report(&node, VCHANNEL, id(&sent[0])).await.unwrap();
+    report(&node, PCHANNEL, id(&sent[19])).await.unwrap();
+    until_saved(&world, sent[19].timetick).await;
+    let log = node.logs.open_log(PCHANNEL).await.unwrap();
+    assert_eq!(log.describe().await.unwrap().truncated, None, "somebody needs all of it");
+
+    forget(&node, VCHANNEL).await.unwrap();
+    let truncated = async || log.describe().await.unwrap().truncated;
+    let truncated = eventually(&world, "truncation", truncated).await;
+    assert_eq!(truncated.segment, id(&sent[19]).to_u64().0 - 1);
+    forget(&node, VCHANNEL).await.unwrap();
+    assert_eq!(forget(&node, "by-dev-rootcoord-dml_7_1v0").await, Err(StreamingCode::ChannelNotExist));
+}
+
+#[tokio::test]
+async fn consumer_goes_with_the_collection_of_its_vchannel() {
+    use woodpecker_base::metadata::MetadataStore as _;
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let created = produce.append(create_collection(VCHANNEL).into()).await.unwrap();
+    report(&node, VCHANNEL, id(&created)).await.unwrap();
+    report(&node, PCHANNEL, id(&created)).await.unwrap();
+    until_saved(&world, created.timetick).await;
+    let key = format!("{WAL}/consumer/{VCHANNEL}");
+    assert!(world.metadata.get(&key).await.unwrap().is_some());
+
+    let header = DropCollectionMessageHeader { collection_id: 1, ..Default::default() };
+    let dropped = MessageBuilder::new(&header).vchannel(VCHANNEL).payload("x").build().unwrap();
+    produce.append(dropped.into()).await.unwrap();
+    let gone = async || world.metadata.get(&key).await.unwrap().is_none().then_some(());
+    eventually(&world, "the end of its registration", gone).await;
+    assert!(world.metadata.get(&format!("{WAL}/consumer/{PCHANNEL}")).await.unwrap().is_some(), "another's stays");
 }
 
 #[tokio::test]

@@ -231,8 +231,7 @@ impl Opener {
         let appends = self.appends(inbox);
         let (catalog, still) = (kept.catalog.clone(), ends.ended.clone());
         let progress = self.keep(kept, (bytes, broadcasts), &first, Arc::clone(&buffer), ends, &tasks);
-        let gauges =
-            Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress), buffer: Arc::clone(&buffer) };
+        let gauges = Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress) };
         self.look_after(channel, &tasks, &appends, (shards, sessions), gauges, still);
         let live = Live { appends, close_timeout: settings.close_timeout, catalog, progress, mvcc, replication, tasks };
         Ok((live, buffer))
