@@ -15,6 +15,7 @@ mod recovery;
 mod refusals;
 mod registration;
 mod replicate;
+mod scanner;
 mod shard;
 mod stuck;
 mod txn;

@@ -90,6 +90,7 @@ impl Follower {
 fn record(joiner: &mut Joiner, entry: Entry) -> Option<Entry> {
     // What is no message by itself may be a piece of one.
     if Seen::read(entry.id, &entry.payload).is_ok() {
+        joiner.end();
         return Some(entry);
     }
     joiner.record(entry.id, entry.payload).map(|(id, payload)| Entry { id, payload })

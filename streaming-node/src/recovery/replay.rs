@@ -112,7 +112,10 @@ impl Replay<'_> {
 
     fn take(&mut self, id: EntryId, entry: Bytes) {
         let met = match self.meet(id, &entry) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.joiner.end();
+                Ok(())
+            }
             // What is no message by itself may be a piece of one.
             Err(_) => match self.joiner.record(id, entry) {
                 Some((id, record)) => self.meet(id, &record),
@@ -120,7 +123,7 @@ impl Replay<'_> {
             },
         };
         if let Err(error) = met {
-            metrics::bad_record();
+            metrics::bad_record(self.log.name());
             tracing::error!(log = self.log.name(), %error, "skipped an entry that is no message");
         }
     }

@@ -3,7 +3,8 @@
 //!
 //! The pieces of a message follow each other in the log without a gap, and the message has the id of the first: who starts
 //! there meets all of them, and who starts behind it skips the rest. A term that ends in the middle of a message leaves
-//! pieces without an end, which every reader drops; that message was never acked.
+//! pieces without an end, which every reader drops at the next whole message, the tick that begins the next term at the
+//! latest; that message was never acked.
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
@@ -65,7 +66,10 @@ impl Joiner {
     /// Takes the next entry of the log; `None` for a piece that is not the last one of its message.
     pub fn accept(&mut self, id: EntryId, entry: Bytes) -> Result<Option<Stored>, BadRecord> {
         match decode(id, entry)? {
-            Record::Message(stored) => Ok(Some(stored)),
+            Record::Message(stored) => {
+                self.end();
+                Ok(Some(stored))
+            }
             Record::Piece(piece, payload) => match self.add(id, piece, &payload) {
                 Some((first, record)) => decode_message(first, record).map(Some),
                 None => Ok(None),
@@ -77,8 +81,16 @@ impl Joiner {
     pub fn record(&mut self, id: EntryId, entry: Bytes) -> Option<(EntryId, Bytes)> {
         match decode(id, entry.clone()) {
             Ok(Record::Piece(piece, payload)) => self.add(id, piece, &payload),
-            _ => Some((id, entry)),
+            _ => {
+                self.end();
+                Some((id, entry))
+            }
         }
+    }
+
+    /// A whole message is there. It stands between no two pieces, so what is held is never completed.
+    pub fn end(&mut self) {
+        self.open = None;
     }
 
     fn add(&mut self, id: EntryId, piece: Piece, payload: &[u8]) -> Option<(EntryId, Bytes)> {
@@ -129,6 +141,8 @@ mod tests {
         out.map(|stored| (stored.tick, stored.id.entry)).collect()
     }
 
+    type Take = fn(&mut Joiner, EntryId, Bytes);
+
     #[test]
     fn pieces_of_a_term_that_ended_are_dropped() {
         let torn = split(message(7, 100), 30);
@@ -136,6 +150,15 @@ mod tests {
         let from_second = (0..).zip(entries.clone()).skip(1);
         assert_eq!(join((0..).zip(entries)), [(8, 5), (9, 6)]);
         assert_eq!(join(from_second), [(8, 5), (9, 6)], "a reader that starts amid the pieces");
+        let accept: Take = |joiner, id, entry| drop(joiner.accept(id, entry));
+        let record: Take = |joiner, id, entry| drop(joiner.record(id, entry));
+        for take in [accept, record] {
+            let mut joiner = Joiner::default();
+            take(&mut joiner, id(0), torn[0].clone());
+            assert!(joiner.is_amid());
+            take(&mut joiner, id(1), message(8, 3));
+            assert!(!joiner.is_amid(), "nothing is held of what cannot be completed");
+        }
     }
 
     #[test]

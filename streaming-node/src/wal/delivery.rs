@@ -40,13 +40,8 @@ impl Delivery {
             self.expire(TimeTick(message.tick));
             return Visible::Message(message);
         }
+        self.end(&message, pchannel);
         let properties = &message.message.properties;
-        if message.kind.is_exclusive() {
-            let scope = scope(message.kind, properties.vchannel(), pchannel);
-            let survives =
-                |open: &Open| scope.is_some_and(|scope| open.begin.message.properties.vchannel() != Some(scope));
-            self.open.retain(|_, open| survives(open));
-        }
         if !properties.contains(key::TXN) {
             return Visible::Message(message);
         }
@@ -73,6 +68,16 @@ impl Delivery {
                 }
                 Visible::Nothing
             }
+        }
+    }
+
+    /// Drops what a message ends, whether or not anyone is given it.
+    pub fn end(&mut self, message: &Stored, pchannel: &str) {
+        if message.kind.is_exclusive() && !self.open.is_empty() {
+            let scope = scope(message.kind, message.message.properties.vchannel(), pchannel);
+            let survives =
+                |open: &Open| scope.is_some_and(|scope| open.begin.message.properties.vchannel() != Some(scope));
+            self.open.retain(|_, open| survives(open));
         }
     }
 

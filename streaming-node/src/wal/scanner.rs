@@ -282,6 +282,8 @@ impl Scanner {
             filters.iter().all(|filter| filter.passes(message.kind, in_txn, TimeTick(message.tick)))
         };
         match self.delivery.accept(message, self.edges.log.name()) {
+            // It may end transactions of the one that is wanted, as a change of the WAL's role does.
+            self.delivery.end(&message, self.edges.log.name());
             Visible::Nothing => {}
             Visible::Message(message) => self.ready.extend(Some(message).filter(passes)),
             // The commit decides for all.
