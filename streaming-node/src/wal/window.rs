@@ -4,13 +4,13 @@
 //! bytes, oldest first out, and rebuilt from the end of the log when the WAL is opened. A message that was refused leaves
 //! its key free.
 
-use std::{collections::VecDeque, sync::Arc};
-
 use hashbrown::{Equivalent, HashMap, hash_map::EntryRef};
 use streaming_types::{MessageType, Properties, properties::key};
 
+use self::known::Known;
 use super::group::{Append, Placed};
 
+mod known;
 pub mod newest;
 
 /// What an entry costs beside its key.
@@ -38,7 +38,7 @@ pub struct Key<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Kept {
-    text: Arc<str>,
+    text: Box<str>,
     txn: Option<i64>,
 }
 
@@ -63,19 +63,17 @@ impl From<&Key<'_>> for Kept {
 
 #[derive(Debug, Default)]
 struct Window {
-    known: HashMap<Kept, Known>,
-    /// Keys with an outcome, oldest first.
-    order: VecDeque<Kept>,
-    bytes: usize,
+    pending: HashMap<Kept, Pending>,
+    known: Known,
     /// The tick of the newest.
     newest: u64,
 }
 
+/// A message on its way to the log, maybe in a transaction, with its repeats.
 #[derive(Debug)]
-enum Known {
-    /// On its way to the log, maybe in a transaction, with its repeats.
-    Pending(Option<i64>, Vec<Append>),
-    Done(Done),
+struct Pending {
+    txn: Option<i64>,
+    repeats: Vec<Append>,
 }
 
 /// What became of a message, as its repeats are told.
@@ -111,64 +109,49 @@ impl Windows {
 
     /// Asks for the key of a message, maybe one of a transaction, and takes it if nobody has it.
     pub fn claim(&mut self, vchannel: &str, key: Key<'_>, txn: Option<i64>) -> Claim {
-        match self.window(vchannel).known.entry_ref(&key) {
-            EntryRef::Occupied(known) => match known.get() {
-                Known::Pending(txn, _) => Claim::Pending(*txn),
-                Known::Done(done) => Claim::Done(done.clone()),
+        let window = self.window(vchannel);
+        match window.pending.entry_ref(&key) {
+            EntryRef::Occupied(pending) => Claim::Pending(pending.get().txn),
+            EntryRef::Vacant(free) => match window.known.get(key) {
+                Some(done) => Claim::Done(done.clone()),
+                None => {
+                    free.insert(Pending { txn, repeats: Vec::new() });
+                    Claim::New
+                }
             },
-            EntryRef::Vacant(free) => {
-                free.insert(Known::Pending(txn, Vec::new()));
-                Claim::New
-            }
         }
     }
 
     /// Keeps a repeat until its key has an outcome; gives it back when the key has none to come.
     pub fn wait(&mut self, vchannel: &str, key: Key<'_>, repeat: Append) -> Option<Append> {
-        match self.window(vchannel).known.get_mut(&key) {
-            Some(Known::Pending(_, repeats)) => {
-                repeats.push(repeat);
+        match self.window(vchannel).pending.get_mut(&key) {
+            Some(pending) => {
+                pending.repeats.push(repeat);
                 None
             }
-            _ => Some(repeat),
+            None => Some(repeat),
         }
     }
 
     /// The message with a key was appended; gives back its repeats.
     pub fn done(&mut self, vchannel: &str, key: Key<'_>, done: Done) -> Vec<Append> {
-        let (share, tick) = (self.share(), done.placed.tick);
+        let share = self.share();
         let window = self.window(vchannel);
-        let cost = done.cost(key.text);
-        let (key, repeats) = match window.known.entry_ref(&key) {
-            EntryRef::Occupied(mut known) => match known.get_mut() {
-                // The log holds it twice; the first one counts.
-                Known::Done(_) => return Vec::new(),
-                Known::Pending(_, repeats) => {
-                    let repeats = std::mem::take(repeats);
-                    known.insert(Known::Done(done));
-                    (known.key().clone(), repeats)
-                }
-            },
-            EntryRef::Vacant(free) => (free.insert_entry(Known::Done(done)).key().clone(), Vec::new()),
+        let (key, repeats) = match window.pending.remove_entry(&key) {
+            Some((key, pending)) => (key, pending.repeats),
+            // The log holds it twice; the first one counts.
+            None if window.known.get(key).is_some() => return Vec::new(),
+            None => (Kept::from(&key), Vec::new()),
         };
-        window.bytes += cost;
-        window.newest = tick;
-        window.order.push_back(key);
-        window.evict(share);
+        window.newest = done.placed.tick;
+        window.known.push(key, done);
+        window.known.evict(share);
         repeats
     }
 
     /// The message with a key was not appended; gives back its repeats.
     pub fn forget(&mut self, vchannel: &str, key: Key<'_>) -> Vec<Append> {
-        let window = self.window(vchannel);
-        match window.known.remove_entry(&key) {
-            Some((_, Known::Pending(_, repeats))) => repeats,
-            Some((key, done)) => {
-                window.known.insert(key, done);
-                Vec::new()
-            }
-            None => Vec::new(),
-        }
+        self.window(vchannel).pending.remove(&key).map(|pending| pending.repeats).unwrap_or_default()
     }
 
     fn share(&self) -> usize {
@@ -185,30 +168,18 @@ impl Windows {
     /// One more vchannel makes the shares of the others smaller.
     fn make_room(&mut self) {
         if self.by_vchannel.len() >= MAX_VCHANNELS {
-            let idle = self.by_vchannel.iter().filter(|(_, window)| window.known.len() == window.order.len());
+            let idle = self.by_vchannel.iter().filter(|(_, window)| window.pending.is_empty());
             let oldest = idle.min_by_key(|(_, window)| window.newest).map(|(vchannel, _)| vchannel.clone());
             oldest.and_then(|vchannel| self.by_vchannel.remove(&vchannel));
         }
         let share = self.share();
-        self.by_vchannel.values_mut().for_each(|window| window.evict(share));
+        self.by_vchannel.values_mut().for_each(|window| window.known.evict(share));
     }
 }
 
 /// What one of so many vchannels may take.
 fn share(limit: usize, vchannels: usize) -> usize {
     (limit.saturating_mul(TOTAL) / vchannels.max(1)).min(limit)
-}
-
-impl Window {
-    fn evict(&mut self, limit: usize) {
-        while self.bytes > limit
-            && let Some(oldest) = self.order.pop_front()
-        {
-            if let Some(Known::Done(done)) = self.known.remove(&oldest) {
-                self.bytes -= done.cost(&oldest.text);
-            }
-        }
-    }
 }
 
 /// The key that counts here. What another cluster wrote was appended once there, and is known by its place there.
@@ -282,10 +253,14 @@ mod tests {
         assert_eq!(windows.claim(V, key("0990"), None), Claim::Done(placed(990)));
         assert_eq!(windows.claim(V, key("0989"), None), Claim::New);
         let window = &windows.by_vchannel[V];
-        assert_eq!((window.order.len(), window.bytes), (10, 10 * (ENTRY_COST + 4)));
+        assert_eq!((window.known.len(), window.known.bytes()), (10, 10 * (ENTRY_COST + 4)));
         windows.done(V, key("flush"), Done { flushed: Some(vec![7; 100]), ..placed(1000) });
         let window = &windows.by_vchannel[V];
-        assert_eq!((window.order.len(), window.bytes), (5, 5 * ENTRY_COST + 4 * 4 + 5 + 800), "segments count too");
+        assert_eq!(
+            (window.known.len(), window.known.bytes()),
+            (5, 5 * ENTRY_COST + 4 * 4 + 5 + 800),
+            "segments count too"
+        );
     }
 
     #[test]
@@ -296,7 +271,7 @@ mod tests {
                 windows.done(&format!("p_{vchannel}v0"), key(&n.to_string()), placed(vchannel * 10 + n));
             }
         }
-        let total: usize = windows.by_vchannel.values().map(|window| window.bytes).sum();
+        let total: usize = windows.by_vchannel.values().map(|window| window.known.bytes()).sum();
         assert!(windows.by_vchannel.len() <= MAX_VCHANNELS && total <= TOTAL * 100 * ENTRY_COST, "{total}");
     }
 }
