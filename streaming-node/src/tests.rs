@@ -9,6 +9,7 @@ mod harness;
 mod idempotency;
 mod manage;
 mod model;
+mod metrics;
 mod parts;
 mod produce;
 mod recovery;

@@ -18,6 +18,7 @@ pub mod open;
 mod publisher;
 pub mod record;
 mod reorder;
+mod readers;
 mod replicate;
 pub mod scanner;
 pub mod sessions;

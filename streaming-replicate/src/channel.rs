@@ -105,7 +105,7 @@ impl Channel {
             }
         };
         let (sender, answers) = self.target.replicate_stream(&self.target_channel).await?;
-        self.metrics.connected();
+        let _connected = self.metrics.connected();
         tracing::info!(source = self.source_channel, target = self.target_channel, from = %place.id, "shipping");
         let mut options = ConsumeOptions::new(&self.source_channel, DeliverPolicy::StartFrom(place.id));
         options.filters.push(DeliverFilter::TimeTickGreaterThan(place.tick));

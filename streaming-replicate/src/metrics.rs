@@ -8,6 +8,7 @@ pub(crate) struct Metrics {
     messages: Counter,
     bytes: Counter,
     sessions: Counter,
+    connected: Gauge,
     /// Milliseconds by which the target is behind the source's newest tick.
     lag: Gauge,
     in_flight: Gauge,
@@ -19,14 +20,18 @@ impl Metrics {
         Self {
             messages: counter!("milvus_cdc_replicated_messages_total", &labels),
             bytes: counter!("milvus_cdc_replicated_bytes_total", &labels),
-            sessions: counter!("milvus_cdc_stream_rpc_connections_total", &labels),
+            sessions: counter!("milvus_cdc_stream_rpc_reconnect_times", &labels),
+            connected: gauge!("milvus_cdc_stream_rpc_connections", &labels),
             lag: gauge!("milvus_cdc_replicate_lag", &labels),
             in_flight: gauge!("milvus_cdc_in_flight_messages", &labels),
         }
     }
 
-    pub(crate) fn connected(&self) {
+    /// A session begins; it lasts until what this returns is dropped.
+    pub(crate) fn connected(&self) -> Connected<'_> {
         self.sessions.increment(1);
+        self.connected.set(1.0);
+        Connected(&self.connected)
     }
 
     pub(crate) fn replicated(&self, bytes: usize) {
@@ -40,5 +45,14 @@ impl Metrics {
         self.lag.set(now_ms.saturating_sub(reached.physical_ms()) as f64);
         #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
         self.in_flight.set(in_flight as f64);
+    }
+}
+
+/// A session that stands.
+pub(crate) struct Connected<'a>(&'a Gauge);
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.set(0.0);
     }
 }

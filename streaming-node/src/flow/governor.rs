@@ -102,6 +102,7 @@ impl Governor {
                 rate: now_passed - passed,
             };
             passed = now_passed;
+            metrics::consumers_behind(&self.pchannel, readings.lag_ms);
             self.update(&readings, clock.now());
         }
     }

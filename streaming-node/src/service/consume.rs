@@ -27,7 +27,7 @@ const CONSUMER_ID: i64 = 1;
 
 /// Serves one consumer of a WAL, on server `node`.
 pub fn serve(wal: Arc<Wal>, node: i64, requests: Stream<ConsumeRequest>) -> Stream<ConsumeResponse> {
-    metrics::consumer_opened();
+    metrics::consumers(wal.channel().name()).increment(1.0);
     let consumer = Consumer { wal, node, requests, stage: Stage::Opening };
     stream::unfold(consumer, |mut consumer| async {
         let response = consumer.next().await?;
@@ -142,7 +142,7 @@ impl Consumer {
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        metrics::consumer_closed();
+        metrics::consumers(self.wal.channel().name()).decrement(1.0);
     }
 }
 

@@ -37,7 +37,7 @@ struct Begun {
 
 impl OnTheWay {
     pub fn new(clock: Clock, pchannel: Arc<str>, slow: Duration) -> Self {
-        let (took, failed_after) = (metrics::append_took("ok"), metrics::append_took("error"));
+        let (took, failed_after) = (metrics::append_took(&pchannel, "ok"), metrics::append_took(&pchannel, "error"));
         Self { clock, pchannel, slow, begun: HashMap::new(), took, failed_after, logged: None, unlogged: 0 }
     }
 

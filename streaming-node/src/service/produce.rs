@@ -57,7 +57,7 @@ pub fn serve(
     if *limits.borrow() != Limit::None {
         limits.mark_changed();
     }
-    metrics::producer_opened();
+    metrics::producers(wal.channel().name()).increment(1.0);
     // In a box, because it moves for every answer.
     let producer = Box::new(Producer {
         pchannel: wal.channel().name().into(),
@@ -306,7 +306,7 @@ impl Producer {
                 None
             }
             Err(error) => {
-                metrics::refused();
+                metrics::refused(&self.pchannel);
                 Some(refused(request_id, &error))
             }
         }
@@ -358,7 +358,7 @@ impl Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        metrics::producer_closed();
+        metrics::producers(&self.pchannel).decrement(1.0);
     }
 }
 

@@ -142,7 +142,7 @@ impl<S> Sharding<S> {
                     passed.push(append);
                 }
                 Err(error) => {
-                    metrics::refused();
+                    metrics::refused(pchannel);
                     append.outcome = Some(Err(error));
                     group.settled.push(append);
                 }

@@ -33,7 +33,7 @@ use super::{
     window::Windows,
 };
 use crate::{
-    metrics,
+    metrics::Reading,
     shard::{ShardLayer, Sharding},
 };
 
@@ -125,8 +125,7 @@ impl Appender {
             Ended::Closed => tracing::info!(pchannel = %self.pchannel, "closing the write-ahead log"),
             reason => tracing::error!(pchannel = %self.pchannel, %reason, "the write-ahead log has ended"),
         }
-        metrics::append_waits(&self.pchannel, Duration::ZERO);
-        metrics::buffered(&self.pchannel, 0);
+        self.publisher.metrics.closed();
         self.inbox.close();
         while self.inbox.try_recv().is_ok() {}
         self.pending.clear();
@@ -177,11 +176,9 @@ impl Appender {
 
     /// Looks after what no event does.
     fn heartbeat(&mut self) -> Result<(), Ended> {
-        metrics::buffered(&self.pchannel, self.publisher.buffer.bytes());
-        metrics::transactions(&self.pchannel, self.sessions.lock().open());
         let now = self.clock.now();
         let waits = if self.is_idle() { Duration::ZERO } else { now.duration_since(self.progress) };
-        metrics::append_waits(&self.pchannel, waits);
+        self.show(waits);
         if waits > self.append_timeout {
             return Err(Ended::Stuck(waits));
         }
@@ -197,6 +194,18 @@ impl Appender {
 
     fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.in_flight.is_empty()
+    fn show(&self, waits: Duration) {
+        let Publisher { buffer, metrics, .. } = &self.publisher;
+        metrics.show(&Reading {
+            allocated: TimeTick(self.ticks.lock().last()),
+            confirmed: TimeTick(buffer.watermark().tick),
+            waits,
+            transactions: self.sessions.lock().open(),
+            buffer: buffer.held(),
+            slowest: buffer.readers.slowest(),
+        });
+    }
+
     }
 
     fn enqueue(&mut self, append: Append) {

@@ -12,11 +12,13 @@ use std::{
     time::Duration,
 };
 
+use streaming_types::TimeTick;
 use tokio::sync::watch;
 use woodpecker::EntryId;
 use woodpecker_base::clock::Instant;
 
-use super::record::Stored;
+use super::{readers::Readers, record::Stored};
+use crate::metrics::Held;
 
 /// How far a WAL has got: everything up to this tick is in the log, the last of it at this entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,8 @@ pub struct Buffer {
     /// Wakes who wants to know of messages only.
     written: watch::Sender<()>,
     capacity: Capacity,
+    /// Who reads the WAL, here or in the log.
+    pub readers: Readers,
 }
 
 #[derive(Debug)]
@@ -90,7 +94,7 @@ impl Buffer {
         let watermark = Watermark { tick: first.tick, last: first.id, confirmed };
         let state = State { entries: VecDeque::new(), bytes: 0, evicted: first.id, watermark, heartbeats: 0 };
         let (changed, written) = (watch::Sender::new(()), watch::Sender::new(()));
-        Self { state: Mutex::new(state), changed, written, capacity }
+        Self { state: Mutex::new(state), changed, written, capacity, readers: Readers::default() }
     }
 
     /// Adds messages that are durable, the tick that closes them and where to start for what follows. Who reads from now on
@@ -168,6 +172,14 @@ impl Buffer {
     /// Bytes kept.
     pub fn bytes(&self) -> usize {
         self.lock().bytes
+    }
+
+    /// What is kept.
+    pub fn held(&self) -> Held {
+        let state = self.lock();
+        let (first, last) = (state.entries.front(), state.entries.back());
+        let span = first.zip(last).map(|((first, _), (last, _))| (TimeTick(first.tick), TimeTick(last.tick)));
+        Held { bytes: state.bytes, capacity: self.capacity.bytes, entries: state.entries.len(), span }
     }
 
     /// Tells of every later change.

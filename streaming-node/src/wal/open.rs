@@ -192,11 +192,7 @@ impl Opener {
         mvcc.told(first.tick);
         let (inbox, arrivals) = mpsc::channel(INBOX);
         let appender = Appender {
-            publisher: Publisher {
-                pchannel: Arc::clone(&pchannel),
-                buffer: Arc::clone(&buffer),
-                mvcc: Arc::clone(&mvcc),
-            },
+            publisher: Publisher::of(channel, &buffer, &mvcc),
             pchannel,
             stack,
             ticks,

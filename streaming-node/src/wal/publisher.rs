@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use streaming_types::{MessageId, StreamingError};
+use streaming_types::{MessageId, PChannel, StreamingError};
 use woodpecker::{AppendError, EntryId};
 use woodpecker_base::clock::Instant;
 
@@ -12,7 +12,7 @@ use super::{
     mvcc::Mvcc,
     record::{BadRecord, Stored},
 };
-use crate::metrics;
+use crate::metrics::WalMetrics;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -20,9 +20,20 @@ pub struct Publisher {
     pub pchannel: Arc<str>,
     pub buffer: Arc<Buffer>,
     pub mvcc: Arc<Mvcc>,
+    pub metrics: Arc<WalMetrics>,
 }
 
 impl Publisher {
+    /// Of a channel that was opened.
+    pub fn of(channel: &PChannel, buffer: &Arc<Buffer>, mvcc: &Arc<Mvcc>) -> Self {
+        Self {
+            pchannel: channel.name().into(),
+            buffer: Arc::clone(buffer),
+            mvcc: Arc::clone(mvcc),
+            metrics: Arc::new(WalMetrics::opened(channel.name(), channel.term())),
+        }
+    }
+
     /// Publishes what the log answered, and says by which tick the group was closed.
     pub fn publish(&self, mut group: Group, now: Instant) -> Result<Option<Closing>, AppendError> {
         // Dropping a message tells its producer that the WAL is gone. That goes for settled ones too, which may rest on one
@@ -32,8 +43,8 @@ impl Publisher {
         }
         let mut wrote = false;
         if let Some(closing) = group.closing {
-            metrics::appended(group.appends.len(), group.appends.iter().map(|append| append.bytes).sum());
-            metrics::sync(closing.persisted);
+            group.appends.iter().for_each(|append| self.metrics.appended(append.bytes));
+            self.metrics.synced(closing.persisted);
             self.mvcc.appended(&group.appends, &self.pchannel);
             let mut messages = Vec::with_capacity(group.appends.len() + 1);
             messages.extend(group.appends.iter_mut().filter_map(stored).map(Arc::new));

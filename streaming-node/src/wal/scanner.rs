@@ -16,6 +16,7 @@ use super::{
     buffer::{Buffer, Page, Watermark},
     chunk::Joiner,
     delivery::{Delivery, Visible},
+    readers::Place,
     record::Stored,
     reorder::Reorder,
 };
@@ -83,6 +84,8 @@ pub struct Scanner {
 enum Source {
     /// Entries of the log. `last` is the last one met.
     Log { reader: Box<Reader>, last: Option<EntryId> },
+    /// Where others see how far it is.
+    place: Option<Place>,
     /// Entries of the buffer after `cursor`.
     Buffer { buffer: Arc<Buffer>, changed: watch::Receiver<()>, cursor: EntryId },
 }
@@ -91,7 +94,8 @@ impl Scanner {
     /// A scanner at the position that `options` name. A position that was truncated away means the earliest one there is.
     pub fn new(edges: ScanEdges, mut options: ScanOptions) -> Self {
         let (source, released) = start(&edges, &mut options);
-        metrics::scanner_opened(source.model());
+        metrics::scanner_opened(edges.log.name(), source.model());
+        let place = edges.buffer.as_ref().map(|buffer| buffer.readers.join());
         let backoff = Backoff::new(edges.clock.clone(), &edges.random, FIRST_PAUSE, LONGEST_PAUSE);
         let ended = Box::pin(edges.ended.clone().cancelled_owned());
         Self {
@@ -121,6 +125,7 @@ impl Scanner {
             if !self.options.ignores_pause && *self.edges.paused.borrow() {
                 tokio::select! {
                     biased;
+            place,
                     () = &mut self.ended => return Err(ScanError::Closed),
                     // Whoever could end the pause is gone with the node.
                     _ = self.edges.paused.wait_for(|paused| !paused) => {}
@@ -133,6 +138,9 @@ impl Scanner {
                         () = &mut self.ended => return Err(ScanError::Closed),
                         read = reader.next() => read,
                     };
+                if let Some(place) = &self.place {
+                    place.reached(self.told);
+                }
                     self.met_entries(read).await?;
                 }
                 Source::Buffer { .. } => {
@@ -166,7 +174,7 @@ impl Scanner {
                 Ok(None) => {}
                 // Waiting for it to become readable would stop every consumer for ever.
                 Err(error) => {
-                    metrics::bad_record();
+                    metrics::bad_record(self.edges.log.name());
                     tracing::error!(log = self.edges.log.name(), %error, "skipped an entry that is no message");
                 }
             }
@@ -176,7 +184,7 @@ impl Scanner {
             && buffer.covers(*last)
         {
             self.source = follow(buffer, *last);
-            metrics::scanner_moved("catchup", "tailing");
+            metrics::scanner_moved(self.edges.log.name(), "catchup", "tailing");
         }
         Ok(())
     }
@@ -210,7 +218,7 @@ impl Scanner {
             Page::Evicted => {
                 let reader = Box::new(self.edges.log.reader(Position::After(*cursor)));
                 self.source = Source::Log { reader, last: Some(*cursor) };
-                metrics::scanner_moved("tailing", "catchup");
+                metrics::scanner_moved(self.edges.log.name(), "tailing", "catchup");
                 return;
             }
         };
@@ -258,7 +266,7 @@ impl Scanner {
                 self.give(message);
             }
         } else if !self.reorder.push(message) {
-            metrics::time_tick_violation();
+            metrics::time_tick_violation(self.edges.log.name());
             tracing::warn!(log = self.edges.log.name(), tick, "dropped a message at or before a released tick");
         }
     }
@@ -298,7 +306,7 @@ impl Scanner {
 
 impl Drop for Scanner {
     fn drop(&mut self) {
-        metrics::scanner_closed(self.source.model());
+        metrics::scanner_closed(self.edges.log.name(), self.source.model());
     }
 }
 

@@ -121,6 +121,11 @@ impl Ticks {
         barrier < end.max(self.last)
     }
 
+    /// The last tick that was given out.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     fn left(&self) -> u64 {
         self.batch.end.saturating_sub(self.batch.start)
     }

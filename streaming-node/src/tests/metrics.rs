@@ -1,0 +1,68 @@
+//! What a node tells of its WALs.
+
+use std::time::Duration;
+
+use metrics::set_default_local_recorder;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use streaming_types::DeliverPolicy;
+
+use super::harness::{PCHANNEL, VCHANNEL, World, eventually, insert, rw};
+use crate::Settings;
+
+// On one thread, so that the node's tasks have this test's recorder as well.
+#[tokio::test]
+async fn a_wal_is_shown_while_it_is_open_and_its_gauges_are_empty_once_it_is_gone() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let page = recorder.handle();
+    let _here = set_default_local_recorder(&recorder);
+    let value = |name: &str, more: &str| -> Option<f64> {
+        let series = format!("{name}{{channel_name=\"{PCHANNEL}\"{more}}} ");
+        page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse().ok())
+    };
+    let world = World::new();
+    let settings = Settings { heartbeat: Duration::from_millis(10), ..Settings::default() };
+    let node = world.node_with(1, settings).await;
+    node.assign(&rw(3)).await.unwrap();
+    assert_eq!(value("milvus_wal_info", ",wal_name=\"woodpecker\""), Some(3.0), "its value is the term");
+
+    let mut consumer = node.consumer(&rw(3), DeliverPolicy::All, &[]).await;
+    let sent = node.producer(&rw(3)).await.append(insert(VCHANNEL, "payload")).await.unwrap();
+    consumer.payloads(1).await;
+    #[expect(clippy::cast_precision_loss, reason = "seconds")]
+    let at = (sent.timetick >> 18) as f64 / 1000.0;
+    for tick in ["milvus_wal_last_allocated_time_tick", "milvus_wal_last_confirmed_time_tick"] {
+        eventually(&world, tick, async || value(tick, "").filter(|shown| *shown >= at)).await;
+    }
+    for (series, more) in [
+        ("milvus_wal_append_message_total", ",status=\"ok\""),
+        ("milvus_wal_append_message_bytes_count", ",status=\"ok\""),
+        ("milvus_wal_append_message_duration_seconds_count", ",status=\"ok\""),
+        ("milvus_streamingnode_consumer_total", ""),
+        ("milvus_wal_write_ahead_buffer_entry_total", ""),
+        ("milvus_wal_write_ahead_buffer_capacity_bytes", ""),
+    ] {
+        let counted = async || value(series, more).filter(|counted| *counted >= 1.0);
+        eventually(&world, series, counted).await;
+    }
+    assert!(value("milvus_wal_scanner_lag_seconds", "").is_some());
+
+    // Nobody reads on, and time goes on.
+    let behind = async || value("milvus_wal_scanner_lag_seconds", "").filter(|lag| *lag > 0.0);
+    let mut produce = node.producer(&rw(3)).await;
+    let filler = "x".repeat(1 << 20);
+    for _ in 0..40 {
+        produce.append(insert(VCHANNEL, &filler)).await.unwrap();
+    }
+    eventually(&world, "a consumer that does not read is behind", behind).await;
+
+    drop((consumer, produce));
+    node.remove(&rw(3)).await.unwrap();
+    for (gauge, more) in [
+        ("milvus_wal_info", ",wal_name=\"woodpecker\""),
+        ("milvus_wal_last_confirmed_time_tick", ""),
+        ("milvus_wal_write_ahead_buffer_size_bytes", ""),
+        ("milvus_wal_scanner_lag_seconds", ""),
+    ] {
+        assert_eq!(value(gauge, more), Some(0.0), "{gauge}");
+    }
+}
