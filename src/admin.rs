@@ -25,7 +25,7 @@ use woodpecker_base::{
 };
 
 use self::guard::Guard;
-use crate::telemetry::LogLevel;
+use crate::telemetry::{self, LogLevel};
 
 /// The roles of the process, by the names that the protocol has for them.
 pub(crate) type Roles = Vec<(&'static str, HealthReporter)>;
@@ -95,7 +95,7 @@ fn router(admin: Admin) -> Router {
         .route("/readyz", get(probes::readyz))
         .with_state(roles);
     Router::new()
-        .route("/metrics", get(async move || metrics.render()))
+        .route("/metrics", get(async move || telemetry::page(&metrics)))
         .route("/log/level", get(level_now).put(set_level))
         .with_state(level)
         .merge(probes)

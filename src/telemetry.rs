@@ -1,5 +1,6 @@
 //! Logs and metrics of a process; traces are in [`spans`].
 
+mod process;
 mod spans;
 
 use std::{
@@ -80,4 +81,10 @@ pub(crate) fn init_metrics() -> anyhow::Result<PrometheusHandle> {
         .install_recorder()?;
     metrics::gauge!("streaming_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
+}
+
+/// The page of metrics, as of now.
+pub(crate) fn page(metrics: &PrometheusHandle) -> String {
+    process::show();
+    metrics.render()
 }

@@ -176,6 +176,8 @@ ON_OCCASION = {
     "streaming_reload_failures_total", "woodpecker_quorum_replicas_lost_total", "woodpecker_quorum_store_exclusions_total",
     # Of the role `replicate`, which P44 runs.
     *SHIPPING,
+    # When writers are held back.
+    "milvus_wal_rate_limit_bytes",
     # Of the backend `object`.
     "woodpecker_object_batches_total", "woodpecker_object_batch_bytes_total",
 }  # fmt: skip

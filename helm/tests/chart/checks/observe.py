@@ -146,6 +146,7 @@ def expressions():
     yield from (rule["expr"] for group in rules() for rule in group["rules"])
 
 
+MILVUS = "## Names of Milvus"
 PAGES = [tools.ROOT / "docs" / page for page in ("operate/observability.md", "replication.md")]
 
 
@@ -153,9 +154,10 @@ PAGES = [tools.ROOT / "docs" / page for page in ("operate/observability.md", "re
 def documented():
     rows = {}
     for page in PAGES:
-        for line in page.read_text().splitlines():
+        # Behind the heading stand names that are not ours.
+        for line in page.read_text().split(MILVUS)[0].splitlines():
             cells = [set(re.findall(r"`([a-z_]+)`", cell)) for cell in line.split("|")[1:-1]]
-            metrics = {name for name in (cells[0] if cells else ()) if name.startswith(("milvus_", "streaming_", "woodpecker_"))}
+            metrics = {name for name in (cells[0] if cells else ()) if name.startswith(("milvus_", "process_", "streaming_", "woodpecker_"))}
             assert not metrics & rows.keys(), f"{page.name}: {metrics & rows.keys()} is there twice"
             rows |= dict.fromkeys(metrics, cells[1] if len(cells) == 3 else None)
     known = emitted()
@@ -167,6 +169,23 @@ def documented():
             equal(sorted(labels), sorted(known[name][1]), f"labels of {name}")
 
 
+@check("R51", "what the documentation says of the metrics of Milvus is so: what is called the same is in the sources, what is named instead as well, and nothing else of theirs")
+def of_milvus():
+    table = PAGES[0].read_text().split(MILVUS)[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    known = {name for name in emitted() if name.startswith("milvus_")}
+    named = set()
+    for of_theirs, ours in rows:
+        theirs = {f"milvus_{name}" for name in re.findall(r"`([a-z_]+)`", of_theirs)}
+        assert theirs and not theirs & named, f"{of_theirs}: nothing, or twice"
+        named |= theirs
+        instead = {name for name in re.findall(r"`([a-z_]+)`", ours) if name.startswith(("milvus_", "streaming_", "woodpecker_"))}
+        equal(sorted(instead - emitted().keys()), [], f"named instead of {of_theirs}, and in no source")
+        same = ours == "the same" or ours.startswith("the same, ")
+        equal(sorted(theirs & known), sorted(theirs) if same else [], f"{of_theirs}: {ours}")
+    assert len(named) > 80, f"the page has another form: {len(named)} names"
+
+
 @check("R32", "every metric and label in the alerts exists in the sources")
 def alerts():
     for group in rules():
@@ -176,40 +195,56 @@ def alerts():
             assert rule["labels"]["severity"] in ("critical", "warning") and rule["annotations"]["summary"], rule["alert"]
 
 
-# Series, minutes until it fires, and the alerts that fire then.
+# What is so in every situation that does not say otherwise; then series, minutes until it fires, and the alerts that fire then.
 S = 'namespace="wal",service="s-streaming-node",pod="p"'
 C = 'namespace="wal",service="s-streaming-coord",pod="c"'
 R = 'namespace="wal",service="s-streaming-replicate",pod="r"'
 L = 'namespace="wal",service="s-streaming-logstore",pod="l"'
+WELL = {f"up{{{S}}}": "1x60", f"up{{{C}}}": "1x60", f"milvus_streamingcoord_leader{{{C}}}": "1x60"}
+STANDBY = C.replace('"c"', '"d"')
 SITUATIONS = [
-    ({f"up{{{S}}}": "0x60", f"up{{{C}}}": "1x60"}, 5, {"StreamingProcessDown"}),
-    ({f"up{{{S}}}": "1x60", f"up{{{C}}}": "1x60"}, 5, set()),
-    ({f"up{{{S}}}": "1x60", f"up{{{C}}}": "0x60"}, 5, {"StreamingProcessDown", "StreamingNoCoordinator"}),
-    ({f"up{{{C}}}": "1x60", f'milvus_streamingcoord_pchannel_info{{{C},channel_name="a",state="PCHANNEL_META_STATE_ASSIGNING"}}': "7x60"}, 8, {"StreamingChannelNotServed"}),
-    ({f"up{{{C}}}": "1x60", f'milvus_streamingcoord_pchannel_info{{{C},channel_name="a",state="PCHANNEL_META_STATE_ASSIGNED"}}': "7x60"}, 8, set()),
-    ({f"up{{{C}}}": "1x60", f'milvus_wal_append_message_total{{{S},status="ok"}}': "0+100x60", f'milvus_wal_append_message_total{{{S},status="error"}}': "0+5x60"}, 20, {"StreamingAppendsFail"}),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingVolumeFailed"}),
-    ({f"up{{{C}}}": "1x60", f"milvus_wal_scan_bad_record_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingBadRecord"}),
-    ({f"up{{{C}}}": "1x60", f"milvus_wal_scan_time_tick_violation_message_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingTimeTickViolation"}),
+    ({f"up{{{S}}}": "0x60"}, 5, {"StreamingProcessDown", "StreamingNoNode"}),
+    ({}, 5, set()),
+    # Not even looked for any more.
+    ({f"up{{{S}}}": "_x60"}, 5, {"StreamingNoNode"}),
+    ({f"up{{{C}}}": "0x60", f"milvus_streamingcoord_leader{{{C}}}": "_x60"}, 5, {"StreamingProcessDown", "StreamingNoCoordinator"}),
+    # Two that stand by are up and well.
+    ({f"up{{{STANDBY}}}": "1x60", f"milvus_streamingcoord_leader{{{C}}}": "0x60", f"milvus_streamingcoord_leader{{{STANDBY}}}": "0x60"}, 5, {"StreamingNoCoordinator"}),
+    ({f"up{{{STANDBY}}}": "1x60", f"milvus_streamingcoord_leader{{{STANDBY}}}": "0x60"}, 5, set()),
+    ({f'milvus_streamingcoord_pchannel_unserved{{{C},channel_name="a"}}': "1x60"}, 8, {"StreamingChannelNotServed"}),
+    # A former leader does not know.
+    ({f'milvus_streamingcoord_pchannel_unserved{{{C},channel_name="a"}}': "0x60", f'milvus_streamingcoord_pchannel_unserved{{{STANDBY},channel_name="a"}}': "0x60"}, 8, set()),
+    ({f'milvus_wal_append_oldest_waiting_seconds{{{S},channel_name="a"}}': "6x60"}, 5, {"StreamingAppendsWait"}),
+    ({f'milvus_wal_append_oldest_waiting_seconds{{{S},channel_name="a"}}': "4x60"}, 5, set()),
+    ({f'streaming_limit_refused_total{{{S},limit="connections"}}': "0+1x60"}, 12, {"StreamingLimitReached"}),
+    ({f'streaming_limit_refused_total{{{S},limit="connections"}}': "0x9 1x50"}, 30, set()),
+    ({f'woodpecker_object_request_duration_seconds_count{{{S},operation="put",outcome="ok"}}': "0+90x60", f'woodpecker_object_request_duration_seconds_count{{{S},operation="put",outcome="timeout"}}': "0+10x60"}, 15, {"StreamingObjectStoreFails"}),
+    ({f'woodpecker_object_request_duration_seconds_count{{{S},operation="put",outcome="ok"}}': "0+90x60", f'woodpecker_object_request_duration_seconds_count{{{S},operation="put",outcome="conflict"}}': "0+10x60"}, 15, set()),
+    ({f'woodpecker_etcd_request_duration_seconds_count{{{C},operation="get",outcome="ok"}}': "0+5x60", f'woodpecker_etcd_request_duration_seconds_count{{{C},operation="get",outcome="timeout"}}': "0+5x60"}, 15, {"StreamingEtcdFails"}),
+    ({f'woodpecker_etcd_request_duration_seconds_count{{{C},operation="get",outcome="ok"}}': "0+5x60"}, 15, set()),
+    ({f'milvus_wal_append_message_total{{{S},status="ok"}}': "0+100x60", f'milvus_wal_append_message_total{{{S},status="error"}}': "0+5x60"}, 20, {"StreamingAppendsFail"}),
+    ({f"woodpecker_volume_failures_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingVolumeFailed"}),
+    ({f"milvus_wal_scan_bad_record_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingBadRecord"}),
+    ({f"milvus_wal_scan_time_tick_violation_message_total{{{S}}}": "0x9 1x50"}, 12, {"StreamingTimeTickViolation"}),
     # A counter is not there before it counts.
-    ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "_x9 1x50"}, 12, {"StreamingVolumeFailed"}),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_volume_failures_total{{{S}}}": "1x60"}, 40, set()),
-    ({f"up{{{C}}}": "1x60", f'milvus_wal_scanner_total{{{S},scanner_model="catchup"}}': "1x60"}, 40, {"StreamingReadersBehind"}),
-    ({f"up{{{C}}}": "1x60", f'milvus_wal_scanner_total{{{S},scanner_model="tailing"}}': "1x60"}, 40, set()),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_writable{{{L}}}": "0x60"}, 8, {"StreamingLogStoreReadOnly"}),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_disk_free_bytes{{{L}}}": "19x60", f"woodpecker_logstore_disk_total_bytes{{{L}}}": "100x60"}, 15, {"StreamingLogStoreDiskFilling"}),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_disk_free_bytes{{{L}}}": "21x60", f"woodpecker_logstore_disk_total_bytes{{{L}}}": "100x60"}, 15, set()),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_logstore_corrupt_total{{{L}}}": "_x9 1x50"}, 12, {"StreamingLogStoreCorrupt"}),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_quorum_segments_short_of_replicas{{{S}}}": "2x60"}, 20, {"StreamingShortOfReplicas"}),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "3700x60"}, 20, {"StreamingSealingBehind"}),
-    ({f"up{{{C}}}": "1x60", f'streaming_reload_failures_total{{{S},what="certificates"}}': "0+6x60"}, 20, {"StreamingSecretsNotReloaded"}),
+    ({f"woodpecker_volume_failures_total{{{S}}}": "_x9 1x50"}, 12, {"StreamingVolumeFailed"}),
+    ({f"woodpecker_volume_failures_total{{{S}}}": "1x60"}, 40, set()),
+    ({f'milvus_wal_scanner_total{{{S},scanner_model="catchup"}}': "1x60"}, 40, {"StreamingReadersBehind"}),
+    ({f'milvus_wal_scanner_total{{{S},scanner_model="tailing"}}': "1x60"}, 40, set()),
+    ({f"woodpecker_logstore_writable{{{L}}}": "0x60"}, 8, {"StreamingLogStoreReadOnly"}),
+    ({f"woodpecker_logstore_disk_free_bytes{{{L}}}": "19x60", f"woodpecker_logstore_disk_total_bytes{{{L}}}": "100x60"}, 15, {"StreamingLogStoreDiskFilling"}),
+    ({f"woodpecker_logstore_disk_free_bytes{{{L}}}": "21x60", f"woodpecker_logstore_disk_total_bytes{{{L}}}": "100x60"}, 15, set()),
+    ({f"woodpecker_logstore_corrupt_total{{{L}}}": "_x9 1x50"}, 12, {"StreamingLogStoreCorrupt"}),
+    ({f"woodpecker_quorum_segments_short_of_replicas{{{S}}}": "2x60"}, 20, {"StreamingShortOfReplicas"}),
+    ({f"woodpecker_unsealed_age_seconds{{{C}}}": "3700x60"}, 20, {"StreamingSealingBehind"}),
+    ({f'streaming_reload_failures_total{{{S},what="certificates"}}': "0+6x60"}, 20, {"StreamingSecretsNotReloaded"}),
     # One failure, put right.
-    ({f"up{{{C}}}": "1x60", f'streaming_reload_failures_total{{{S},what="certificates"}}': "0x9 1x50"}, 25, set()),
-    ({f"up{{{C}}}": "1x60", f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+60x60"}, 20, {"StreamingCallersRefused"}),
-    ({f"up{{{C}}}": "1x60", f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+1x60"}, 20, set()),
-    ({f"up{{{C}}}": "1x60", f"milvus_cdc_replicate_lag{{{R}}}": "61000x60"}, 20, {"StreamingReplicationBehind"}),
-    ({f"up{{{C}}}": "1x60", f"milvus_cdc_replicate_lag{{{R}}}": "59000x60"}, 20, set()),
-    ({f"up{{{C}}}": "1x60", f"woodpecker_unsealed_age_seconds{{{C}}}": "30x60", f"woodpecker_logstore_writable{{{L}}}": "1x60"}, 20, set()),
+    ({f'streaming_reload_failures_total{{{S},what="certificates"}}': "0x9 1x50"}, 25, set()),
+    ({f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+60x60"}, 20, {"StreamingCallersRefused"}),
+    ({f'streaming_auth_refused_total{{{S},reason="wrong_token"}}': "0+1x60"}, 20, set()),
+    ({f"milvus_cdc_replicate_lag{{{R}}}": "61000x60"}, 20, {"StreamingReplicationBehind"}),
+    ({f"milvus_cdc_replicate_lag{{{R}}}": "59000x60"}, 20, set()),
+    ({f"woodpecker_unsealed_age_seconds{{{C}}}": "30x60", f"woodpecker_logstore_writable{{{L}}}": "1x60"}, 20, set()),
 ]
 
 
@@ -222,7 +257,7 @@ def promtool():
     for given, minute, firing in SITUATIONS:
         tests.append({
             "interval": "1m",
-            "input_series": [{"series": name, "values": values} for name, values in given.items()],
+            "input_series": [{"series": name, "values": values} for name, values in (WELL | given).items()],
             "promql_expr_test": [{
                 "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
                 "eval_time": f"{minute}m",

@@ -231,7 +231,7 @@ def round_trip():
         equal([word for word in ("one", "two", "three") if word not in out], [], "lines not read back")
         with urllib.request.urlopen(running["node"][1] + "/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        assert re.search(r'^milvus_wal_append_message_total\{status="ok"\} [3-9]', text, re.M), text[:2000]
+        assert re.search(r'^milvus_wal_append_message_total\{[^}]*status="ok"\} [1-9]', text, re.M), text[:2000]
         for role in running:
             assert "by-dev-rootcoord-dml_1" in inside(cluster, objects, role, "channels")
             assert {"coord": "mixcoord", "node": "streamingnode"}[role] in inside(cluster, objects, role, "health")

@@ -10,7 +10,7 @@ from chart import render, tools
 from chart.checks.process import free_ports, run_test_pod, scratch_cluster, until, until_ready
 from chart.registry import check, equal
 
-SHIPPING = {"milvus_cdc_in_flight_messages", "milvus_cdc_replicate_lag", "milvus_cdc_replicated_bytes_total", "milvus_cdc_stream_rpc_connections_total"}
+SHIPPING = {"milvus_cdc_in_flight_messages", "milvus_cdc_replicate_lag", "milvus_cdc_replicated_bytes_total", "milvus_cdc_stream_rpc_reconnect_times"}
 
 
 def topology(clusters):
