@@ -1,6 +1,9 @@
 //! A log store in a process of its own, with its pages on the admin port.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::Context;
 use axum::{
@@ -12,18 +15,22 @@ use axum::{
 use serde_json::{Value, json};
 use streaming_proto::logstore::StatusResponse;
 use woodpecker_base::{
+    backoff::Backoff,
     health::{HealthReporter, State},
-    metadata::RedbStore,
+    metadata::{MetadataError, RedbStore},
 };
 use woodpecker_server::{LogStore, NamespaceStatus, Parts, Refusal};
 
-use super::{banner, cluster::listen, process::Process};
+use super::{banner, cluster::listen, process::Process, storage};
 use crate::cli::ServerArgs;
+
+/// Between attempts to reach the metadata store.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// The store, once it runs: the admin port is there before it.
 type Handle = Arc<OnceLock<LogStore>>;
 
-/// Runs a log store until it is told to stop.
+/// Runs a log store until it is told to stop. It serves what it holds before it is registered.
 ///
 /// # Errors
 /// It cannot start, or does not stop in time.
@@ -33,7 +40,6 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
         return Ok(());
     };
     let (config, machine) = (&process.config, &process.machine);
-    let Some(metadata) = process.metadata(&process.health.logstore).await? else { return Ok(()) };
     let path = config.data_path("logstore");
     let facts = path.join("store.redb");
     let facts = RedbStore::open(&facts, machine.clock.clone())
@@ -54,11 +60,16 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
     let addresses = process.addresses(&[("logstore", &address), ("id", store.id())]);
     process
         .run(async {
-            let serving = store.run(listener, metadata, process.tasks.token().clone());
+            let serving = store.serve(listener, process.tasks.token().clone());
             tokio::pin!(serving);
-            tokio::select! {
-                ended = &mut serving => return ended,
-                () = store.until_registered() => {}
+            let registered = tokio::select! {
+                ended = &mut serving => return Ok(ended?),
+                registered = register(&process, store, &address) => registered,
+            };
+            if let Err(error) = registered {
+                process.tasks.stop();
+                serving.await?;
+                return Err(error);
             }
             let health = &process.health.logstore;
             let mut failures = store.failures();
@@ -67,15 +78,40 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
             loop {
                 tokio::select! {
                     biased;
-                    ended = &mut serving => return ended,
+                    ended = &mut serving => return Ok(ended?),
                     () = process.tasks.stopped() => break,
                     Ok(()) = failures.changed() => say(health, failures.borrow_and_update().as_deref()),
                 }
             }
             health.report(State::Stopping, Vec::new());
-            serving.await
+            Ok(serving.await?)
         })
         .await
+}
+
+/// Makes a store that serves known to others, however long the metadata store is out of sight.
+///
+/// # Errors
+/// The metadata store cannot be used with these settings.
+async fn register(process: &Process, store: &LogStore, address: &str) -> anyhow::Result<()> {
+    let machine = &process.machine;
+    let mut pauses = Backoff::new(machine.clock.clone(), &machine.random, PAUSES.0, PAUSES.1);
+    let metadata = loop {
+        let error = match Box::pin(storage::metadata(&process.config, machine)).await {
+            Ok(metadata) => break metadata,
+            Err(error) => error,
+        };
+        if !error.downcast_ref().is_some_and(MetadataError::is_retryable) {
+            return Err(error);
+        }
+        tracing::warn!(error = format!("{error:#}"), "the store cannot register for now; it serves what it holds");
+        let missing = format!("not registered, which new segments wait for: {error:#}");
+        process.health.logstore.report(State::Initializing, vec![missing]);
+        pauses.wait().await;
+    };
+    store.register(address, metadata);
+    store.until_registered().await;
+    Ok(())
 }
 
 /// What the store holds is read and fenced whatever became of its disk.

@@ -11,13 +11,13 @@ use streaming_proto::logstore::{
     log_store_client::LogStoreClient,
 };
 use tempfile::TempDir;
-use test_peers::Etcd;
+use test_peers::{Etcd, Port};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::{
-    admin::get,
+    admin::{ask_at, get},
     process::{Role, run},
     quorum::eventually,
 };
@@ -211,6 +211,38 @@ async fn the_tail_of_an_idle_log_is_readable_after_a_kill() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_starts_without_the_metadata_store_serves_and_registers_later() -> anyhow::Result<()> {
+    let mut store = Store::start().await?;
+    let replica = store.replica(1, 1);
+    append_all(&store.client, frame(&replica, 1, 0, 5)).await?;
+    store.etcd.kill();
+    store.role.kill()?;
+    let address = store.role.address("logstore").to_owned();
+    let admin = Port::hold()?;
+    let mut again = arguments(&store.etcd, &store.directory, address.rsplit(':').next().unwrap_or_default());
+    // It outlives the time that other roles wait for the metadata store.
+    for setting in [format!("admin.port={}", admin.number()), "common.startTimeout=1ms".to_owned()] {
+        again.extend(["--set".to_owned(), setting]);
+    }
+    let directory = store.directory.path().to_owned();
+    let starting = tokio::task::spawn_blocking(move || Role::start("logstore", &directory, &again));
+    let readiness = || ask_at(&admin.address().to_string(), "GET", "/readyz", "");
+    eventually("it says what it waits for", || {
+        anyhow::ensure!(!starting.is_finished(), "it ended");
+        Ok(readiness().is_ok_and(|(status, body)| status == 503 && body.contains("not registered")))
+    })
+    .await?;
+    store.client = LogStoreClient::connect(format!("http://{address}")).await?;
+    assert_eq!(store.fence(&replica, 2).await?, 5);
+    store.check_all(&replica, 5).await?;
+    assert_eq!(append_all(&store.client, frame(&replica, 2, 5, 7)).await?, Some(Outcome::Durable(7)));
+    store.etcd.restart().await;
+    store.role = starting.await??;
+    assert_eq!(readiness()?.0, 200);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_was_stopped_for_a_while_goes_on() -> anyhow::Result<()> {
     let store = Store::start().await?;
     let replica = store.replica(1, 1);
@@ -267,9 +299,11 @@ async fn ten_thousand_idle_logs_and_a_thousand_followers_cost_little() -> anyhow
         let follow = ReadRequest { replica: Some(replica), from: 1, follow: true, ..ReadRequest::default() };
         followers.push(store.client.read(follow).await?.into_inner());
     }
-    let (_, busy) = cost(&store.role)?;
+    let lines = |role: &Role| role.log().lines().count();
+    let (said, (_, busy)) = (lines(&store.role), cost(&store.role)?);
     tokio::time::sleep(Duration::from_secs(5)).await;
     let (_, idle) = cost(&store.role)?;
+    assert_eq!(lines(&store.role), said, "{}", store.role.log());
     println!("{each:.1} KiB for each log, {} ms of processor time in 5 s of idleness", (idle - busy) * 10);
     // With its entry, which stays in memory for tail readers.
     assert!(each <= 12.0, "{each} KiB for each idle log");

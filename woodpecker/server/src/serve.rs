@@ -176,7 +176,7 @@ impl LogStore {
         self.store.delete_namespace(name).await
     }
 
-    /// Serves on a listener until `shutdown`, then drains.
+    /// Serves on a listener until `shutdown`, then drains; registered as soon as the metadata store lets it.
     ///
     /// # Errors
     /// The listener failed.
@@ -186,13 +186,21 @@ impl LogStore {
         metadata: Arc<dyn MetadataStore>,
         shutdown: CancellationToken,
     ) -> Result<(), StartError> {
-        let address = listener.address().to_owned();
+        // A listener takes connections before it is served.
+        self.register(listener.address(), metadata);
+        self.serve(listener, shutdown).await
+    }
+
+    /// Serves on a listener until `shutdown`, then drains. Whoever calls it sees to [`LogStore::register`].
+    ///
+    /// # Errors
+    /// The listener failed.
+    pub async fn serve(&self, listener: Listener, shutdown: CancellationToken) -> Result<(), StartError> {
         let serving = Tasks::new();
         let routes = self.routes().await;
         let stop = serving.token().clone().cancelled_owned();
         let mut guarded = server().layer(listener.guard());
         let mut server = serving.spawn(guarded.add_routes(routes).serve_with_incoming_shutdown(listener, stop));
-        self.register(&address, metadata);
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             ended = &mut server => ended.unwrap_or(Ok(())).map_err(StartError::from),
