@@ -9,7 +9,7 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use streaming_client::{Client, Discovery, Edges, Settings};
 use tempfile::TempDir;
-use test_peers::{Etcd, S3};
+use test_peers::{Etcd, S3, s3::Faults};
 use woodpecker_base::{
     clock::Clock,
     metadata::{EtcdSettings, EtcdStore},
@@ -37,7 +37,7 @@ pub(crate) enum Backend {
 
 /// What holds the logs of a cluster, and what its processes have to know of it.
 pub(crate) struct Medium {
-    _s3: Option<S3>,
+    s3: Option<S3>,
     pub(crate) stores: Vec<LogStore>,
     settings: Vec<String>,
 }
@@ -84,7 +84,7 @@ impl Medium {
                 "woodpecker.storage.also=[object,local]".to_owned(),
             ]),
         }
-        Ok(Self { _s3: s3, stores, settings })
+        Ok(Self { s3, stores, settings })
     }
 
     /// What a process that uses it is started with.
@@ -95,7 +95,7 @@ impl Medium {
 
 pub(crate) struct Cluster {
     pub(crate) etcd: Etcd,
-    _s3: Option<S3>,
+    s3: Option<S3>,
     pub(crate) stores: Vec<LogStore>,
     arguments: Vec<String>,
     pub(crate) coord: Role,
@@ -126,10 +126,10 @@ impl Cluster {
         let more = [own.as_str()].into_iter().chain(more.iter().copied());
         let mut arguments = medium.arguments();
         arguments.extend(more.flat_map(|setting| ["--set".to_owned(), setting.to_owned()]));
-        let Medium { _s3, stores, .. } = medium;
+        let Medium { s3, stores, .. } = medium;
         let coord = Role::start("coord", directory.path(), &arguments)?;
         let nodes = (0..nodes).map(|_| Role::start("node", directory.path(), &arguments)).collect::<Result<_, _>>()?;
-        Ok(Self { etcd, _s3, stores, arguments, coord, nodes, directory })
+        Ok(Self { etcd, s3, stores, arguments, coord, nodes, directory })
     }
 
     /// Starts another coordinator beside the one there is.
@@ -169,6 +169,18 @@ impl Cluster {
     /// What a verb about a log prints as JSON. It opens the media itself.
     pub(crate) fn log(&self, verb: &[&str]) -> anyhow::Result<Value> {
         Ok(serde_json::from_slice(&printed(self.log_arguments(verb))?)?)
+    }
+
+    /// Every segment of a log is whole, read as `streaming log verify` does.
+    pub(crate) fn verify(&self, log: &str) -> anyhow::Result<()> {
+        let verified = self.log(&["verify", log])?;
+        ensure!(verified["problems"] == 0 && verified["entries"].as_u64() > Some(0), "{verified}");
+        Ok(())
+    }
+
+    /// What goes wrong with its object store.
+    pub(crate) fn objects(&self) -> anyhow::Result<&Faults> {
+        Ok(self.s3.as_ref().context("its logs are in no object store")?.faults())
     }
 
     /// As [`Self::log`], and the verb may find that something is wrong.

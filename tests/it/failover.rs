@@ -3,17 +3,22 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use test_peers::s3::Op;
 
 use crate::{
     cluster::{Backend, Cluster},
     load::{CHANNEL, LIMIT, Load, check, longest_pause, read_until},
     process::sha256,
+    quorum::verify,
 };
 
 const OUTAGE: Duration = Duration::from_secs(60);
 
 async fn killing_the_owner_loses_nothing(backend: Backend) -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(backend, 2).await?;
+    killing_the_owner_of(Cluster::start(backend, 2).await?).await
+}
+
+async fn killing_the_owner_of(mut cluster: Cluster) -> anyhow::Result<()> {
     let client = cluster.client().await?;
     client.wait_channel(CHANNEL, LIMIT).await?;
     let load = Load::start(&client);
@@ -23,7 +28,7 @@ async fn killing_the_owner_loses_nothing(backend: Backend) -> anyhow::Result<()>
     let acked = load.finish().await?;
     let last = acked.last().context("nothing was acknowledged")?;
     assert!(last.at.elapsed() < Duration::from_secs(5), "appends went on at the other node");
-    check(&read_until(&client, last.id).await?, &acked);
+    verify(&cluster, &client, &acked).await?;
     client.close().await;
     Ok(())
 }
@@ -36,6 +41,14 @@ async fn killing_the_owner_loses_nothing_on_a_local_disk() -> anyhow::Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn killing_the_owner_loses_nothing_on_object_storage() -> anyhow::Result<()> {
     killing_the_owner_loses_nothing(Backend::Object).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killing_the_owner_loses_nothing_on_slow_object_storage() -> anyhow::Result<()> {
+    let cluster = Cluster::start(Backend::Object, 2).await?;
+    let faults = cluster.objects()?;
+    Op::ALL.iter().for_each(|op| faults.delay(*op, Duration::from_millis(100)));
+    killing_the_owner_of(cluster).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,6 +84,7 @@ async fn a_minute_without_a_coordinator() -> anyhow::Result<()> {
     let first_run = found.len() - found.iter().rev().take_while(|(id, _)| *id > acked[acked.len() - 1].id).count();
     check(&found[..first_run], &acked);
     check(&found[first_run..], &again);
+    cluster.verify(CHANNEL)?;
     client.close().await;
     Ok(())
 }
@@ -100,6 +114,7 @@ async fn a_minute_without_etcd() -> anyhow::Result<()> {
         let of_run: Vec<_> = found.iter().filter(|(id, _)| (from..=to).contains(id)).copied().collect();
         check(&of_run, &run);
     }
+    cluster.verify(CHANNEL)?;
     client.close().await;
     Ok(())
 }

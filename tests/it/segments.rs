@@ -153,7 +153,7 @@ async fn killing_the_owner_ends_each_segment_once(backend: Backend) -> anyhow::R
     ensure!(extra.is_none(), "in the log and not acknowledged: {extra:?}");
     ensure!(found.known.len() > 10, "nothing was tested: {} segments", found.known.len());
     client.close().await;
-    Ok(())
+    cluster.verify(CHANNEL)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -154,7 +154,7 @@ async fn killing_the_owner_tears_and_doubles_nothing(backend: Backend) -> anyhow
     ensure!(extra.is_none(), "there and not acknowledged: {extra:?}");
     ensure!(known.values().any(|labels| labels.len() == 3) && !given_up.is_empty(), "nothing was tested");
     client.close().await;
-    Ok(())
+    cluster.verify(CHANNEL)
 }
 
 #[tokio::test(flavor = "multi_thread")]
