@@ -1,12 +1,16 @@
 //! Verbs about logs and what lies under them.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use woodpecker::Compression;
 
 use super::ServerArgs;
+use crate::config::StorageType;
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
@@ -34,7 +38,12 @@ pub(crate) enum LogVerb {
         prefix: String,
     },
     /// Shows one log and its segments.
-    Describe { name: String },
+    Describe {
+        name: String,
+        /// Shows as well where to start to meet all that was appended since then: `2026-01-31T08:30:00Z`.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
+        at: Option<SystemTime>,
+    },
     /// Gives up everything up to and including an entry.
     Truncate {
         name: String,
@@ -61,9 +70,9 @@ pub(crate) enum LogVerb {
 /// What is wanted of a log; what is not given stays as it is.
 #[derive(Debug, Args)]
 pub(crate) struct WantedArgs {
-    /// Medium of the segments to come: local, object, or quorum; `default` for each writer's own.
+    /// Medium of the segments to come.
     #[arg(long, value_name = "NAME")]
-    pub(crate) backend: Option<String>,
+    pub(crate) backend: Option<BackendArg>,
     /// How sealed segments are compressed.
     #[arg(long, value_name = "HOW")]
     pub(crate) compression: Option<CompressionArg>,
@@ -73,6 +82,26 @@ pub(crate) struct WantedArgs {
     /// Truncates the oldest segments beyond this much; `none` keeps them.
     #[arg(long, value_name = "SIZE", value_parser = size_or_none)]
     pub(crate) retention_bytes: Option<Limit<ByteSize>>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum BackendArg {
+    /// Each writer's own.
+    Default,
+    Local,
+    Object,
+    Quorum,
+}
+
+impl From<BackendArg> for Option<StorageType> {
+    fn from(backend: BackendArg) -> Self {
+        match backend {
+            BackendArg::Default => None,
+            BackendArg::Local => Some(StorageType::Local),
+            BackendArg::Object => Some(StorageType::Object),
+            BackendArg::Quorum => Some(StorageType::Quorum),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -118,7 +147,7 @@ pub(crate) struct VolumeArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeVerb {
-    /// Shows what a file of a volume, an object of one, or a sealed run holds, and whether its checksums hold.
+    /// Shows what a data file, marks or an object of a volume, or a sealed run holds, and whether its checksums hold.
     Dump {
         #[arg(value_name = "FILE")]
         file: PathBuf,

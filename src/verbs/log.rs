@@ -2,7 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -15,6 +15,7 @@ use woodpecker_base::tasks::Tasks;
 use super::{id_parts, list::table, print_json};
 use crate::{
     cli::{LogArgs, LogVerb, ServerArgs, WantedArgs},
+    config::StorageType,
     print::say,
     roles::{Machine, open_logs},
 };
@@ -59,7 +60,7 @@ async fn run(client: &Client, verb: LogVerb, json: bool) -> anyhow::Result<()> {
             show(&log, json).await
         }
         LogVerb::List { prefix } => list(client, &prefix, json).await,
-        LogVerb::Describe { name } => show(&client.open_log(&name).await?, json).await,
+        LogVerb::Describe { name, at } => show_at(&client.open_log(&name).await?, at, json).await,
         LogVerb::Truncate { name, entry } => {
             let log = client.open_log(&name).await?;
             log.truncate(entry_id(&entry)?).await?;
@@ -81,8 +82,8 @@ async fn run(client: &Client, verb: LogVerb, json: bool) -> anyhow::Result<()> {
 
 impl WantedArgs {
     fn apply(&self, settings: &mut LogSettings) {
-        if let Some(backend) = &self.backend {
-            settings.backend = (backend != "default").then(|| backend.clone());
+        if let Some(backend) = self.backend {
+            settings.backend = Option::<StorageType>::from(backend).map(|backend| backend.name().into());
         }
         if let Some(compression) = self.compression {
             settings.compression = compression.into();
@@ -153,10 +154,29 @@ async fn list(client: &Client, prefix: &str, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A log as programs are told of it.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    log: &'a LogDescription,
+    /// Where to start to meet all since the time that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<String>,
+}
+
 async fn show(log: &Log, json: bool) -> anyhow::Result<()> {
+    show_at(log, None, json).await
+}
+
+async fn show_at(log: &Log, at: Option<SystemTime>, json: bool) -> anyhow::Result<()> {
     let described = log.describe().await?;
+    let since = at.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let position = match since {
+        Some(since) => Some(log.position_at(u64::try_from(since.as_millis())?).await?.to_string()),
+        None => None,
+    };
     if json {
-        return print_json(&described);
+        return print_json(&Shown { log: &described, position });
     }
     let settings = &described.settings;
     let limit = |limit: Option<String>| limit.unwrap_or_else(|| "none".into());
@@ -170,6 +190,9 @@ async fn show(log: &Log, json: bool) -> anyhow::Result<()> {
     let age = settings.retention_ms.map(|ms| humantime::format_duration(Duration::from_millis(ms)).to_string());
     about.add_row(["retention", &limit(age)]);
     about.add_row(["retention bytes", &limit(settings.retention_bytes.map(|bytes| ByteSize(bytes).to_string()))]);
+    if let Some(position) = &position {
+        about.add_row(["since then, from", position]);
+    }
     say!("{about}\n");
     let mut segments = table(["SEGMENT", "STATE", "BACKEND", "ENTRIES", "BYTES", "SEALED"]);
     let known = |number: Option<u64>| number.map_or_else(|| "-".into(), |number| number.to_string());

@@ -126,3 +126,27 @@ fn an_unknown_channel_is_an_error_with_a_way_out() -> anyhow::Result<()> {
     assert!(error.contains("no-such-channel") && error.contains("streaming channels"), "{error}");
     Ok(())
 }
+
+#[test]
+fn an_idle_process_says_nothing() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut server = standalone(directory.path())?;
+    let coordinator = server.address("coordinator").to_owned();
+    // Somebody wrote, and somebody waits for more.
+    let (input, lines) = file_of_lines(directory.path(), 10_000)?;
+    let file = input.display().to_string();
+    let channel = "by-dev-rootcoord-dml_1";
+    printed(["produce", "--coordinator", &coordinator, "--file", &file, channel])?;
+    let waiting = std::thread::spawn(move || {
+        printed(["consume", "--coordinator", &coordinator, "--from", "earliest", "--until-idle", "4s", channel])
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    let said = server.log();
+    let received = waiting.join().map_err(|_| anyhow::anyhow!("the consumer panicked"))??;
+    let more = server.log();
+    assert!(received.split(|byte| *byte == b'\n').count() as u64 > lines);
+    assert!(more.lines().count() <= said.lines().count() + 3, "{}", &more[said.len()..]);
+    server.signal("TERM")?;
+    assert!(server.wait(Duration::from_secs(30))?.success(), "{}", server.log());
+    Ok(())
+}

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use serde_json::Value;
-use test_peers::{Port, S3};
+use test_peers::{Etcd, Port, S3};
 
 use crate::{
     admin::{ask_at, get},
@@ -136,6 +136,46 @@ fn a_log_is_created_altered_listed_and_deleted() -> anyhow::Result<()> {
     place.text(&["log", "delete", "a", "--yes"])?;
     assert!(place.refused(&["log", "describe", "a"])?.contains("does not exist"));
     assert!(place.refused(&["log", "truncate", "b", "3"])?.contains("SEGMENT:ENTRY"));
+    for verb in ["create", "alter"] {
+        assert!(place.refused(&["log", verb, "b", "--backend", "nonsense"])?.contains("possible values: default"));
+    }
+    let back = place.json(&["log", "alter", "b", "--backend", "default"])?;
+    assert_eq!(back["settings"]["backend"], Value::Null);
+    assert!(place.refused(&["log", "describe", "b", "--at", "yesterday"])?.contains("--at"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_created_for_now_is_created_later() -> anyhow::Result<()> {
+    let (mut etcd, mut place) = (Etcd::start().await, Place::local()?);
+    for setting in ["metastore.type=etcd".to_owned(), format!("etcd.endpoints=[\"{}\"]", etcd.endpoint())] {
+        place.settings.extend(["--set".to_owned(), setting]);
+    }
+    etcd.kill();
+    let asked = Instant::now();
+    assert!(place.refused(&["log", "create", "a"])?.contains("etcd.endpoints"));
+    assert!(asked.elapsed() < LIMIT, "{:?}", asked.elapsed());
+    etcd.restart().await;
+    assert_eq!(place.json(&["log", "list"])?, serde_json::json!([]));
+    place.text(&["log", "create", "a"])?;
+    Ok(())
+}
+
+#[test]
+fn a_log_is_entered_where_it_was_at_a_time() -> anyhow::Result<()> {
+    let place = Place::local()?;
+    // Each life of the process closes the segment of the one before.
+    let channel = place.fill(4_000)?;
+    let between = humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string();
+    place.fill(4_000)?;
+    let position =
+        |at: &str| Ok::<_, anyhow::Error>(place.json(&["log", "describe", &channel, "--at", at])?["position"].clone());
+    let segments = place.json(&["log", "describe", &channel])?["segments"].as_array().map_or(0, Vec::len);
+    let (first, then, now) =
+        (position("2020-01-01T00:00:00Z")?, position(&between)?, position("2999-01-01T00:00:00Z")?);
+    assert_eq!(first, "1:0");
+    assert!(then != first && segments > 1, "{first}, {then}, {now} of {segments} segments");
+    assert!(place.text(&["log", "describe", &channel, "--at", &between])?.contains("since then"));
     Ok(())
 }
 
@@ -224,6 +264,9 @@ async fn the_doctor_finds_what_is_well_and_what_is_not() -> anyhow::Result<()> {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(said.contains("FAILED") && said.contains("conditional"), "{said}");
+    let alone = Place::local()?.json(&["doctor"])?;
+    let clock = alone.as_array().into_iter().flatten().find(|finding| finding["check"] == "clock").cloned();
+    assert!(clock.is_some_and(|clock| clock["detail"].to_string().contains("not compared")), "{alone}");
     Ok(())
 }
 
