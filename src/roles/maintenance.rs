@@ -5,17 +5,26 @@ use std::{sync::Arc, time::Duration};
 use woodpecker::{Client, Maintenance, MaintenanceSettings};
 use woodpecker_base::{backoff::Backoff, disk::Space, metadata::MetadataStore, tasks::Tasks};
 
+use self::pressure::Pressed;
 use super::{storage, storage::Machine};
 use crate::config::{Config, StorageType};
+
+mod pressure;
 
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long the engine may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Maintains the logs of a client in `tasks`, if the configuration wants it.
-pub(super) fn maintain(config: &Config, machine: &Machine, logs: &Client, tasks: &Tasks) {
+pub(super) fn maintain(
+    config: &Config,
+    machine: &Machine,
+    metadata: &Arc<dyn MetadataStore>,
+    logs: &Client,
+    tasks: &Tasks,
+) {
     if config.woodpecker.maintenance.enabled {
-        let maintenance = maintenance(config, machine, logs);
+        let maintenance = maintenance(config, machine, metadata, logs, tasks);
         let stop = tasks.clone();
         tasks.spawn(async move { maintenance.serve(&stop).await });
     }
@@ -48,24 +57,35 @@ pub(super) fn maintain_apart(config: &Config, machine: &Machine, metadata: &Arc<
                 () = pauses.wait() => {}
             }
         };
-        maintenance(&config, &machine, &logs).serve(&stop).await;
+        maintenance(&config, &machine, &metadata, &logs, &engine).serve(&stop).await;
         logs.close().await;
         engine.drain(&machine.clock, GRACE).await;
     });
 }
 
-fn maintenance(config: &Config, machine: &Machine, logs: &Client) -> Maintenance {
-    let maintenance = Maintenance::new(logs, settings(config));
-    if !config.woodpecker.storage.uses(StorageType::Local) {
-        return maintenance;
-    }
-    let (disk, data, least) = (machine.disk.clone(), config.data_path(""), config.woodpecker.maintenance.min_free);
-    maintenance.with_pressure(move || {
-        let space = disk.space(&data);
+fn maintenance(
+    config: &Config,
+    machine: &Machine,
+    metadata: &Arc<dyn MetadataStore>,
+    logs: &Client,
+    tasks: &Tasks,
+) -> Maintenance {
+    let Config { woodpecker, etcd, .. } = config;
+    let own = woodpecker.storage.uses(StorageType::Local).then(|| (machine.disk.clone(), config.data_path("")));
+    let stores = woodpecker.storage.uses(StorageType::Quorum).then(|| {
+        let prefix = match woodpecker.client.quorum.log_store_prefix.as_str() {
+            "" => format!("{}/{}", etcd.root_path, woodpecker.meta.prefix),
+            prefix => prefix.to_owned(),
+        };
+        Pressed::follow(metadata, &prefix, machine, tasks)
+    });
+    let least = woodpecker.maintenance.min_free;
+    Maintenance::new(logs, settings(config)).with_pressure(move || {
         // A disk that does not say how full it is gives no reason to delete anything early.
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
         let full = |space: Space| (space.free as f64) < least * space.total as f64;
-        space.is_ok_and(full)
+        let here = own.as_ref().is_some_and(|(disk, data)| disk.space(data).is_ok_and(full));
+        here || stores.as_ref().is_some_and(Pressed::any)
     })
 }
 

@@ -100,7 +100,7 @@ impl Standalone {
         let roles = [&health.coord, &health.node];
         let (logs, engine) = storage::logs_in_time(config, machine, &metadata, &roles).await?;
         let upkeep = Tasks::new();
-        maintain(config, machine, &logs, &upkeep);
+        maintain(config, machine, &metadata, &logs, &upkeep);
         let at_coord = listen(machine, "rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
         let at_node = listen(machine, "streamingNode", &config.streaming_node.ip, config.streaming_node.port).await?;
         let (coordinator, node) = (at_coord.address().to_owned(), at_node.address().to_owned());

@@ -12,6 +12,7 @@ mod load;
 mod log;
 mod logstore;
 mod observability;
+mod outages;
 mod process;
 mod quorum;
 mod readme;

@@ -45,9 +45,20 @@ pub(crate) fn printed<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -
 impl Role {
     /// Starts a role and waits until it prints that it is ready.
     pub(crate) fn start(role: &str, directory: &Path, arguments: &[String]) -> anyhow::Result<Self> {
+        Self::start_by(streaming(), role, directory, arguments)
+    }
+
+    /// As [`Self::start`], of a process whose writes can be made to fail: see [`Self::limit_writes`].
+    pub(crate) fn start_limitable(role: &str, directory: &Path, arguments: &[String]) -> anyhow::Result<Self> {
+        let mut command = Command::new("env");
+        command.arg("--ignore-signal=XFSZ").arg(env!("CARGO_BIN_EXE_streaming"));
+        Self::start_by(command, role, directory, arguments)
+    }
+
+    fn start_by(mut command: Command, role: &str, directory: &Path, arguments: &[String]) -> anyhow::Result<Self> {
         let serial = std::fs::read_dir(directory)?.count();
         let log = directory.join(format!("{role}-{serial}.log"));
-        let mut child = streaming()
+        let mut child = command
             .arg(role)
             .args(["--set", "admin.port=0", "--set", "rootCoord.port=0", "--set", "streamingNode.port=0"])
             .args(arguments)
@@ -100,6 +111,14 @@ impl Role {
     pub(crate) fn signal(&self, signal: &str) -> anyhow::Result<()> {
         let status = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status()?;
         ensure!(status.success(), "kill -s {signal}: {status}");
+        Ok(())
+    }
+
+    /// From now on the kernel refuses each of its writes beyond this place of a file, as a disk that breaks does.
+    pub(crate) fn limit_writes(&self, bytes: u64) -> anyhow::Result<()> {
+        let limit = format!("--fsize={bytes}");
+        let status = Command::new("prlimit").args(["--pid", &self.id().to_string(), &limit]).status()?;
+        ensure!(status.success(), "prlimit {limit}: {status}");
         Ok(())
     }
 

@@ -46,6 +46,20 @@ impl LogStore {
         Ok(())
     }
 
+    /// As [`Self::restart`], with more settings for this run.
+    pub(crate) fn restart_with(&mut self, settings: &[String]) -> anyhow::Result<()> {
+        let more = settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]);
+        let arguments: Vec<String> = self.arguments.iter().cloned().chain(more).collect();
+        self.role = Role::start("logstore", &self.directory, &arguments)?;
+        Ok(())
+    }
+
+    /// As [`Self::restart`], and its writes can be made to fail.
+    pub(crate) fn restart_limitable(&mut self) -> anyhow::Result<()> {
+        self.role = Role::start_limitable("logstore", &self.directory, &self.arguments)?;
+        Ok(())
+    }
+
     /// As [`Self::restart`], and others find it at this address.
     pub(crate) fn restart_behind(&mut self, address: &str) -> anyhow::Result<()> {
         self.arguments.extend(["--set".to_owned(), format!("woodpecker.logstore.advertise={address}")]);

@@ -42,7 +42,7 @@ use woodpecker_core::{
     quorum::{recovery::Recovery, selection::SelectionPolicy},
 };
 
-pub use woodpecker_core::quorum::selection;
+pub use woodpecker_core::quorum::{selection, store_record};
 
 use crate::backend::{Backend, Named, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed};
 
