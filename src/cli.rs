@@ -7,10 +7,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Sources, load};
 
+mod consumers;
 mod log;
 mod topology;
 
 pub(crate) use self::{
+    consumers::{ConsumersArgs, ConsumersVerb},
     log::{DoctorArgs, LogArgs, LogVerb, VolumeArgs, VolumeVerb, WantedArgs},
     topology::{TopologyArgs, TopologyVerb},
 };
@@ -45,6 +47,8 @@ pub(crate) enum Command {
     Nodes(ListArgs),
     /// Shows one channel.
     Describe(DescribeArgs),
+    /// Shows for which consumers logs are kept, and forgets those that are gone.
+    Consumers(ConsumersArgs),
     /// Shows and changes which cluster follows which.
     Topology(TopologyArgs),
     /// Creates, lists, shows, truncates, changes, verifies and deletes logs.

@@ -3,6 +3,7 @@
 mod config;
 mod connect;
 mod consume;
+mod consumers;
 mod credentials;
 mod doctor;
 mod health;
@@ -17,6 +18,7 @@ pub(crate) use self::{
     config::config,
     connect::{Cluster, connect, pick_channel},
     consume::consume,
+    consumers::consumers,
     doctor::doctor,
     health::{health, page},
     list::{channels, describe, nodes},

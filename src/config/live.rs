@@ -1,7 +1,7 @@
 //! Keys whose change is used while a process runs.
 
 /// One key, or all below one if it ends in a dot.
-const LIVE: [&str; 9] = [
+const LIVE: [&str; 10] = [
     "log.level",
     "streaming.primaryResourceGroup",
     "streaming.strictResourceGroupIsolation.enabled",
@@ -11,6 +11,7 @@ const LIVE: [&str; 9] = [
     "streaming.walRateLimit.consumerLag.",
     "streaming.walRateLimit.nodeMemory.",
     "streaming.walRateLimit.recoveryStorage.",
+    "streaming.walScanner.pauseConsumption",
 ];
 
 /// Whether a change of this key needs no restart.

@@ -24,11 +24,22 @@ pub(crate) struct Streaming {
     /// Largest entry of a log; a larger message is split into several, which no client sees.
     #[schemars(with = "units::SizeText")]
     pub(crate) max_entry_size: ByteSize,
+    /// What a node holds of messages beside its write-ahead buffers: half for appends in flight, half for transactions that
+    /// consumers wait for. Without room appends wait for others, and a transaction is read from its log once more when it is
+    /// committed.
+    #[schemars(with = "units::SizeText")]
+    pub(crate) node_max_held: ByteSize,
     /// What one producer may have in flight.
     #[schemars(with = "units::SizeText")]
     pub(crate) producer_max_in_flight: ByteSize,
     /// What is worth a line in the log.
     pub(crate) logging: Logging,
+    /// What consumers that are behind read before they need it.
+    pub(crate) wal_read_ahead_buffer: ReadAheadBuffer,
+    /// Consumers of a node, all together.
+    pub(crate) wal_scanner: WalScanner,
+    /// Transactions.
+    pub(crate) txn: TxnSettings,
     /// Appends.
     pub(crate) wal_append: WalAppend,
     /// The end of a WAL.
@@ -56,8 +67,12 @@ impl Default for Streaming {
             time_tick_interval: Duration::from_millis(200),
             max_message_size: ByteSize::mib(16),
             max_entry_size: ByteSize::mib(2),
+            node_max_held: ByteSize::gib(1),
             producer_max_in_flight: ByteSize::mib(32),
             logging: Logging::default(),
+            wal_read_ahead_buffer: ReadAheadBuffer::default(),
+            wal_scanner: WalScanner::default(),
+            txn: TxnSettings::default(),
             wal_append: WalAppend::default(),
             wal_close: WalClose::default(),
             wal_recovery: WalRecovery::default(),
@@ -83,6 +98,46 @@ pub(crate) struct Logging {
 impl Default for Logging {
     fn default() -> Self {
         Self { append_slow_threshold: Duration::from_secs(1) }
+    }
+}
+
+/// What consumers that are behind read before they need it.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ReadAheadBuffer {
+    /// Of all of them in a process together. A consumer without a share reads what it needs, when it needs it.
+    #[schemars(with = "units::SizeText")]
+    pub(crate) capacity: ByteSize,
+}
+
+impl Default for ReadAheadBuffer {
+    fn default() -> Self {
+        Self { capacity: ByteSize::b(woodpecker::Settings::READ_AHEAD_BYTES as u64) }
+    }
+}
+
+/// Consumers of a node, all together.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct WalScanner {
+    /// The emergency brake for consumers that break on what they read, and start over: each stands still where it is, except
+    /// those that asked not to be paused. Appends go on. `/node/consumers` on the admin port does the same until a restart.
+    pub(crate) pause_consumption: bool,
+}
+
+/// Transactions.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct TxnSettings {
+    /// How long a transaction lives without a message, if its begin does not say.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) default_keepalive_timeout: Duration,
+}
+
+impl Default for TxnSettings {
+    fn default() -> Self {
+        Self { default_keepalive_timeout: streaming_types::txn::DEFAULT_KEEPALIVE }
     }
 }
 

@@ -22,6 +22,7 @@ const METHODS: &[(&str, &[(&str, Need)])] = &[
         &[("Consume", READ), ("GetReplicateCheckpoint", READ), ("Produce", WRITE)],
     ),
     ("streaming.node.v1.ReadPoints", &[("Latest", READ)]),
+    ("streaming.node.v1.Consumers", &[("List", READ)]),
     (
         "milvus.proto.streaming.StreamingNodeManagerService",
         &[("Assign", ADMIN), ("Remove", ADMIN), ("CollectStatus", ADMIN)],

@@ -59,6 +59,7 @@ pub(crate) async fn node(arguments: ServerArgs) -> anyhow::Result<()> {
         health: process.health.node.clone(),
         cell,
         flow: process.live.flow(),
+        paused: process.live.paused(),
     };
     let role = Box::pin(streaming_node::serve(settings::node(config)?, edges, tasks.token().clone()));
     banner::print("node", &process.addresses(&[("node", &address)]), None);

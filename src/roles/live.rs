@@ -12,13 +12,18 @@ use crate::config::{Config, changes, is_live};
 pub(crate) struct Live {
     balance: watch::Sender<Balance>,
     flow: watch::Sender<Flow>,
+    paused: watch::Sender<bool>,
 }
 
 impl Live {
     /// As the configuration is now.
     pub(crate) fn new(config: &Config) -> Self {
-        let (balance, flow) = parts(config);
-        Self { balance: watch::Sender::new(balance), flow: watch::Sender::new(flow) }
+        let (balance, flow, paused) = parts(config);
+        Self {
+            balance: watch::Sender::new(balance),
+            flow: watch::Sender::new(flow),
+            paused: watch::Sender::new(paused),
+        }
     }
 
     /// A coordinator's.
@@ -31,6 +36,11 @@ impl Live {
         self.flow.subscribe()
     }
 
+    /// A node's: whether its consumers stand still.
+    pub(crate) fn paused(&self) -> watch::Receiver<bool> {
+        self.paused.subscribe()
+    }
+
     /// Uses what can be used of a new configuration, and names in the log what needs a restart, compared with the one
     /// that the process was started with.
     ///
@@ -38,9 +48,10 @@ impl Live {
     /// A value is impossible; then none is used.
     pub(super) fn apply(&self, started: &Config, wanted: &Config) -> anyhow::Result<()> {
         settings::node(wanted)?;
-        let (balance, flow) = parts(wanted);
+        let (balance, flow, paused) = parts(wanted);
         replace(&self.balance, balance);
         replace(&self.flow, flow);
+        replace(&self.paused, paused);
         let waiting: Vec<_> = changes(started, wanted)?.into_iter().filter(|key| !is_live(key)).collect();
         if !waiting.is_empty() {
             let keys = waiting.join(", ");
@@ -50,8 +61,9 @@ impl Live {
     }
 }
 
-fn parts(config: &Config) -> (Balance, Flow) {
-    (settings::coord(config).balance, config.streaming.wal_rate_limit.flow())
+fn parts(config: &Config) -> (Balance, Flow, bool) {
+    let streaming = &config.streaming;
+    (settings::coord(config).balance, streaming.wal_rate_limit.flow(), streaming.wal_scanner.pause_consumption)
 }
 
 fn replace<T: PartialEq>(current: &watch::Sender<T>, wanted: T) {

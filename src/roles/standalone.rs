@@ -125,6 +125,7 @@ impl Standalone {
             health: health.node.clone(),
             cell: cell.clone(),
             flow: live.flow(),
+            paused: live.paused(),
         };
         let serving = streaming_node::serve(settings::node(config)?, node_edges, node_tasks.token().clone());
         Ok(Self {

@@ -205,7 +205,7 @@ pub(crate) async fn logs(
         segment_bytes: rolling.max_size.as_u64(),
         segment_age: rolling.max_interval,
         in_flight_bytes: usize::try_from(config.woodpecker.client.segment_append.max_in_flight.as_u64())?,
-        read_ahead_bytes: woodpecker::Settings::READ_AHEAD_BYTES,
+        read_ahead_bytes: usize::try_from(config.streaming.wal_read_ahead_buffer.capacity.as_u64())?,
     };
     if storage.uses(StorageType::Quorum) {
         let backend = log_stores(config, machine, &settings, &metadata, tasks).await?;

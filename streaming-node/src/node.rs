@@ -24,7 +24,7 @@ use crate::{
     service::Services,
     settings::{Flow, Settings, SettingsError},
     timestamps::TimestampSource,
-    wal::{buffer::NodeBudget, open::Opener},
+    wal::{allowance::Allowance, buffer::NodeBudget, open::Opener},
     wals::Wals,
 };
 
@@ -43,6 +43,8 @@ pub struct Parts {
     pub health: HealthReporter,
     /// When writers are slowed down, as it is set at the moment.
     pub flow: watch::Receiver<Flow>,
+    /// Whether consumers stand still, as it is set at the moment.
+    pub paused: watch::Receiver<bool>,
 }
 
 /// Why a node did not start.
@@ -127,7 +129,9 @@ impl Node {
         let tasks = Tasks::new();
         let server_id = server_id::allocate(&*parts.metadata, &settings.metadata_root).await?;
         let identity = Arc::new(Identity::new(settings.cluster.clone(), server_id, parts.health.clone()));
-        let paused = watch::Sender::new(false);
+        let mut set = parts.paused.clone();
+        let paused = watch::Sender::new(*set.borrow_and_update());
+        tasks.spawn_until_stopped(follow(set, paused.clone()));
         let opener = Opener {
             settings: Arc::clone(&settings),
             metadata: Arc::clone(&parts.metadata),
@@ -142,6 +146,7 @@ impl Node {
             random: parts.random.clone(),
             tasks: tasks.clone(),
             buffers: Arc::new(NodeBudget::new(settings.node_buffer_bytes)),
+            allowance: Allowance::new(settings.node_held_bytes),
             flow: parts.flow.clone(),
         };
         let wals = Arc::new(Wals::new(opener, Arc::clone(&identity), tasks.clone()));
@@ -168,7 +173,8 @@ impl Node {
     }
 
     /// Lets every consumer stand still where it is, or go on: the emergency brake for consumers that break on what they
-    /// read. Appends go on, and so do consumers that asked not to be paused. A node starts without a pause.
+    /// read. Appends go on, and so do consumers that asked not to be paused. It holds until the next call, the next change
+    /// of what is set, or the end of the process: a node starts as it is set.
     pub fn pause_scanners(&self, paused: bool) {
         self.paused.send_replace(paused);
     }
@@ -203,5 +209,12 @@ impl Node {
         self.services.wals.close().await;
         self.registration.end();
         self.tasks.drain(&self.parts.clock, self.services.settings.close_timeout).await;
+    }
+}
+
+/// Does what is set whenever that changes.
+async fn follow(mut set: watch::Receiver<bool>, paused: watch::Sender<bool>) {
+    while set.changed().await.is_ok() {
+        paused.send_replace(*set.borrow_and_update());
     }
 }

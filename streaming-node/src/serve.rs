@@ -34,6 +34,8 @@ pub struct Edges {
     pub cell: NodeCell,
     /// Replaces the marks of the settings' `flow` while the node runs, as often as it changes.
     pub flow: watch::Receiver<Flow>,
+    /// Whether the node's consumers stand still, at the start and whenever it changes.
+    pub paused: watch::Receiver<bool>,
 }
 
 /// Enough in flight on one stream for a batch of large messages, without one stream holding up the others.
@@ -82,7 +84,7 @@ pub fn server() -> Server {
 /// # Errors
 /// [`StartError`]; after the start only that the listener failed.
 pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken) -> Result<(), StartError> {
-    let Edges { listener, connector, metadata, logs, clock, random, health, cell, flow } = edges;
+    let Edges { listener, connector, metadata, logs, clock, random, health, cell, flow, paused } = edges;
     let address = settings.advertised_address.clone().unwrap_or_else(|| listener.address().to_owned());
     let grace = settings.close_timeout;
     let root = RootCoord::new(Arc::clone(&metadata), &settings.metadata_root, &settings.cluster, connector);
@@ -98,6 +100,7 @@ pub async fn serve(settings: Settings, edges: Edges, shutdown: CancellationToken
         random,
         health: health.clone(),
         flow,
+        paused,
     };
     let limit = settings.start_timeout;
     let mut pauses = Backoff::new(clock.clone(), &parts.random, PAUSES.0, PAUSES.1);

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod consume;
+mod consumers;
 mod handler;
 mod local;
 mod manager;
@@ -19,7 +20,10 @@ use streaming_proto::streaming::{
 };
 use streaming_proto::{
     data::data_coord_server::DataCoordServer,
-    node::read_points_server::{self, ReadPointsServer},
+    node::{
+        consumers_server::{self, ConsumersServer},
+        read_points_server::{self, ReadPointsServer},
+    },
 };
 use tonic::{
     Request, Status,
@@ -30,7 +34,10 @@ use tonic::{
 use woodpecker_base::clock::Clock;
 
 pub use self::state::ROLE;
-use self::{checkpoints::Checkpoints, handler::Handler, manager::Manager, read_points::ReadPoints, state::States};
+use self::{
+    checkpoints::Checkpoints, consumers::Consumers, handler::Handler, manager::Manager, read_points::ReadPoints,
+    state::States,
+};
 use crate::{
     identity::Identity,
     settings::{MAX_GRPC_BYTES, Settings},
@@ -38,7 +45,8 @@ use crate::{
 };
 
 /// The names of all services of a node.
-pub const SERVICES: [&str; 4] = [
+pub const SERVICES: [&str; 5] = [
+    consumers_server::SERVICE_NAME,
     handler_server::SERVICE_NAME,
     manager_server::SERVICE_NAME,
     read_points_server::SERVICE_NAME,
@@ -81,6 +89,8 @@ impl Services {
         routes = routes.add_service(InterceptedService::new(manager, here.clone()));
         let checkpoints = DataCoordServer::new(Checkpoints::new(self.clone()));
         routes = routes.add_service(InterceptedService::new(checkpoints, here.clone()));
+        let consumers = ConsumersServer::new(Consumers::new(self.clone()));
+        routes = routes.add_service(InterceptedService::new(consumers, here.clone()));
         let read_points = ReadPointsServer::new(ReadPoints::new(self.clone()));
         routes = routes.add_service(InterceptedService::new(read_points, here.clone()));
         routes.add_service(InterceptedService::new(state, here))

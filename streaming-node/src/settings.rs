@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::wal::txn::LONGEST_KEEPALIVE_MS;
+
 mod flow;
 mod segments;
 
@@ -41,6 +43,9 @@ pub struct Settings {
     pub buffer_bytes: usize,
     /// Bytes that all of them keep together.
     pub node_buffer_bytes: usize,
+    /// Bytes that a node holds of messages beside those buffers: half for those in flight, half for those of transactions
+    /// that readers put together.
+    pub node_held_bytes: usize,
     /// How long a durable message is kept there at most.
     #[serde(with = "humantime_serde")]
     pub buffer_age: Duration,
@@ -61,6 +66,9 @@ pub struct Settings {
     pub append_slow_threshold: Duration,
     /// Bytes of idempotency keys and results that are remembered of one vchannel; four times as many of one write-ahead log.
     pub idempotency_bytes: usize,
+    /// How long a transaction lives without a message, if its begin does not say.
+    #[serde(with = "humantime_serde")]
+    pub txn_keepalive: Duration,
     /// How a write-ahead log is made ready to be taken over.
     pub recovery: Recovery,
     /// When writers are slowed down.
@@ -104,6 +112,7 @@ impl Default for Settings {
             producer_in_flight_bytes: 32 << 20,
             buffer_bytes: 64 << 20,
             node_buffer_bytes: 1 << 30,
+            node_held_bytes: 1 << 30,
             buffer_age: Duration::from_secs(30),
             heartbeat: Duration::from_millis(200),
             close_timeout: Duration::from_secs(10),
@@ -111,6 +120,7 @@ impl Default for Settings {
             start_timeout: Duration::from_secs(600),
             append_slow_threshold: Duration::from_secs(1),
             idempotency_bytes: 16 << 20,
+            txn_keepalive: streaming_types::txn::DEFAULT_KEEPALIVE,
             recovery: Recovery::default(),
             flow: Flow::default(),
             segments: Segments::default(),
@@ -163,6 +173,9 @@ impl Settings {
                 return refuse(key, "must be at least max_message_bytes and below 4 GiB");
             }
         }
+        if self.node_held_bytes / 2 < self.in_flight_bytes {
+            return refuse("node_held_bytes", "half of it must be at least what one write-ahead log has in flight");
+        }
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&self.heartbeat) {
             return refuse("heartbeat", "must be between 1ms and 10s");
         }
@@ -170,6 +183,10 @@ impl Settings {
             if duration.is_zero() {
                 return refuse(key, "must not be zero");
             }
+        }
+        let longest = Duration::from_millis(LONGEST_KEEPALIVE_MS.unsigned_abs());
+        if !(Duration::from_millis(1)..=longest).contains(&self.txn_keepalive) {
+            return refuse("txn_keepalive", "must be between 1ms and 24h");
         }
         if self.recovery.persist_interval.is_zero() {
             return refuse("recovery.persist_interval", "must not be zero");
@@ -216,7 +233,9 @@ mod tests {
             ("entry_bytes", Settings { entry_bytes: 1023, ..default() }),
             ("in_flight_bytes", Settings { in_flight_bytes: 1, ..default() }),
             ("producer_in_flight_bytes", Settings { producer_in_flight_bytes: 1, ..default() }),
+            ("node_held_bytes", Settings { node_held_bytes: 127 << 20, ..default() }),
             ("heartbeat", Settings { heartbeat: Duration::ZERO, ..default() }),
+            ("txn_keepalive", Settings { txn_keepalive: Duration::from_micros(1), ..default() }),
             ("close_timeout", Settings { close_timeout: Duration::ZERO, ..default() }),
             ("append_timeout", Settings { append_timeout: Duration::ZERO, ..default() }),
             (

@@ -1,6 +1,7 @@
 //! The node through its gRPC services, as any peer sees it: raw requests over a loopback connection, logs on the memory
 //! backend.
 
+mod clock;
 mod consume;
 mod fence;
 mod flow;
@@ -8,8 +9,8 @@ mod hanging;
 mod harness;
 mod idempotency;
 mod manage;
-mod model;
 mod metrics;
+mod model;
 mod parts;
 mod produce;
 mod recovery;

@@ -5,10 +5,12 @@
 //!                         └─ publisher ─ write-ahead buffer ─ scanners ────────────────┘
 //! ```
 
+pub mod allowance;
 pub mod appender;
 pub mod buffer;
 pub mod chunk;
 mod delivery;
+mod gather;
 pub mod group;
 mod idempotency;
 mod lock;
@@ -16,30 +18,30 @@ mod log_writer;
 mod mvcc;
 pub mod open;
 mod publisher;
+mod readers;
 pub mod record;
 mod reorder;
-mod readers;
 mod replicate;
 pub mod scanner;
 pub mod sessions;
 mod ticks;
 mod time_tick;
-mod txn;
+pub mod txn;
 pub mod window;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use streaming_proto::{common::ReplicateCheckpoint, streaming as pb};
 use streaming_types::{Message, MessageType, PChannel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::tasks::Tasks;
 
 pub use self::record::{BadRecord, Stored};
 use self::{
+    allowance::{Charge, InFlight},
     group::Append,
     mvcc::Mvcc,
-    open::INBOX,
     replicate::SharedReplication,
     scanner::{ScanEdges, ScanOptions, Scanner},
 };
@@ -79,8 +81,7 @@ struct Live {
 #[derive(Debug, Clone)]
 pub struct Appends {
     inbox: mpsc::Sender<Append>,
-    budget: Arc<Semaphore>,
-    in_flight_bytes: usize,
+    in_flight: InFlight,
     limiter: Limiter,
 }
 
@@ -153,6 +154,15 @@ impl Wal {
         Ok(())
     }
 
+    /// The registered consumers, and the tick of the last message that the owner has taken in.
+    ///
+    /// # Errors
+    /// As of [`Self::report`].
+    pub async fn consumers(&self) -> Result<(BTreeMap<String, Checkpoint>, u64), CatalogError> {
+        let live = self.owned()?;
+        Ok((live.catalog.consumers().await?, live.progress.met()))
+    }
+
     fn owned(&self) -> Result<&Live, CatalogError> {
         self.live.as_ref().ok_or_else(|| CatalogError::Overtaken(String::new()))
     }
@@ -171,14 +181,14 @@ impl Wal {
 }
 
 impl Appends {
-    /// Room for a message: its part of the rate, if its kind is limited, and its share of the WAL's budget.
-    pub fn try_admit(&self, kind: MessageType, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    /// Room for a message: its part of the rate, if its kind is limited, and room in flight.
+    pub fn try_admit(&self, kind: MessageType, bytes: usize) -> Option<Charge> {
         let charge = self.try_charge(bytes)?;
         (!Limiter::concerns(kind) || self.limiter.try_pass(bytes)).then_some(charge)
     }
 
     /// Waits for room for a message.
-    pub async fn admit(self, kind: MessageType, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub async fn admit(self, kind: MessageType, bytes: usize) -> Option<Charge> {
         if Limiter::concerns(kind) {
             self.limiter.pass(bytes).await;
         }
@@ -198,20 +208,14 @@ impl Appends {
         }
     }
 
-    /// A share of the WAL's budget for a message of so many bytes, if there is one now.
-    pub fn try_charge(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.budget).try_acquire_many_owned(self.share(bytes)).ok()
+    /// Room in flight for a message of so many bytes, if there is some now.
+    pub fn try_charge(&self, bytes: usize) -> Option<Charge> {
+        self.in_flight.try_charge(bytes)
     }
 
-    /// Waits for a share of the WAL's budget.
-    pub async fn charge(self, bytes: usize) -> Option<OwnedSemaphorePermit> {
-        let share = self.share(bytes);
-        self.budget.acquire_many_owned(share).await.ok()
-    }
-
-    fn share(&self, bytes: usize) -> u32 {
-        let share = bytes.max(self.in_flight_bytes.div_ceil(INBOX)).min(self.in_flight_bytes);
-        u32::try_from(share).unwrap_or(u32::MAX)
+    /// Waits for room in flight.
+    pub async fn charge(self, bytes: usize) -> Option<Charge> {
+        self.in_flight.charge(bytes).await
     }
 
     /// Hands a message over. Its reply comes whatever happens.

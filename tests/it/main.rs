@@ -5,6 +5,7 @@
 mod admin;
 mod chaos;
 mod cluster;
+mod consumers;
 mod failover;
 mod first_stream;
 mod limits;

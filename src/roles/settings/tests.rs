@@ -39,6 +39,8 @@ fn keys() -> Vec<(String, String, Value)> {
         ("common.session.ttl=3s", "session_ttl", json!("3s")),
         ("streaming.maxMessageSize=1MiB", "max_message_bytes", json!(1 << 20)),
         ("streaming.maxEntrySize=1MiB", "entry_bytes", json!(1 << 20)),
+        ("streaming.nodeMaxHeld=3GiB", "node_held_bytes", json!(3_u64 << 30)),
+        ("streaming.txn.defaultKeepaliveTimeout=7s", "txn_keepalive", json!("7s")),
         ("streaming.producerMaxInFlight=17MiB", "producer_in_flight_bytes", json!(17 << 20)),
         ("woodpecker.client.segmentAppend.maxInFlight=99MiB", "in_flight_bytes", json!(99 << 20)),
         ("streaming.walWriteAheadBuffer.capacity=1MiB", "buffer_bytes", json!(1 << 20)),

@@ -20,7 +20,7 @@ use streaming_types::{
     local::Stream,
     message::{Produced, check_produced},
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 
@@ -31,6 +31,7 @@ use crate::{
     replication::Gap,
     wal::{
         Appends, WAL_NAME, Wal,
+        allowance::Charge,
         group::{Answer, Append, Placed, Reply},
         sessions,
     },
@@ -105,7 +106,7 @@ struct Producer {
     on_the_way: OnTheWay,
     /// Messages that wait for room, the first of them for its admission.
     waiting: VecDeque<Unsent>,
-    admission: Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
+    admission: Option<BoxFuture<'static, Option<Charge>>>,
     /// The message of another cluster without which none behind it may go.
     gap: Gap,
     /// Why nothing more comes.
@@ -337,7 +338,7 @@ impl Producer {
         Ok(Unsent { request_id: request.request_id, message, produced, bytes })
     }
 
-    fn submit(&mut self, unsent: Unsent, charge: OwnedSemaphorePermit) {
+    fn submit(&mut self, unsent: Unsent, charge: Charge) {
         let Unsent { request_id, message, produced, bytes } = unsent;
         self.in_flight += 1;
         self.in_flight_bytes += bytes;
@@ -362,9 +363,7 @@ impl Drop for Producer {
     }
 }
 
-async fn admitted(
-    admission: &mut Option<BoxFuture<'static, Option<OwnedSemaphorePermit>>>,
-) -> Option<OwnedSemaphorePermit> {
+async fn admitted(admission: &mut Option<BoxFuture<'static, Option<Charge>>>) -> Option<Charge> {
     match admission {
         Some(admission) => admission.await,
         None => std::future::pending().await,

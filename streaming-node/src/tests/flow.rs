@@ -9,7 +9,7 @@ use streaming_proto::{
 use streaming_types::{DeliverPolicy, MessageBuilder, TxnContext};
 
 use super::{
-    harness::{Produce, VCHANNEL, World, id, insert, rw},
+    harness::{Produce, VCHANNEL, World, eventually, id, insert, rw},
     parts::{begin, commit, delete},
     recovery::{forget, report_at},
 };
@@ -187,4 +187,21 @@ async fn paused_consumers_stand_still_and_go_on_where_they_were() {
     let mut brave = node.consume(&rw(1)).await.unwrap();
     brave.ask_with("", DeliverPolicy::All, true).await;
     assert_eq!(brave.payloads(2).await, ["before", "in the pause"]);
+}
+
+#[tokio::test]
+async fn node_starts_with_the_pause_that_is_set_and_follows_its_changes() {
+    let world = World::new();
+    world.paused.send_replace(true);
+    let node = world.serving().await;
+    node.producer(&rw(1)).await.append(insert(VCHANNEL, "kept back")).await.unwrap();
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
+    assert!(world.clock.timeout(Duration::from_millis(600), consume.any()).await.is_err(), "nothing comes");
+    world.paused.send_replace(false);
+    assert_eq!(consume.payloads(1).await, ["kept back"]);
+    node.node.pause_scanners(true);
+    world.paused.send_replace(true);
+    world.paused.send_replace(false);
+    let goes_on = async || (!node.node.scanners_are_paused()).then_some(());
+    eventually(&world, "the end of the pause", goes_on).await;
 }

@@ -48,7 +48,7 @@ use woodpecker_store::{
 use super::hanging::Hanging;
 use crate::{
     AckError, BroadcastAcks, IdError, IdSource, Memory, Node, Parts, Settings, TimestampError, TimestampSource, Usage,
-    wal::{buffer::NodeBudget, open::Opener},
+    wal::{allowance::Allowance, buffer::NodeBudget, open::Opener},
 };
 
 pub const PCHANNEL: &str = "by-dev-rootcoord-dml_0";
@@ -58,13 +58,21 @@ pub const VCHANNEL: &str = "by-dev-rootcoord-dml_0_1v0";
 #[derive(Debug)]
 pub struct Timestamps {
     last: AtomicU64,
+    /// How far its clock is from ours, in milliseconds.
+    offset: AtomicI64,
     answers: watch::Sender<bool>,
     clock: Clock,
 }
 
 impl Timestamps {
     fn new(clock: Clock) -> Arc<Self> {
-        Arc::new(Self { last: AtomicU64::new(0), answers: watch::Sender::new(true), clock })
+        Arc::new(Self { last: AtomicU64::new(0), offset: AtomicI64::new(0), answers: watch::Sender::new(true), clock })
+    }
+
+    /// As if another one led, whose clock is elsewhere.
+    pub fn jump(&self, by_ms: i64) {
+        self.offset.fetch_add(by_ms, Ordering::SeqCst);
+        self.last.store(0, Ordering::SeqCst);
     }
 
     pub fn answer(&self, answers: bool) {
@@ -76,7 +84,8 @@ impl Timestamps {
 impl TimestampSource for Timestamps {
     async fn allocate(&self, count: u32) -> Result<Range<u64>, TimestampError> {
         let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
-        let now = TimeTick::new(self.clock.wall_ms(), 0).0;
+        let wall_ms = self.clock.wall_ms().saturating_add_signed(self.offset.load(Ordering::SeqCst));
+        let now = TimeTick::new(wall_ms, 0).0;
         let mut first = 0;
         let _ = self.last.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| {
             first = now.max(last + 1);
@@ -126,6 +135,8 @@ pub struct World {
     pub hung: watch::Sender<bool>,
     /// Whether what it holds cannot be read.
     pub unreadable: watch::Sender<bool>,
+    /// Whether nodes are set to let consumers stand still.
+    pub paused: watch::Sender<bool>,
     /// Memory in use, in percent.
     pub memory_percent: Arc<AtomicU64>,
 }
@@ -140,6 +151,7 @@ impl World {
             ids: Arc::default(),
             hung: watch::Sender::new(false),
             unreadable: watch::Sender::new(false),
+            paused: watch::Sender::new(false),
             memory_percent: Arc::new(AtomicU64::new(10)),
             acks: Arc::new(Acks { acked: Mutex::default(), answers: watch::Sender::new(true) }),
             clock,
@@ -173,6 +185,7 @@ impl World {
     pub fn opener(&self, settings: Settings, storage: &Tasks, tasks: &Tasks) -> Opener {
         Opener {
             buffers: Arc::new(NodeBudget::new(settings.node_buffer_bytes)),
+            allowance: Allowance::new(settings.node_held_bytes),
             flow: watch::channel(settings.flow.clone()).1,
             settings: Arc::new(settings),
             metadata: Arc::new(self.metadata.clone()),
@@ -208,6 +221,7 @@ impl World {
             random: Random::seeded(5),
             health: HealthReporter::default(),
             flow: watch::channel(settings.flow.clone()).1,
+            paused: self.paused.subscribe(),
         };
         let node = Arc::new(Node::start(settings, parts).await.unwrap());
         let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();

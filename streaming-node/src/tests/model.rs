@@ -1,6 +1,7 @@
 //! Many writers and readers on several pchannels over several terms: plain messages, transactions of every fate, repeats,
 //! messages that need a vchannel for themselves, messages in pieces. Owners crash, or are fenced, with appends in flight,
-//! which their writers send again. The write-ahead buffer is so small that readers keep moving between it and the log.
+//! which their writers send again. The write-ahead buffer is so small that readers keep moving between it and the log, and
+//! transactions find so little room that readers read many of them again.
 
 use std::{
     collections::BTreeMap,
@@ -44,6 +45,8 @@ fn settings() -> Settings {
         buffer_age: Duration::from_millis(500),
         heartbeat: Duration::from_millis(50),
         entry_bytes: 2 << 10,
+        // So little that readers often find no room for a transaction.
+        node_held_bytes: 2 << 10,
         ..Settings::default()
     }
 }

@@ -159,6 +159,7 @@ async fn edges(world: &World, tasks: &Tasks, health: &HealthReporter) -> Edges {
         health: health.clone(),
         cell: crate::NodeCell::default(),
         flow: tokio::sync::watch::channel(crate::Flow::default()).1,
+        paused: tokio::sync::watch::channel(false).1,
     }
 }
 

@@ -7,10 +7,13 @@ use streaming_types::{
 use woodpecker_base::tasks::Tasks;
 
 use super::{
-    harness::{PCHANNEL, VCHANNEL, World, insert, rw},
+    harness::{PCHANNEL, VCHANNEL, World, insert, ro, rw, text},
     parts::{begin, commit, delete},
 };
-use crate::wal::{chunk::split, record};
+use crate::{
+    Settings,
+    wal::{chunk::split, record, scanner::ScanOptions},
+};
 
 /// The record of a message with a tick, as an owner would write it.
 fn written(mut message: Message, tick: u64) -> bytes::Bytes {
@@ -69,4 +72,48 @@ async fn reader_of_one_vchannel_drops_the_transactions_that_a_change_of_role_end
         }
         assert_eq!(first.payload, "end", "of {vchannel:?}");
     }
+}
+
+#[tokio::test]
+async fn transaction_that_found_no_room_is_read_again_at_its_place() {
+    let world = World::new();
+    let node = world.serving().await;
+    let mut produce = node.producer(&rw(1)).await;
+    let mut tail = node.consumer(&rw(1), DeliverPolicy::Latest, &[]).await;
+    let begun = produce.append(begin(VCHANNEL, 60_000).into()).await.unwrap();
+    let txn = TxnContext::from(&begun.txn_context.unwrap());
+    let filler = "x".repeat(1000);
+    let label = |n: usize| format!("{n} {filler}");
+    for n in 0..20 {
+        produce.append(insert(VCHANNEL, "between")).await.unwrap();
+        produce.append(delete(VCHANNEL, &label(n), Some(txn)).into()).await.unwrap();
+    }
+    produce.append(commit(VCHANNEL, txn).into()).await.unwrap();
+    produce.append(insert(VCHANNEL, "behind")).await.unwrap();
+    let mut expected = vec!["between".to_owned(); 20];
+    expected.push(String::new());
+    expected.extend((0..20).map(label));
+    expected.extend([String::new(), "behind".to_owned()]);
+    assert_eq!(tail.payloads(43).await, expected, "with room");
+
+    // A node that reads only, and has none.
+    let (storage, tasks) = (Tasks::new(), Tasks::new());
+    let opener = world.opener(Settings { node_held_bytes: 6000, ..Settings::default() }, &storage, &tasks);
+    let wal = opener.open(&ro(1), 2).await.unwrap();
+    let everything =
+        ScanOptions { vchannel: String::new(), policy: DeliverPolicy::All, filters: Vec::new(), ignores_pause: false };
+    let mut scanner = wal.scanner(everything);
+    let mut seen = Vec::new();
+    let mut ticks = Vec::new();
+    while seen.len() < 43 {
+        let messages = scanner.next().await.unwrap();
+        for stored in messages.iter().filter(|stored| stored.kind != MessageType::TimeTick) {
+            assert_eq!(stored.message.time_tick().unwrap().0, stored.tick);
+            ticks.push(stored.tick);
+            seen.push(text(&stored.message));
+        }
+    }
+    assert_eq!(seen, expected);
+    assert!(ticks[21..42].iter().all(|tick| *tick == ticks[41]), "bodies stand at their commit");
+    assert_eq!(opener.allowance.left_to_hold(), 3000);
 }

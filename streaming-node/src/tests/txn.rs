@@ -218,3 +218,14 @@ async fn consumer_of_another_vchannel_sees_nothing_of_a_transaction() {
     consume.ask(OTHER, DeliverPolicy::All, &[]).await;
     assert_eq!(consume.payloads(1).await, ["mine"]);
 }
+
+#[tokio::test]
+async fn transaction_that_asks_for_no_keepalive_gets_the_one_that_is_set() {
+    let settings = Settings { txn_keepalive: Duration::from_millis(1234), ..Settings::default() };
+    let world = World::new();
+    let node = world.node_with(1, settings).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    assert_eq!(begun(&mut produce, 0).await.keepalive_ms, 1234);
+    assert_eq!(begun(&mut produce, 77).await.keepalive_ms, 77);
+}

@@ -57,6 +57,8 @@ pub struct StackParts {
     pub windows: Windows,
     pub replication: SharedReplication,
     pub sharding: ShardLayer,
+    /// Of a transaction whose begin asks for none.
+    pub keepalive: Duration,
 }
 
 /// Puts the stack together.
@@ -65,10 +67,10 @@ where
     W: Service<Group, Response = Group, Error = Infallible>,
     W::Future: Unpin,
 {
-    let StackParts { pchannel, ticks, sessions, windows, replication, sharding } = parts;
+    let StackParts { pchannel, ticks, sessions, windows, replication, sharding, keepalive } = parts;
     let lower = ServiceBuilder::new()
         .layer(TimeTickLayer { ticks })
-        .layer(TxnLayer { pchannel: Arc::clone(&pchannel), sessions, replication: replication.clone() })
+        .layer(TxnLayer { pchannel: Arc::clone(&pchannel), sessions, replication: replication.clone(), keepalive })
         .service(writer);
     ServiceBuilder::new()
         .layer(IdempotencyLayer::new(windows))
@@ -192,8 +194,6 @@ impl Appender {
         Ok(())
     }
 
-    fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.in_flight.is_empty()
     fn show(&self, waits: Duration) {
         let Publisher { buffer, metrics, .. } = &self.publisher;
         metrics.show(&Reading {
@@ -206,6 +206,8 @@ impl Appender {
         });
     }
 
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.in_flight.is_empty()
     }
 
     fn enqueue(&mut self, append: Append) {

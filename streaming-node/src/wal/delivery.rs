@@ -1,17 +1,21 @@
 //! Puts transactions together for one reader: nothing of them before their commit, then begin, bodies and commit in a row,
 //! the bodies at the place of the commit. What is rolled back, or expires, is never seen. Pure.
+//!
+//! Bodies are held as far as the node has room; of a transaction that finds none only the frame is known at its commit, and
+//! the bodies are to be read from the log once more.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use streaming_types::{MessageType, TimeTick, TxnContext, properties::key, txn::place_body_at_commit};
 
-use super::{group::scope, record::Stored};
+use super::{allowance::Allowance, group::scope, record::Stored};
 
 /// The open transactions that a reader has met.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Delivery {
     open: BTreeMap<i64, Open>,
+    allowance: Allowance,
 }
 
 #[derive(Debug)]
@@ -20,7 +24,16 @@ struct Open {
     /// The tick of the newest message.
     newest: TimeTick,
     begin: Arc<Stored>,
-    bodies: Vec<Arc<Stored>>,
+    /// `None` once there was no room for one.
+    bodies: Option<Vec<Arc<Stored>>>,
+}
+
+/// A transaction that was committed, without its bodies.
+#[derive(Debug)]
+pub struct Scattered {
+    pub txn_id: i64,
+    pub begin: Arc<Stored>,
+    pub commit: Arc<Stored>,
 }
 
 /// What a message makes visible.
@@ -31,9 +44,15 @@ pub enum Visible {
     Message(Arc<Stored>),
     /// A whole transaction, its commit last.
     Txn(Vec<Arc<Stored>>),
+    /// One whose bodies have to be read again.
+    Scattered(Scattered),
 }
 
 impl Delivery {
+    pub fn new(allowance: Allowance) -> Self {
+        Self { open: BTreeMap::new(), allowance }
+    }
+
     /// Takes the next message in tick order; `pchannel` is the name of its log.
     pub fn accept(&mut self, message: Arc<Stored>, pchannel: &str) -> Visible {
         if message.kind == MessageType::TimeTick {
@@ -49,13 +68,13 @@ impl Delivery {
         let Ok(Some(context)) = properties.txn() else { return Visible::Nothing };
         match message.kind {
             MessageType::BeginTxn => {
-                let open = Open { context, newest: TimeTick(message.tick), begin: message, bodies: Vec::new() };
+                let open = Open { context, newest: TimeTick(message.tick), begin: message, bodies: Some(Vec::new()) };
                 self.open.insert(context.txn_id, open);
                 Visible::Nothing
             }
             MessageType::CommitTxn => {
                 // Who started behind the begin gets nothing of it.
-                self.open.remove(&context.txn_id).map_or(Visible::Nothing, |open| Visible::Txn(open.commit(message)))
+                self.open.remove(&context.txn_id).map_or(Visible::Nothing, |open| open.commit(message))
             }
             MessageType::RollbackTxn => {
                 self.open.remove(&context.txn_id);
@@ -64,7 +83,10 @@ impl Delivery {
             _ => {
                 if let Some(open) = self.open.get_mut(&context.txn_id) {
                     open.newest = TimeTick(message.tick);
-                    open.bodies.push(message);
+                    match &mut open.bodies {
+                        Some(bodies) if self.allowance.holds(&message) => bodies.push(message),
+                        bodies => *bodies = None,
+                    }
                 }
                 Visible::Nothing
             }
@@ -90,23 +112,26 @@ impl Delivery {
 }
 
 impl Open {
-    fn commit(self, commit: Arc<Stored>) -> Vec<Arc<Stored>> {
-        let tick = TimeTick(commit.tick);
-        let confirmed = commit.message.last_confirmed();
-        let placed = |body: Arc<Stored>| {
-            let Stored { id, kind, bytes, .. } = *body;
-            let mut message = body.message.clone();
-            if let Ok(confirmed) = confirmed {
-                place_body_at_commit(&mut message, tick, confirmed);
-            }
-            Arc::new(Stored { id, tick: tick.into(), kind, bytes, message, record: Bytes::new() })
+    fn commit(self, commit: Arc<Stored>) -> Visible {
+        let Some(bodies) = self.bodies else {
+            return Visible::Scattered(Scattered { txn_id: self.context.txn_id, begin: self.begin, commit });
         };
-        let mut whole = Vec::with_capacity(self.bodies.len() + 2);
+        let mut whole = Vec::with_capacity(bodies.len() + 2);
         whole.push(self.begin);
-        whole.extend(self.bodies.into_iter().map(placed));
+        whole.extend(bodies.iter().map(|body| placed(body, &commit)));
         whole.push(commit);
-        whole
+        Visible::Txn(whole)
     }
+}
+
+/// A body at the place of its commit.
+pub fn placed(body: &Stored, commit: &Stored) -> Arc<Stored> {
+    let mut message = body.message.clone();
+    if let Ok(confirmed) = commit.message.last_confirmed() {
+        place_body_at_commit(&mut message, TimeTick(commit.tick), confirmed);
+    }
+    let Stored { id, kind, bytes, .. } = *body;
+    Arc::new(Stored { id, tick: commit.tick, kind, bytes, message, record: Bytes::new(), hold: body.hold.clone() })
 }
 
 #[cfg(test)]
@@ -152,7 +177,7 @@ mod tests {
     }
 
     fn run(messages: impl IntoIterator<Item = Arc<Stored>>) -> Vec<Vec<(u64, u64)>> {
-        let mut delivery = Delivery::default();
+        let mut delivery = Delivery::new(Allowance::new(1 << 20));
         let mut out = Vec::new();
         for message in messages {
             match delivery.accept(message, "p") {
@@ -162,6 +187,7 @@ mod tests {
                     assert!(whole.iter().all(|part| part.message.time_tick().unwrap().0 == part.tick));
                     out.push(whole.iter().map(|part| (part.id.entry, part.tick)).collect());
                 }
+                Visible::Scattered(_) => panic!("there is room"),
             }
         }
         out
@@ -181,7 +207,7 @@ mod tests {
 
     #[test]
     fn bodies_take_tick_and_last_confirmed_id_of_the_commit() {
-        let mut delivery = Delivery::default();
+        let mut delivery = Delivery::new(Allowance::new(1 << 20));
         delivery.accept(begin(2, A), "p");
         delivery.accept(body(3, A), "p");
         let Visible::Txn(whole) = delivery.accept(commit(4, A), "p") else { panic!("no transaction") };
@@ -209,5 +235,21 @@ mod tests {
             let out = run([begin(1, A), exclusive(vchannel), commit(4, A)]);
             assert_eq!(out.len() == 2, survives, "{vchannel}");
         }
+    }
+
+    #[test]
+    fn transaction_without_room_keeps_its_frame_and_gives_back_what_it_held() {
+        let bytes = body(2, A).bytes;
+        let allowance = Allowance::new(2 * (bytes + bytes / 2));
+        let mut delivery = Delivery::new(allowance.clone());
+        for message in [begin(1, A), body(2, A)] {
+            delivery.accept(message, "p");
+        }
+        assert_eq!(allowance.left_to_hold(), bytes / 2);
+        delivery.accept(body(3, A), "p");
+        assert_eq!(allowance.left_to_hold(), bytes + bytes / 2, "what is not whole helps nobody");
+        delivery.accept(body(4, A), "p");
+        let Visible::Scattered(txn) = delivery.accept(commit(5, A), "p") else { panic!("no room") };
+        assert_eq!((txn.txn_id, txn.begin.id.entry, txn.commit.id.entry), (1, 1, 5));
     }
 }

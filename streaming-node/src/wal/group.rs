@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use streaming_proto::messages::ReplicateHeader;
 use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick, TxnContext, message::Produced};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use woodpecker::{AppendError, EntryId};
 
-use super::record::message_id;
+use super::{allowance::Charge, record::message_id};
 
 /// One message to append, and who wants to know.
 #[derive(Debug)]
@@ -31,8 +31,8 @@ pub struct Append {
     pub bytes: usize,
     /// The message as the log has it. Given by the log writer.
     pub record: Bytes,
-    /// The message's share of the WAL's budget, given back when it is dropped.
-    pub _charge: Option<OwnedSemaphorePermit>,
+    /// The message's room in flight.
+    pub _charge: Option<Charge>,
     /// Segments that the message ends, if its producer wants to know. Given by the shard layer.
     pub flushed: Option<Vec<i64>>,
     /// Known when the log has the message, or a layer has settled it without.
@@ -42,7 +42,7 @@ pub struct Append {
 
 impl Append {
     /// A message that passed all checks and was charged to the WAL's budget.
-    pub fn new(message: Message, produced: &Produced, charge: OwnedSemaphorePermit, reply: Reply) -> Self {
+    pub fn new(message: Message, produced: &Produced, charge: Charge, reply: Reply) -> Self {
         Self {
             kind: produced.message_type,
             txn: produced.txn,
@@ -62,7 +62,7 @@ impl Append {
     }
 
     /// A message of the node's own.
-    pub fn own(kind: MessageType, message: Message, charge: Option<OwnedSemaphorePermit>) -> Self {
+    pub fn own(kind: MessageType, message: Message, charge: Option<Charge>) -> Self {
         Self {
             kind,
             txn: None,
@@ -216,9 +216,9 @@ impl Group {
 pub mod samples {
     use streaming_proto::messages::{CreatePartitionMessageHeader, DeleteMessageHeader};
     use streaming_types::{MessageBuilder, message::check_produced};
-    use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::wal::allowance::Allowance;
 
     /// A message of pchannel `p` that shares its vchannel, or needs it for itself.
     pub fn append(request_id: i64, vchannel: &str, exclusive: bool) -> (Append, mpsc::Receiver<Answer>) {
@@ -234,7 +234,7 @@ pub mod samples {
     pub fn of(request_id: i64, message: Message) -> (Append, mpsc::Receiver<Answer>) {
         let (sender, answers) = mpsc::channel(1);
         let produced = check_produced(&message, "p", usize::MAX).unwrap();
-        let charge = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let charge = Allowance::new(2).of_wal(1, 1).try_charge(1).unwrap();
         let reply = Reply::new("p".into(), request_id, message.size(), sender);
         (Append::new(message, &produced, charge, reply), answers)
     }

@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
 use futures::stream::FuturesOrdered;
 use streaming_types::{ImmutableMessage, PChannel};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 use woodpecker::{AppendError, Log, LogError, OpenWriterError, Writer};
@@ -12,6 +12,7 @@ use woodpecker_base::{backoff::Backoff, clock::Clock, metadata::MetadataStore, r
 
 use super::{
     Appends, Live, Wal,
+    allowance::Allowance,
     appender::{self, Appender, Stack, StackParts},
     buffer::{Buffer, Capacity, NodeBudget},
     group::{Append, Group},
@@ -65,6 +66,7 @@ pub struct Opener {
     pub random: Random,
     pub tasks: Tasks,
     pub buffers: Arc<NodeBudget>,
+    pub allowance: Allowance,
     pub growth: Arc<Growth>,
     pub paused: watch::Sender<bool>,
     pub flow: watch::Receiver<Flow>,
@@ -128,6 +130,7 @@ impl Opener {
             log,
             buffer,
             ended: ended.clone(),
+            allowance: self.allowance.clone(),
             paused: self.paused.subscribe(),
             node,
             clock: self.clock.clone(),
@@ -179,6 +182,7 @@ impl Opener {
             windows,
             replication: SharedReplication::new(kept.state.replication()),
             sharding: self.sharding(&pchannel, &kept.state),
+            keepalive: self.settings.txn_keepalive,
         };
         let (shards, replication) = (parts.sharding.shards.clone(), parts.replication.clone());
         let mut stack = appender::stack(parts, log_writer);
@@ -236,8 +240,8 @@ impl Opener {
     fn appends(&self, inbox: mpsc::Sender<Append>) -> Appends {
         let Settings { flow, in_flight_bytes, .. } = &*self.settings;
         let limiter = Limiter::new(flow.burst, flow.trickle, self.clock.clone());
-        let budget = Arc::new(Semaphore::new(*in_flight_bytes));
-        Appends { inbox, budget, in_flight_bytes: *in_flight_bytes, limiter }
+        let in_flight = self.allowance.of_wal(*in_flight_bytes, in_flight_bytes.div_ceil(INBOX));
+        Appends { inbox, in_flight, limiter }
     }
 
     fn capacity(&self) -> Capacity {
@@ -332,5 +336,5 @@ struct Kept {
     state: State,
 }
 
-/// Messages that wait for the appender at most. The budget charges each at least its share, so there is always room.
-pub const INBOX: usize = 1 << 14;
+/// Messages that wait for the appender at most. Each is charged at least its share, so there is always room.
+const INBOX: usize = 1 << 14;

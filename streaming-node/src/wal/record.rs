@@ -9,7 +9,7 @@ use streaming_types::{
 };
 use woodpecker::EntryId;
 
-use super::{buffer::Watermark, chunk::Piece};
+use super::{allowance::Hold, buffer::Watermark, chunk::Piece};
 
 /// A message in the log, with what every reader needs to know of it.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Stored {
     pub message: ImmutableMessage,
     /// The message as [`encode`] wrote it, if it did. For readers, who get the same.
     pub record: Bytes,
+    /// The room it takes while readers hold it.
+    pub hold: Hold,
 }
 
 /// An entry that is no message. The log's checksums held, so something else than this service wrote it.
@@ -44,7 +46,7 @@ impl Stored {
         let tick = message.time_tick().map_err(bad)?.into();
         let kind = message.properties.message_type().map_err(bad)?;
         let bytes = message.payload.len() + message.properties.size();
-        Ok(Self { id, tick, kind, bytes, message, record: Bytes::new() })
+        Ok(Self { id, tick, kind, bytes, message, record: Bytes::new(), hold: Hold::default() })
     }
 
     /// A tick that is told in memory only, for a reader that has met everything up to the watermark.

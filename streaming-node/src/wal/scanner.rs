@@ -3,6 +3,8 @@
 //! The past comes from the log, the tail from the write-ahead buffer. Both stand in log order, so moving from one to the
 //! other at an entry loses and repeats nothing: to the buffer once it holds everything after the last entry met, to the
 //! log once it does not any more. A scanner works only while it is asked, so a slow consumer costs the WAL nothing.
+//!
+//! A transaction for whose messages there was no room is read from the log once more at its commit; what follows it waits.
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
@@ -13,9 +15,11 @@ use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
 use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
 
 use super::{
+    allowance::Allowance,
     buffer::{Buffer, Page, Watermark},
     chunk::Joiner,
-    delivery::{Delivery, Visible},
+    delivery::{Delivery, Scattered, Visible},
+    gather::Gather,
     readers::Place,
     record::Stored,
     reorder::Reorder,
@@ -55,6 +59,7 @@ pub struct ScanEdges {
     /// The newest messages, if this node appends to the WAL.
     pub buffer: Option<Arc<Buffer>>,
     pub ended: CancellationToken,
+    pub allowance: Allowance,
     /// Whether scanners stand still, for an operator in need.
     pub paused: watch::Receiver<bool>,
     pub node: i64,
@@ -72,20 +77,29 @@ pub struct Scanner {
     delivery: Delivery,
     /// What passed and is not taken yet.
     ready: VecDeque<Arc<Stored>>,
+    /// A transaction whose bodies are being read once more, and what passed behind it.
+    gather: Option<Box<Gather>>,
+    rest: VecDeque<Part>,
     /// The tick of the last message or tick that was released.
     told: u64,
     /// Heartbeats of the buffer that were answered with a tick.
     heartbeats: Option<u64>,
+    /// Where others see how far it is.
+    place: Option<Place>,
     backoff: Backoff,
     /// Resolves when the WAL has ended. Kept, for it is waited for with every message.
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
+/// What comes behind messages that are ready.
+enum Part {
+    Message(Arc<Stored>),
+    Scattered(Scattered),
+}
+
 enum Source {
     /// Entries of the log. `last` is the last one met.
     Log { reader: Box<Reader>, last: Option<EntryId> },
-    /// Where others see how far it is.
-    place: Option<Place>,
     /// Entries of the buffer after `cursor`.
     Buffer { buffer: Arc<Buffer>, changed: watch::Receiver<()>, cursor: EntryId },
 }
@@ -98,16 +112,20 @@ impl Scanner {
         let place = edges.buffer.as_ref().map(|buffer| buffer.readers.join());
         let backoff = Backoff::new(edges.clock.clone(), &edges.random, FIRST_PAUSE, LONGEST_PAUSE);
         let ended = Box::pin(edges.ended.clone().cancelled_owned());
+        let delivery = Delivery::new(edges.allowance.clone());
         Self {
             edges,
             options,
             source,
             joiner: Joiner::default(),
             reorder: Reorder::after(released),
-            delivery: Delivery::default(),
+            delivery,
             ready: VecDeque::new(),
+            gather: None,
+            rest: VecDeque::new(),
             told: released,
             heartbeats: None,
+            place,
             backoff,
             ended,
         }
@@ -120,16 +138,31 @@ impl Scanner {
     pub async fn next(&mut self) -> Result<VecDeque<Arc<Stored>>, ScanError> {
         loop {
             if !self.ready.is_empty() {
+                if let Some(place) = &self.place {
+                    place.reached(self.told);
+                }
                 return Ok(std::mem::take(&mut self.ready));
             }
             if !self.options.ignores_pause && *self.edges.paused.borrow() {
                 tokio::select! {
                     biased;
-            place,
                     () = &mut self.ended => return Err(ScanError::Closed),
                     // Whoever could end the pause is gone with the node.
                     _ = self.edges.paused.wait_for(|paused| !paused) => {}
                 }
+            }
+            if let Some(gather) = &mut self.gather {
+                let read = tokio::select! {
+                    biased;
+                    () = &mut self.ended => return Err(ScanError::Closed),
+                    read = gather.next() => read,
+                };
+                self.gathered(read).await?;
+                continue;
+            }
+            if let Some(part) = self.rest.pop_front() {
+                self.go_on(part);
+                continue;
             }
             match &mut self.source {
                 Source::Log { reader, .. } => {
@@ -138,15 +171,12 @@ impl Scanner {
                         () = &mut self.ended => return Err(ScanError::Closed),
                         read = reader.next() => read,
                     };
-                if let Some(place) = &self.place {
-                    place.reached(self.told);
-                }
                     self.met_entries(read).await?;
                 }
                 Source::Buffer { .. } => {
                     self.read_buffer();
                     let Source::Buffer { changed, .. } = &mut self.source else { continue };
-                    if !self.ready.is_empty() {
+                    if !self.ready.is_empty() || !self.rest.is_empty() {
                         continue;
                     }
                     tokio::select! {
@@ -197,17 +227,46 @@ impl Scanner {
                 tracing::warn!(log = self.edges.log.name(), %earliest, "position was truncated, reading from the earliest");
                 **reader = self.edges.log.reader(Position::At(earliest));
             }
-            error if error.is_retryable() => {
-                tracing::warn!(log = self.edges.log.name(), %error, "reading the log failed, trying again");
-                tokio::select! {
-                    biased;
-                    () = &mut self.ended => return Err(ScanError::Closed),
-                    () = self.backoff.wait() => {}
-                }
-            }
-            error => return Err(error.into()),
+            error => return self.pause_after(error).await,
         }
         Ok(())
+    }
+
+    /// Waits a little, if another attempt may help.
+    async fn pause_after(&mut self, error: ReadError) -> Result<(), ScanError> {
+        if !error.is_retryable() {
+            return Err(error.into());
+        }
+        tracing::warn!(log = self.edges.log.name(), %error, "reading the log failed, trying again");
+        tokio::select! {
+            biased;
+            () = &mut self.ended => Err(ScanError::Closed),
+            () = self.backoff.wait() => Ok(()),
+        }
+    }
+
+    async fn gathered(&mut self, read: Result<Vec<Arc<Stored>>, ReadError>) -> Result<(), ScanError> {
+        let found = match read {
+            Ok(found) => found,
+            Err(error) => return self.pause_after(error).await,
+        };
+        self.backoff.reset();
+        if found.last().is_some_and(|last| last.kind == MessageType::CommitTxn) {
+            self.gather = None;
+        }
+        self.ready.extend(found.into_iter().filter(|message| passes(&self.options.filters, message)));
+        Ok(())
+    }
+
+    /// Comes to what waited behind a transaction.
+    fn go_on(&mut self, part: Part) {
+        match part {
+            Part::Message(message) => self.ready.push_back(message),
+            Part::Scattered(txn) => {
+                self.ready.extend(Some(Arc::clone(&txn.begin)).filter(|begin| passes(&self.options.filters, begin)));
+                self.gather = Some(Box::new(Gather::new(&self.edges.log, txn)));
+            }
+        }
     }
 
     fn read_buffer(&mut self) {
@@ -244,7 +303,7 @@ impl Scanner {
 
     /// Gives the consumer a tick if one is due and nothing else says how far the WAL has got.
     fn beat(&mut self, watermark: Watermark, heartbeats: u64) {
-        if self.heartbeats == Some(heartbeats) || !self.ready.is_empty() {
+        if self.heartbeats == Some(heartbeats) || !self.ready.is_empty() || !self.rest.is_empty() {
             return;
         }
         self.heartbeats = Some(heartbeats);
@@ -282,26 +341,42 @@ impl Scanner {
         let wanted = &self.options.vchannel;
         let vchannel = message.message.properties.vchannel();
         if !wanted.is_empty() && vchannel.is_some_and(|vchannel| vchannel != wanted) {
-            return;
-        }
-        let filters = &self.options.filters;
-        let passes = |message: &Arc<Stored>| {
-            let in_txn = message.message.properties.contains(key::TXN);
-            filters.iter().all(|filter| filter.passes(message.kind, in_txn, TimeTick(message.tick)))
-        };
-        match self.delivery.accept(message, self.edges.log.name()) {
             // It may end transactions of the one that is wanted, as a change of the WAL's role does.
             self.delivery.end(&message, self.edges.log.name());
+            return;
+        }
+        match self.delivery.accept(message, self.edges.log.name()) {
             Visible::Nothing => {}
-            Visible::Message(message) => self.ready.extend(Some(message).filter(passes)),
+            Visible::Message(message) => self.put(message),
             // The commit decides for all.
             Visible::Txn(whole) => {
-                if whole.last().is_some_and(passes) {
-                    self.ready.extend(whole.into_iter().filter(passes));
+                if whole.last().is_some_and(|commit| passes(&self.options.filters, commit)) {
+                    whole.into_iter().for_each(|message| self.put(message));
+                }
+            }
+            Visible::Scattered(txn) => {
+                if passes(&self.options.filters, &txn.commit) {
+                    self.rest.push_back(Part::Scattered(txn));
                 }
             }
         }
     }
+
+    fn put(&mut self, message: Arc<Stored>) {
+        if !passes(&self.options.filters, &message) {
+            return;
+        }
+        if self.rest.is_empty() {
+            self.ready.push_back(message);
+        } else {
+            self.rest.push_back(Part::Message(message));
+        }
+    }
+}
+
+fn passes(filters: &[DeliverFilter], message: &Stored) -> bool {
+    let in_txn = message.message.properties.contains(key::TXN);
+    filters.iter().all(|filter| filter.passes(message.kind, in_txn, TimeTick(message.tick)))
 }
 
 impl Drop for Scanner {

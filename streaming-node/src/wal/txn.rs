@@ -11,11 +11,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use futures::FutureExt;
 use streaming_proto::messages::BeginTxnMessageHeader;
-use streaming_types::{MessageType, StreamingError, TimeTick, TxnContext, txn::DEFAULT_KEEPALIVE};
+use streaming_types::{MessageType, StreamingError, TimeTick, TxnContext};
 use tower::{Layer, Service};
 
 use super::{
@@ -26,7 +27,7 @@ use super::{
 };
 
 /// Longest keepalive that a client may ask for: as long as a transaction is open, nothing behind its begin can go.
-const LONGEST_KEEPALIVE_MS: i64 = 24 * 3600 * 1000;
+pub const LONGEST_KEEPALIVE_MS: i64 = 24 * 3600 * 1000;
 
 /// Wraps a service of groups in [`Txns`].
 #[derive(Debug, Clone)]
@@ -34,14 +35,16 @@ pub struct TxnLayer {
     pub pchannel: Arc<str>,
     pub sessions: SharedSessions,
     pub replication: SharedReplication,
+    /// Of a transaction whose begin asks for none.
+    pub keepalive: Duration,
 }
 
 impl<S> Layer<S> for TxnLayer {
     type Service = Txns<S>;
 
     fn layer(&self, inner: S) -> Txns<S> {
-        let Self { pchannel, sessions, replication } = self.clone();
-        Txns { inner, pchannel, sessions, replication }
+        let Self { pchannel, sessions, replication, keepalive } = self.clone();
+        Txns { inner, pchannel, sessions, replication, keepalive }
     }
 }
 
@@ -51,6 +54,7 @@ pub struct Txns<S> {
     pchannel: Arc<str>,
     sessions: SharedSessions,
     replication: SharedReplication,
+    keepalive: Duration,
 }
 
 impl<S> Service<Group> for Txns<S>
@@ -68,8 +72,10 @@ where
 
     fn call(&mut self, mut group: Group) -> Self::Future {
         let mut sessions = self.sessions.lock();
-        let mut pass =
-            |append: &mut Append| self.replication.pass(append, |append| admit(append, &mut sessions, &self.pchannel));
+        let (pchannel, keepalive) = (&self.pchannel, self.keepalive);
+        let mut pass = |append: &mut Append| {
+            self.replication.pass(append, |append| admit(append, &mut sessions, pchannel, keepalive))
+        };
         group.settle(|append| pass(append).err().map(Err));
         if let Some(closing) = &mut group.closing {
             sessions.expire(TimeTick(closing.tick));
@@ -101,7 +107,12 @@ where
     }
 }
 
-fn admit(append: &mut Append, sessions: &mut Sessions, pchannel: &str) -> Result<(), StreamingError> {
+fn admit(
+    append: &mut Append,
+    sessions: &mut Sessions,
+    pchannel: &str,
+    default: Duration,
+) -> Result<(), StreamingError> {
     let tick = TimeTick(append.tick);
     if append.is_exclusive() {
         sessions.fail(append.scope(pchannel));
@@ -114,7 +125,7 @@ fn admit(append: &mut Append, sessions: &mut Sessions, pchannel: &str) -> Result
             // What another cluster began keeps its id, and ends only with it.
             let context = match replicated {
                 Some(context) => context,
-                None => TxnContext::new(append.tick.cast_signed(), keepalive(append)?),
+                None => TxnContext::new(append.tick.cast_signed(), keepalive(append, default)?),
             };
             sessions.begin(context, vchannel, tick)?;
             append.message.properties.set_txn(context);
@@ -131,11 +142,11 @@ fn admit(append: &mut Append, sessions: &mut Sessions, pchannel: &str) -> Result
 }
 
 /// The keepalive that a begin asks for, in milliseconds.
-fn keepalive(begin: &Append) -> Result<i64, StreamingError> {
+fn keepalive(begin: &Append, default: Duration) -> Result<i64, StreamingError> {
     let header: BeginTxnMessageHeader =
         begin.message.header().map_err(|error| StreamingError::unrecoverable(error.to_string()))?;
     match header.keepalive_milliseconds {
-        0 => Ok(i64::try_from(DEFAULT_KEEPALIVE.as_millis()).unwrap_or(LONGEST_KEEPALIVE_MS)),
+        0 => Ok(i64::try_from(default.as_millis()).unwrap_or(LONGEST_KEEPALIVE_MS)),
         ms if (1..=LONGEST_KEEPALIVE_MS).contains(&ms) => Ok(ms),
         // Clients would repeat for ever what is answered with INVAILD_ARGUMENT.
         ms => Err(StreamingError::unrecoverable(format!(

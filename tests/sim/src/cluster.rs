@@ -127,6 +127,7 @@ impl Machine {
             health: HealthReporter::default(),
             cell: streaming_node::NodeCell::default(),
             flow: watch::channel(settings.flow.clone()).1,
+            paused: watch::channel(false).1,
         };
         Ok(streaming_node::serve(settings, edges, tasks.token().clone()).await?)
     }

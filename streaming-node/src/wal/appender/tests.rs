@@ -175,6 +175,7 @@ impl Run {
             windows: Windows::new(1 << 20),
             replication: SharedReplication::new(replication),
             sharding: crate::shard::samples::layer(),
+            keepalive: streaming_types::txn::DEFAULT_KEEPALIVE,
         };
         let stack = stack(parts, log.clone());
         Self { stack, sessions, log, in_flight: FuturesOrdered::new(), done: Vec::new() }
