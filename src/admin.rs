@@ -3,20 +3,25 @@
 mod guard;
 mod probes;
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, DefaultBodyLimit, State, connect_info::Connected},
+    body::Body,
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     middleware,
+    response::IntoResponse,
     routing::get,
-    serve::IncomingStream,
 };
 use futures::StreamExt;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 use woodpecker_base::{
     clock::Clock,
     health::HealthReporter,
@@ -30,12 +35,24 @@ use crate::telemetry::{self, LogLevel};
 /// The roles of the process, by the names that the protocol has for them.
 pub(crate) type Roles = Vec<(&'static str, HealthReporter)>;
 
-/// How long a request may take that has come before the stop.
+/// How long what is being answered may take when the port closes. A probe that keeps its connection open must not hold up the
+/// stop.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often what the histograms hold is tidied up.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// Scrapers come again within a minute.
+const PATIENCE: Patience = Patience { silence: Duration::from_secs(75), request: Duration::from_secs(30) };
 /// After a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a peer may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// A connection is kept on which no request, or only the beginning of one, comes.
+    silence: Duration,
+    /// A request takes, the arrival of its body included.
+    request: Duration,
+}
 
 /// What the pages show and do.
 #[derive(Clone)]
@@ -56,7 +73,7 @@ pub(crate) struct Admin {
 /// # Errors
 /// The address cannot be bound.
 pub(crate) async fn serve(address: SocketAddr, admin: Admin, tasks: &Tasks) -> anyhow::Result<SocketAddr> {
-    let listener = Listener::bind(address).await?.behind(&admin.gate);
+    let mut listener = Listener::bind(address).await?.behind(&admin.gate);
     let bound = listener.address().parse().context("the address that was bound")?;
     let (upkeep, clock) = (admin.metrics.clone(), admin.clock.clone());
     let mut ticker = clock.ticker(UPKEEP);
@@ -66,23 +83,52 @@ pub(crate) async fn serve(address: SocketAddr, admin: Admin, tasks: &Tasks) -> a
             upkeep.run_upkeep();
         }
     });
-    let router = router(admin).into_make_service_with_connect_info::<Peer>();
-    let incoming = Incoming { listener, bound, clock: clock.clone() };
-    let token = tasks.token().clone();
-    tasks.spawn(async move {
-        let server = axum::serve(incoming, router).with_graceful_shutdown(token.clone().cancelled_owned());
-        // A probe that keeps its connection open must not hold up the stop.
-        let served = async { server.await.map_err(|error| tracing::warn!(%error, "admin server ended")) };
-        let cut = async {
-            token.cancelled().await;
-            clock.sleep(FAREWELL).await;
-        };
-        tokio::select! {
-            _ = served => {}
-            () = cut => {}
+    let (router, tasks, token) = (router(admin), tasks.clone(), tasks.token().clone());
+    tasks.clone().spawn(async move {
+        loop {
+            let accepted = tokio::select! {
+                () = token.cancelled() => break,
+                accepted = listener.next() => accepted,
+            };
+            match accepted {
+                Some(Ok(connection)) => {
+                    let answering = answer(connection, router.clone(), PATIENCE, clock.clone(), token.clone());
+                    tasks.spawn(answering);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "the admin port takes no connection for a moment");
+                    clock.sleep(ACCEPT_PAUSE).await;
+                }
+                None => break,
+            }
         }
     });
     Ok(bound)
+}
+
+/// Answers what comes on a connection, until its peer is gone or silent, or the port closes.
+async fn answer(connection: Connection, router: Router, patience: Patience, clock: Clock, stopped: CancellationToken) {
+    let (peer, answering) = (Peer(connection.peer()), clock.clone());
+    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        let (router, clock) = (router.clone(), answering.clone());
+        async move {
+            match clock.timeout(patience.request, router.oneshot(request.map(Body::new))).await {
+                Ok(answered) => answered,
+                Err(_) => Ok(StatusCode::REQUEST_TIMEOUT.into_response()),
+            }
+        }
+    });
+    let mut http = http1::Builder::new();
+    let http = http.timer(TokioTimer::new()).header_read_timeout(patience.silence);
+    let mut serving = pin!(http.serve_connection(TokioIo::new(connection), service));
+    // How a connection ends is its peer's business.
+    tokio::select! {
+        _ = serving.as_mut() => return,
+        () = stopped.cancelled() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    let _ = clock.timeout(FAREWELL, serving).await;
 }
 
 fn router(admin: Admin) -> Router {
@@ -121,47 +167,41 @@ async fn set_level(
     Ok(Json(Level { level: level.now() }))
 }
 
-/// The port's connections, for the HTTP server.
-struct Incoming {
-    listener: Listener,
-    bound: SocketAddr,
-    clock: Clock,
-}
+/// Who asks, where the network has addresses.
+#[derive(Debug, Clone, Copy)]
+struct Peer(Option<SocketAddr>);
 
-impl axum::serve::Listener for Incoming {
-    type Io = Connection;
-    type Addr = SocketAddr;
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        loop {
-            match self.listener.next().await {
-                Some(Ok(connection)) => {
-                    let peer = connection.peer().unwrap_or(self.bound);
-                    return (connection, peer);
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "the admin port takes no connection for a moment");
-                    self.clock.sleep(ACCEPT_PAUSE).await;
-                }
-                None => std::future::pending().await,
-            }
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(200);
+
+    #[tokio::test]
+    async fn whose_request_never_ends_is_not_waited_for() {
+        let (clock, patience) = (Clock::system(), Patience { silence: 2 * MOMENT, request: MOMENT });
+        let router = Router::new().route("/log/level", get(async || "OK").put(set_anything));
+        let head = "PUT /log/level HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n";
+        for (request, limit, answered) in [
+            (head.to_owned(), patience.silence, ""),
+            (format!("{head}\r\nhalf"), patience.request, "HTTP/1.1 408 "),
+            ("GET /log/level HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), patience.silence, "HTTP/1.1 200 "),
+        ] {
+            let (mut peer, stream) = duplex(1024);
+            let (connection, began) = (Connection::new(stream, None), clock.now());
+            let serving = answer(connection, router.clone(), patience, clock.clone(), CancellationToken::new());
+            let mut said = String::new();
+            let asking = async {
+                peer.write_all(request.as_bytes()).await.unwrap();
+                peer.read_to_string(&mut said).await.unwrap();
+            };
+            tokio::join!(serving, asking);
+            assert!(clock.now() - began >= limit, "{request:?}");
+            assert!(said.starts_with(answered), "{request:?}: {said}");
         }
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.bound)
-    }
+    async fn set_anything(_: String) {}
 }
-
-/// Who asks.
-#[derive(Debug, Clone, Copy)]
-struct Peer(SocketAddr);
-
-impl Connected<IncomingStream<'_, Incoming>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Incoming>) -> Self {
-        Self(*stream.remote_addr())
-    }
-}
-
-/// Where requests carry their peer.
-type From = ConnectInfo<Peer>;

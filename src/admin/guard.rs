@@ -8,9 +8,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use woodpecker_base::net::{Denied, Gate, Refusals, Role, Tokens};
+use woodpecker_base::net::{Denied, Gate, Refusals, Role, Tokens, operate};
 
-use super::From;
+use super::Peer;
 
 /// Pages that machines ask for which have no secrets.
 const OPEN: [&str; 4] = ["/healthz", "/livez", "/readyz", "/metrics"];
@@ -25,8 +25,8 @@ impl Guard {
         Self { tokens: gate.tokens.clone(), refusals: gate.refusals.clone() }
     }
 
-    /// Whether a request may go on. Without tokens, what changes something must come from this machine.
-    fn judge(&self, request: &Request, peer: Option<SocketAddr>) -> Result<(), Refused> {
+    /// Whether a request may go on. Without tokens, all but what is open to everybody must come from this machine.
+    fn judge(&self, request: &Request, peer: Option<SocketAddr>) -> Result<(), Denied> {
         let looks = matches!(*request.method(), Method::GET | Method::HEAD);
         if looks && OPEN.contains(&request.uri().path()) {
             return Ok(());
@@ -34,41 +34,23 @@ impl Guard {
         match &self.tokens {
             Some(tokens) => {
                 let needed = if looks { Role::Read } else { Role::Admin };
-                tokens.judge(request.headers(), needed).map_err(Refused::Token)
+                tokens.judge(request.headers(), needed)
             }
-            None if looks || peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) => Ok(()),
-            None => Err(Refused::Stranger),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-enum Refused {
-    #[error(transparent)]
-    Token(Denied),
-    #[error("without auth.enabled, what changes something is open to this machine only")]
-    Stranger,
-}
-
-impl Refused {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Token(denied) => denied.reason(),
-            Self::Stranger => "remote",
+            None => operate(peer),
         }
     }
 }
 
 /// Lets through what may pass; the rest is answered, logged and counted.
 pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<From>().map(|from| from.0.0);
-    let Err(refused) = guard.judge(&request, peer) else { return next.run(request).await };
-    guard.refusals.unauthorized(refused.reason(), peer, request.uri().path(), refused);
-    let status = match refused {
-        Refused::Token(Denied::NoToken | Denied::WrongToken) => StatusCode::UNAUTHORIZED,
-        Refused::Token(Denied::Role { .. }) | Refused::Stranger => StatusCode::FORBIDDEN,
+    let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+    let Err(denied) = guard.judge(&request, peer) else { return next.run(request).await };
+    guard.refusals.unauthorized(denied.reason(), peer, request.uri().path(), denied);
+    let status = match denied {
+        Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
+        Denied::Role { .. } | Denied::Remote => StatusCode::FORBIDDEN,
     };
-    let mut response = (status, format!("{refused}\n")).into_response();
+    let mut response = (status, format!("{denied}\n")).into_response();
     if status == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -93,19 +75,23 @@ mod tests {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let request = request.body(axum::body::Body::empty()).unwrap();
-        guard.judge(&request, Some(peer.parse().unwrap())).map_err(Refused::reason)
+        guard.judge(&request, Some(peer.parse().unwrap())).map_err(Denied::reason)
     }
 
     #[test]
-    fn without_tokens_only_this_machine_changes_anything() {
+    fn without_tokens_only_probes_and_scrapers_come_from_elsewhere() {
         for near in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(judge(false, Method::GET, "/logstore/namespaces", near, None), Ok(()), "{near}");
             assert_eq!(judge(false, Method::DELETE, "/logstore/namespaces/x", near, None), Ok(()), "{near}");
         }
         for far in ["10.0.0.1:1", "[2001:db8::1]:1"] {
             assert_eq!(judge(false, Method::POST, "/logstore/decommission", far, None), Err("remote"), "{far}");
             assert_eq!(judge(false, Method::PUT, "/log/level", far, Some(ADMIN)), Err("remote"), "{far}");
             assert_eq!(judge(false, Method::POST, "/healthz", far, None), Err("remote"), "{far}");
-            assert_eq!(judge(false, Method::GET, "/logstore/status", far, None), Ok(()), "{far}");
+            assert_eq!(judge(false, Method::GET, "/logstore/namespaces", far, None), Err("remote"), "{far}");
+            for open in OPEN {
+                assert_eq!(judge(false, Method::GET, open, far, None), Ok(()), "{far}");
+            }
         }
     }
 

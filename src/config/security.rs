@@ -73,8 +73,8 @@ impl From<ClientAuth> for woodpecker_base::net::ClientAuth {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Auth {
-    /// Whether callers must show a token. Without, everybody may call, and what changes things on the admin port is open
-    /// to this machine only.
+    /// Whether callers must show a token. Without, everybody may call; only what operators do (giving a log store up, deleting a
+    /// namespace, pages of the admin port besides probes and metrics) is open to this machine alone.
     pub(crate) enabled: bool,
     /// File with the tokens that are let in: a line each, `read`, `write` or `admin` and the token.
     pub(crate) tokens_file: PathBuf,

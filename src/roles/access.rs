@@ -6,6 +6,7 @@ const NOTHING: Need = Need::Nothing;
 const READ: Need = Need::Role(Role::Read);
 const WRITE: Need = Need::Role(Role::Write);
 const ADMIN: Need = Need::Role(Role::Admin);
+const OPERATOR: Need = Need::Operator;
 
 /// Methods by service. A method that does not stand here needs an admin.
 const METHODS: &[(&str, &[(&str, Need)])] = &[
@@ -58,8 +59,8 @@ const METHODS: &[(&str, &[(&str, Need)])] = &[
             // Who opens a log to write fences it.
             ("Fence", WRITE),
             ("Release", ADMIN),
-            ("Decommission", ADMIN),
-            ("DeleteNamespace", ADMIN),
+            ("Decommission", OPERATOR),
+            ("DeleteNamespace", OPERATOR),
         ],
     ),
 ];

@@ -88,6 +88,23 @@ async fn connections_beyond_the_limit_are_closed_as_they_come() -> anyhow::Resul
     Ok(())
 }
 
+#[test]
+fn who_connects_and_says_nothing_is_let_go() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let role = standalone(&directory, &[])?;
+    let silent = ["coordinator", "admin"].map(|port| role.address(port).trim_start_matches("http://").to_owned());
+    let silent = silent.map(TcpStream::connect);
+    for connection in silent {
+        let mut connection = connection?;
+        connection.set_read_timeout(Some(WAIT))?;
+        // Not more than the greeting of HTTP/2, and then the end.
+        let mut said = Vec::new();
+        connection.read_to_end(&mut said)?;
+        assert!(said.len() < 200, "{said:?}");
+    }
+    appends(&role, &directory)
+}
+
 #[tokio::test]
 async fn a_message_beyond_the_size_is_refused_with_its_code_and_the_next_one_is_not() -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;

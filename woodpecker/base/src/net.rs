@@ -10,6 +10,7 @@ mod connector;
 mod gate;
 mod gather;
 mod guard;
+mod prompt;
 mod refusals;
 #[cfg(test)]
 mod tests;
@@ -30,7 +31,7 @@ use tokio::{
 
 use self::gather::Gathered;
 pub use self::{
-    access::{Denied, Need, Role, Tokens, TokensError},
+    access::{Denied, Need, Role, Tokens, TokensError, operate},
     connector::{Connector, Dialed, Shown, Token, TokenError, tcp_connector},
     gate::Gate,
     guard::{Guard, Guarded},

@@ -1,6 +1,6 @@
 //! Who may do what: tokens and their roles.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, header::AUTHORIZATION};
@@ -40,6 +40,9 @@ pub enum Need {
     Nothing,
     /// A token of this role, or of one that includes it.
     Role(Role),
+    /// A token of an admin. Where no tokens are known, the caller must be on this machine: it is what operators do, and no role
+    /// of a cluster asks it of another.
+    Operator,
 }
 
 /// Why someone may not do something.
@@ -51,6 +54,8 @@ pub enum Denied {
     WrongToken,
     #[error("this needs the role {}, the token has {}", needed.name(), role.name())]
     Role { needed: Role, role: Role },
+    #[error("without tokens (auth.enabled), this is open to this machine only")]
+    Remote,
 }
 
 impl Denied {
@@ -61,6 +66,7 @@ impl Denied {
             Self::NoToken => "no_token",
             Self::WrongToken => "wrong_token",
             Self::Role { .. } => "role",
+            Self::Remote => "remote",
         }
     }
 }
@@ -81,6 +87,14 @@ pub enum TokensError {
 /// A token that can be guessed protects nothing.
 const LEAST_TOKEN: usize = 16;
 const SCHEME: &[u8] = b"Bearer ";
+
+/// Whether who calls without tokens may do what is for operators.
+///
+/// # Errors
+/// [`Denied::Remote`] for another machine, and where the network has no addresses.
+pub fn operate(peer: Option<SocketAddr>) -> Result<(), Denied> {
+    if peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) { Ok(()) } else { Err(Denied::Remote) }
+}
 
 /// The tokens that are let in. Clones are one; they can be replaced while they are in use.
 #[derive(Clone)]

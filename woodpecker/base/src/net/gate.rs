@@ -5,10 +5,10 @@ use std::{io, sync::Arc, time::Duration};
 use futures::{StreamExt, future, stream::BoxStream};
 use tokio::sync::Semaphore;
 
-use super::{Connection, Guard, Need, Refusals, ServerTls, Tokens};
+use super::{Connection, Guard, Need, Refusals, ServerTls, Tokens, prompt::Prompt};
 use crate::clock::Clock;
 
-/// From a connection to its being an encrypted one.
+/// From a connection to its being an encrypted one, and from there to its peer's having said what it wants.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Handshakes at the same time: a peer that says nothing keeps its place until the limit, so there are many places.
 const HANDSHAKES: usize = 4096;
@@ -54,7 +54,12 @@ impl Gate {
             });
             future::ready(taken.transpose())
         });
-        let Some(tls) = self.tls.clone() else { return placed.boxed() };
+        let clock = self.clock.clone();
+        let prompt = move |connection: Connection| {
+            let Connection { stream, peer, place } = connection;
+            Connection { stream: Box::new(Prompt::new(stream, &clock, HANDSHAKE_LIMIT)), peer, place }
+        };
+        let Some(tls) = self.tls.clone() else { return placed.map(move |accepted| accepted.map(&prompt)).boxed() };
         let (refusals, clock) = (self.refusals.clone(), self.clock.clone());
         let shaken = placed.map(move |accepted| {
             let (tls, refusals, clock) = (tls.clone(), refusals.clone(), clock.clone());
@@ -69,6 +74,7 @@ impl Gate {
                 shaken.inspect_err(|error| refusals.handshake(peer, error)).ok().map(Ok)
             }
         });
-        shaken.buffer_unordered(HANDSHAKES).filter_map(future::ready).boxed()
+        let shaken = shaken.buffer_unordered(HANDSHAKES).filter_map(future::ready);
+        shaken.map(move |accepted| accepted.map(&prompt)).boxed()
     }
 }

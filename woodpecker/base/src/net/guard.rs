@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{Denied, Gate, Need, Refusals, Tokens};
+use super::{Denied, Gate, Need, Refusals, Role, Tokens, operate};
 
 /// A layer for a gRPC server. The default lets every call through.
 #[derive(Debug, Clone, Default)]
@@ -84,17 +84,19 @@ impl Rules {
     fn check<R>(&self, request: &Request<R>) -> Result<Option<OwnedSemaphorePermit>, Status> {
         let path = request.uri().path();
         let peer = request.extensions().get::<Option<SocketAddr>>().copied().flatten();
-        let Need::Role(needed) = (self.needs)(path) else {
+        let judged = match (&self.tokens, (self.needs)(path)) {
             // Probes are answered however busy the server is.
-            return Ok(None);
+            (_, Need::Nothing) => return Ok(None),
+            (Some(tokens), Need::Role(needed)) => tokens.judge(request.headers(), needed),
+            (Some(tokens), Need::Operator) => tokens.judge(request.headers(), Role::Admin),
+            (None, Need::Operator) => operate(peer),
+            (None, Need::Role(_)) => Ok(()),
         };
-        if let Some(tokens) = &self.tokens
-            && let Err(denied) = tokens.judge(request.headers(), needed)
-        {
+        if let Err(denied) = judged {
             self.refusals.unauthorized(denied.reason(), peer, path, denied);
             return Err(match denied {
                 Denied::NoToken | Denied::WrongToken => Status::unauthenticated(denied.to_string()),
-                Denied::Role { .. } => Status::permission_denied(denied.to_string()),
+                Denied::Role { .. } | Denied::Remote => Status::permission_denied(denied.to_string()),
             });
         }
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {

@@ -12,13 +12,14 @@ use tonic::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
-    ClientAuth, ClientTls, Connector, Dialed, Gate, Listener, Need, Pem, Refusals, Role, ServerTls, TlsError, Token,
-    Tokens, tcp_connector,
+    ClientAuth, ClientTls, Connection, Connector, Dialed, Gate, Listener, Need, Pem, Refusals, Role, ServerTls,
+    TlsError, Token, Tokens, tcp_connector,
 };
 use crate::{clock::Clock, tasks::Tasks};
 
 const READ: &str = "reads-0123456789";
 const WRITE: &str = "writes-0123456789";
+const ADMIN: &str = "rules-0123456789";
 /// For what must come.
 const SOON: Duration = Duration::from_secs(10);
 
@@ -177,6 +178,35 @@ async fn a_call_needs_a_token_of_the_role_that_its_method_needs() {
     used.check(HealthCheckRequest::default()).await.unwrap();
     tokens.replace(&format!("read {READ}")).unwrap();
     assert_eq!(used.check(HealthCheckRequest::default()).await.unwrap_err().code(), Code::Unauthenticated);
+    tasks.drain(&Clock::system(), SOON).await;
+}
+
+#[tokio::test]
+async fn what_operators_do_needs_an_admin_or_without_tokens_this_machine() {
+    fn operators(_: &str) -> Need {
+        Need::Operator
+    }
+    let tasks = Tasks::new();
+    let open = Gate { needs: operators, ..gate() };
+    let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let address = listener.address().to_owned();
+    let code =
+        async |connector: Connector, address: &str| check(&connector, address).await.map_err(|status| status.code());
+    assert_eq!(code(tcp_connector(), &serve(&open, &tasks).await).await, Ok(()));
+    // The same connections, said to come from elsewhere.
+    let far =
+        listener.map(|accepted| accepted.map(|connection| Connection::new(connection, "10.0.0.1:1".parse().ok())));
+    let listener = Listener::injected(address.clone(), far.boxed()).behind(&open);
+    let (_, health) = tonic_health::server::health_reporter();
+    let server = Server::builder().layer(listener.guard()).add_service(health).serve_with_incoming(listener);
+    tasks.spawn_until_stopped(server);
+    assert_eq!(code(tcp_connector(), &address).await, Err(Code::PermissionDenied));
+    let tokens = Tokens::parse(&format!("write {WRITE}\nadmin {ADMIN}")).unwrap();
+    let address = serve(&Gate { tokens: Some(tokens), ..open }, &tasks).await;
+    let showing = |token: &str| tcp_connector().with_token(Token::new(token).unwrap());
+    assert_eq!(code(tcp_connector(), &address).await, Err(Code::Unauthenticated));
+    assert_eq!(code(showing(WRITE), &address).await, Err(Code::PermissionDenied));
+    assert_eq!(code(showing(ADMIN), &address).await, Ok(()));
     tasks.drain(&Clock::system(), SOON).await;
 }
 
