@@ -7,11 +7,13 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, Sources, load};
 
+mod balance;
 mod consumers;
 mod log;
 mod topology;
 
 pub(crate) use self::{
+    balance::{BalanceArgs, BalanceVerb, NodesArgs},
     consumers::{ConsumersArgs, ConsumersVerb},
     log::{DoctorArgs, LogArgs, LogVerb, VolumeArgs, VolumeVerb, WantedArgs},
     topology::{TopologyArgs, TopologyVerb},
@@ -47,6 +49,8 @@ pub(crate) enum Command {
     Nodes(ListArgs),
     /// Shows one channel.
     Describe(DescribeArgs),
+    /// Shows and changes how channels are spread over nodes.
+    Balance(BalanceArgs),
     /// Shows for which consumers logs are kept, and forgets those that are gone.
     Consumers(ConsumersArgs),
     /// Shows and changes which cluster follows which.

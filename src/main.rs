@@ -55,6 +55,7 @@ async fn execute(command: Command) -> anyhow::Result<()> {
         Command::Channels(arguments) => verbs::channels(arguments).await,
         Command::Nodes(arguments) => verbs::nodes(arguments).await,
         Command::Describe(arguments) => verbs::describe(arguments).await,
+        Command::Balance(arguments) => verbs::balance(arguments.verb).await,
         Command::Consumers(arguments) => verbs::consumers(arguments).await,
         Command::Topology(arguments) => verbs::topology(arguments).await,
         Command::Log(arguments) => verbs::log(arguments).await,

@@ -1,5 +1,6 @@
 //! What an operator or a script does with a running cluster.
 
+mod balance;
 mod config;
 mod connect;
 mod consume;
@@ -15,6 +16,7 @@ mod topology;
 mod volume;
 
 pub(crate) use self::{
+    balance::balance,
     config::config,
     connect::{Cluster, connect, pick_channel},
     consume::consume,

@@ -1,12 +1,14 @@
 //! Keys whose change is used while a process runs.
 
 /// One key, or all below one if it ends in a dot.
-const LIVE: [&str; 10] = [
+const LIVE: [&str; 12] = [
     "log.level",
     "streaming.primaryResourceGroup",
     "streaming.strictResourceGroupIsolation.enabled",
     "streaming.walBalancer.triggerInterval",
     "streaming.walBalancer.expectedInitialStreamingNodeNum",
+    "streaming.walBalancer.balancePolicy.minRebalanceIntervalThreshold",
+    "streaming.walBalancer.balancePolicy.allowRebalanceRecoveryLagThreshold",
     "streaming.walRateLimit.appendRate.",
     "streaming.walRateLimit.consumerLag.",
     "streaming.walRateLimit.nodeMemory.",

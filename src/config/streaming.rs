@@ -226,11 +226,56 @@ pub(crate) struct WalBalancer {
     pub(crate) trigger_interval: Duration,
     /// A new cluster assigns nothing before this many nodes are there; 0 waits for none.
     pub(crate) expected_initial_streaming_node_num: u32,
+    /// How long a node may take to open a channel, its recovery included, before another one is asked.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) assign_timeout: Duration,
+    /// How long a node may take to give a channel up before it is assigned without that.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) remove_timeout: Duration,
+    /// When a channel is moved.
+    pub(crate) balance_policy: BalancePolicy,
 }
 
 impl Default for WalBalancer {
     fn default() -> Self {
-        Self { trigger_interval: Duration::from_secs(60), expected_initial_streaming_node_num: 0 }
+        let nodes = streaming_coord::Settings::default().nodes;
+        Self {
+            trigger_interval: Duration::from_secs(60),
+            expected_initial_streaming_node_num: 0,
+            assign_timeout: nodes.assign_timeout,
+            remove_timeout: nodes.remove_timeout,
+            balance_policy: BalancePolicy::default(),
+        }
+    }
+}
+
+/// When a channel is moved for the sake of balance.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct BalancePolicy {
+    /// Whether channels are moved at all when a coordinator begins to lead; if not, only those without a node are assigned.
+    /// `streaming balance suspend` and `resume` change it until then.
+    pub(crate) allow_rebalance: bool,
+    /// A channel is not moved again for this long.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) min_rebalance_interval_threshold: Duration,
+    /// A channel whose checkpoint is further behind its end than this is not moved: its next owner would have to replay that.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "units::DurationText")]
+    pub(crate) allow_rebalance_recovery_lag_threshold: Duration,
+}
+
+impl Default for BalancePolicy {
+    fn default() -> Self {
+        let defaults = streaming_coord::Balance::default();
+        Self {
+            allow_rebalance: defaults.allow_rebalance,
+            min_rebalance_interval_threshold: defaults.min_rebalance_interval,
+            allow_rebalance_recovery_lag_threshold: defaults.max_recovery_lag,
+        }
     }
 }
 

@@ -9,18 +9,26 @@ use crate::config::{Config, segments};
 /// The coordinator's.
 pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
     let defaults = streaming_coord::Settings::default();
+    let balancer = &config.streaming.wal_balancer;
     streaming_coord::Settings {
         cluster: config.msg_channel.chan_name_prefix.cluster.clone(),
         metadata_root: config.meta_root(),
         channels: streaming_coord::Channels { names: config.channels(), ..defaults.channels },
         advertised_address: advertised(&config.root_coord.advertise),
         session_ttl: config.common.session.ttl,
+        nodes: streaming_coord::Nodes {
+            assign_timeout: balancer.assign_timeout,
+            remove_timeout: balancer.remove_timeout,
+            ..defaults.nodes
+        },
         balance: streaming_coord::Balance {
-            interval: config.streaming.wal_balancer.trigger_interval,
-            initial_nodes: config.streaming.wal_balancer.expected_initial_streaming_node_num,
+            interval: balancer.trigger_interval,
+            allow_rebalance: balancer.balance_policy.allow_rebalance,
+            min_rebalance_interval: balancer.balance_policy.min_rebalance_interval_threshold,
+            max_recovery_lag: balancer.balance_policy.allow_rebalance_recovery_lag_threshold,
+            initial_nodes: balancer.expected_initial_streaming_node_num,
             primary_group: config.streaming.primary_resource_group.clone(),
             strict_groups: config.streaming.strict_resource_group_isolation.enabled,
-            ..defaults.balance
         },
         ..defaults
     }

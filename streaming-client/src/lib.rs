@@ -37,6 +37,7 @@
 
 mod alarm;
 mod assignment;
+mod balance;
 mod client;
 mod connections;
 mod consumer;

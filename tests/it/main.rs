@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests drive processes, in real time")]
 
 mod admin;
+mod balance;
 mod chaos;
 mod cluster;
 mod consumers;

@@ -153,8 +153,33 @@ fn labels_of_a_node_and_its_group_reach_both_sides() {
 }
 
 #[test]
-fn defaults_are_the_nodes_own() {
+fn what_is_set_of_the_balance_reaches_the_coordinator() {
+    let coordinator = |assignments: &[&str]| {
+        let assignments = assignments.iter().map(|&text| text.to_owned()).collect();
+        let mut found = Leaves::new();
+        let settings = coord(&load(&Sources { assignments, ..Sources::default() }).unwrap());
+        leaves(&serde_json::to_value(settings).unwrap(), "", &mut found);
+        found
+    };
+    for (key, value, leaf) in [
+        ("triggerInterval", "7s", "balance.interval"),
+        ("assignTimeout", "7s", "nodes.assign_timeout"),
+        ("removeTimeout", "7s", "nodes.remove_timeout"),
+        ("balancePolicy.minRebalanceIntervalThreshold", "7s", "balance.min_rebalance_interval"),
+        ("balancePolicy.allowRebalanceRecoveryLagThreshold", "7s", "balance.max_recovery_lag"),
+        ("balancePolicy.allowRebalance", "false", "balance.allow_rebalance"),
+    ] {
+        let mut expected = coordinator(&[]);
+        expected.insert(leaf.to_owned(), if value == "7s" { json!("7s") } else { json!(false) });
+        assert_eq!(coordinator(&[&format!("streaming.walBalancer.{key}={value}")]), expected, "{key}");
+    }
+}
+
+#[test]
+fn defaults_are_the_roles_own() {
     let config = load(&Sources::default()).unwrap();
+    let own = streaming_coord::Settings::default();
+    assert_eq!((coord(&config).nodes, coord(&config).balance), (own.nodes, own.balance));
     assert_eq!(node(&config).unwrap(), streaming_node::Settings::default());
 }
 
