@@ -1,6 +1,6 @@
 //! Logs and traces.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{bail, ensure};
 use schemars::JsonSchema;
@@ -67,8 +67,11 @@ pub(crate) enum TraceExporter {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Otlp {
-    /// URL of the collector's gRPC port.
+    /// URL of the collector's gRPC port; with https it is spoken to over TLS.
     pub(crate) endpoint: String,
+    /// File with the authorities that signed its certificate, PEM; empty for the system's.
+    #[serde(rename = "tlsCACert")]
+    pub(crate) tls_ca_cert: PathBuf,
     /// Limit for one export.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "units::DurationText")]
@@ -77,7 +80,7 @@ pub(crate) struct Otlp {
 
 impl Default for Otlp {
     fn default() -> Self {
-        Self { endpoint: "http://127.0.0.1:4317".into(), timeout: Duration::from_secs(10) }
+        Self { endpoint: "http://127.0.0.1:4317".into(), tls_ca_cert: PathBuf::new(), timeout: Duration::from_secs(10) }
     }
 }
 

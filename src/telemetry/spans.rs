@@ -1,9 +1,14 @@
 //! Traces: spans of the target `streaming::trace` go to a collector, if the configuration names one. Without, no layer
 //! wants them, and a span that nobody wants is one load of an atomic.
 
+use std::path::Path;
+
 use anyhow::Context;
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
-use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{
+    Protocol, SpanExporter, WithExportConfig, WithTonicConfig,
+    tonic_types::transport::{Certificate, ClientTlsConfig},
+};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
@@ -14,6 +19,15 @@ use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
 
 use crate::config::{Trace, TraceExporter};
 
+/// Whom TLS to the collector trusts.
+fn trusted(file: &Path) -> anyhow::Result<ClientTlsConfig> {
+    if file.as_os_str().is_empty() {
+        return Ok(ClientTlsConfig::new().with_native_roots());
+    }
+    let pem = std::fs::read(file).with_context(|| format!("trace.otlp.tlsCACert: cannot read {}", file.display()))?;
+    Ok(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)))
+}
+
 /// Where spans of a process go.
 pub(crate) struct Spans(Option<SdkTracerProvider>);
 
@@ -23,13 +37,15 @@ impl Spans {
         if wanted.exporter == TraceExporter::Noop {
             return Ok(Self(None));
         }
-        let exporter = SpanExporter::builder()
+        let mut exporter = SpanExporter::builder()
             .with_tonic()
             .with_protocol(Protocol::Grpc)
             .with_endpoint(wanted.otlp.endpoint.clone())
-            .with_timeout(wanted.otlp.timeout)
-            .build()
-            .context("trace.otlp")?;
+            .with_timeout(wanted.otlp.timeout);
+        if wanted.otlp.endpoint.starts_with("https://") {
+            exporter = exporter.with_tls_config(trusted(&wanted.otlp.tls_ca_cert)?);
+        }
+        let exporter = exporter.build().context("trace.otlp")?;
         let resource = Resource::builder()
             .with_service_name(format!("streaming-{role}"))
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))

@@ -19,7 +19,9 @@ use opentelemetry_sdk::{
 use streaming_client::{Client, ConsumeOptions, Delivery, Discovery, Edges, Settings};
 use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment};
 use streaming_types::{DeliverPolicy, Message, MessageBuilder, channel::vchannel_name};
+use test_peers::Authority;
 use tokio::sync::mpsc;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt};
 use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
@@ -77,8 +79,8 @@ fn every_metric_that_is_promised_is_there_once_work_was_done() -> anyhow::Result
     }
 }
 
-/// A collector of traces that hands on what it is sent.
-async fn collector() -> anyhow::Result<(String, mpsc::Receiver<Bytes>)> {
+/// A collector of traces that hands on what it is sent, with TLS as this identity if there is one.
+async fn collector(identity: Option<(String, String)>) -> anyhow::Result<(String, mpsc::Receiver<Bytes>)> {
     let (sent, received) = mpsc::channel(16);
     let router = Router::new().fallback(async move |body: Bytes| {
         let _ = sent.send(body).await;
@@ -88,9 +90,14 @@ async fn collector() -> anyhow::Result<(String, mpsc::Receiver<Bytes>)> {
         headers
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let address = format!("http://{}", listener.local_addr()?);
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    let address = format!("{scheme}://{}", listener.local_addr()?);
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-    let server = tonic::transport::Server::builder().add_routes(tonic::service::Routes::from(router));
+    let mut server = Server::builder();
+    if let Some((certificate, key)) = identity {
+        server = server.tls_config(ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)))?;
+    }
+    let server = server.add_routes(tonic::service::Routes::from(router));
     tokio::spawn(server.serve_with_incoming(incoming));
     Ok((address, received))
 }
@@ -115,7 +122,7 @@ async fn one_trace_goes_from_the_producer_through_the_log_to_the_consumer() -> a
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test")).with_filter(wanted);
     let _here = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
 
-    let (endpoint, mut received) = collector().await?;
+    let (endpoint, mut received) = collector(None).await?;
     let directory = tempfile::tempdir()?;
     let tracing = ["trace.exporter=otlp".to_owned(), format!("trace.otlp.endpoint={endpoint}")];
     let (path, mut role) = (directory.path().to_owned(), standalone(&directory, &tracing)?);
@@ -155,10 +162,16 @@ fn insert(channel: &str) -> anyhow::Result<Message> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_append_that_belongs_to_a_trace_is_a_span_of_it_at_the_collector() -> anyhow::Result<()> {
-    let (endpoint, mut received) = collector().await?;
-    let directory = tempfile::tempdir()?;
-    let tracing = ["trace.exporter=otlp".to_owned(), format!("trace.otlp.endpoint={endpoint}")];
+async fn an_append_that_belongs_to_a_trace_is_a_span_of_it_at_a_collector_with_tls() -> anyhow::Result<()> {
+    let (directory, authority) = (tempfile::tempdir()?, Authority::new()?);
+    let (endpoint, mut received) = collector(Some(authority.sign(&["127.0.0.1"], |_| {})?)).await?;
+    let trusted = directory.path().join("ca");
+    std::fs::write(&trusted, authority.pem())?;
+    let tracing = [
+        "trace.exporter=otlp".to_owned(),
+        format!("trace.otlp.endpoint={endpoint}"),
+        format!("trace.otlp.tlsCACert={}", trusted.display()),
+    ];
     let mut role = standalone(&directory, &tracing)?;
     let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
     let client = Client::connect(Settings::new(Discovery::Address(role.address("coordinator").into())), edges)?;
