@@ -114,6 +114,9 @@ async fn a_message_beyond_the_size_is_refused_with_its_code_and_the_next_one_is_
     let said = run(["produce", "--coordinator", role.address("coordinator"), "--file", &lines.display().to_string()])?;
     let told = String::from_utf8_lossy(&said.stderr);
     assert!(!said.status.success() && told.contains("UNRECOVERABLE") && told.contains("65536"), "{told}");
-    assert!(refusals(&role, "milvus_wal_append_message_total{status=\"error\"}")? > 0);
+    assert!(
+        refusals(&role, "milvus_wal_append_message_total{channel_name=\"by-dev-rootcoord-dml_0\",status=\"error\"}")?
+            > 0
+    );
     appends(&role, &directory)
 }
