@@ -1,5 +1,7 @@
 //! `streaming consumers`: for whom the log of a channel is kept.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use serde::Serialize;
 use streaming_client::RegisteredConsumer;
@@ -44,9 +46,10 @@ pub(crate) async fn consumers(arguments: ConsumersArgs) -> anyhow::Result<()> {
             }
             let mut table = table(["CONSUMER", "NEEDS FROM", "BEHIND"]);
             for line in lines {
-                let behind = line.behind_ms.map(std::time::Duration::from_millis);
-                let behind =
-                    behind.map_or("unknown".to_owned(), |behind| humantime::format_duration(behind).to_string());
+                let behind = match line.behind_ms.map(Duration::from_millis) {
+                    Some(behind) => humantime::format_duration(behind).to_string(),
+                    None => "unknown".to_owned(),
+                };
                 table.add_row([line.name, line.position, behind]);
             }
             say!("{table}");
