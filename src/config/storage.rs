@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use woodpecker_store::{object::ObjectSettings, seal::SealedSettings};
 
 use super::{Secret, units};
 
@@ -226,6 +227,10 @@ pub(crate) struct WoodpeckerClient {
     pub(crate) segment_rolling_policy: SegmentRollingPolicy,
     /// What appends may use.
     pub(crate) segment_append: SegmentAppend,
+    /// What a process uses for logs on the backend `object`.
+    pub(crate) object_storage: ObjectStorage,
+    /// What a process uses to read sealed segments.
+    pub(crate) sealed: Sealed,
     /// How log stores are used.
     pub(crate) quorum: Quorum,
 }
@@ -336,13 +341,54 @@ impl Default for SegmentAppend {
     }
 }
 
+/// What a process uses for logs on the backend `object`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct ObjectStorage {
+    /// Memory for entries of all logs that wait to be put; beyond it appends are refused for the moment.
+    #[schemars(with = "units::SizeText")]
+    pub(crate) max_queued: ByteSize,
+    /// PUTs of entries begun in a second at most. Where there are more appends, more of them share one.
+    pub(crate) puts_per_second: u32,
+    /// Memory for what was written or read lately.
+    #[schemars(with = "units::SizeText")]
+    pub(crate) cache_size: ByteSize,
+}
+
+impl Default for ObjectStorage {
+    fn default() -> Self {
+        let defaults = ObjectSettings::default();
+        Self {
+            max_queued: ByteSize(defaults.queued_bytes as u64),
+            puts_per_second: defaults.puts_per_second,
+            cache_size: ByteSize(defaults.cache_bytes),
+        }
+    }
+}
+
+/// What a process uses to read sealed segments.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct Sealed {
+    /// Memory for what was read lately.
+    #[schemars(with = "units::SizeText")]
+    pub(crate) cache_size: ByteSize,
+}
+
+impl Default for Sealed {
+    fn default() -> Self {
+        Self { cache_size: ByteSize(SealedSettings::default().cache_bytes) }
+    }
+}
+
 /// The object store.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct Minio {
     /// `aws` (any S3), `gcp`, `azure`, or `local` for a mounted file system.
     pub(crate) cloud_provider: String,
-    /// Host, with or without a port, or a full URL.
+    /// Host, with or without a port, or a full URL. On `gcp` and `azure` the cloud's own unless it is set; on `azure` a host
+    /// is what follows `<account>.blob.`.
     pub(crate) address: String,
     /// Port, if `address` has none.
     pub(crate) port: u16,
@@ -351,7 +397,7 @@ pub(crate) struct Minio {
     pub(crate) use_ssl: bool,
     /// Whom TLS to it trusts.
     pub(crate) ssl: MinioSsl,
-    /// Static key; empty for the identity of the machine or the pod.
+    /// Static key; empty for the identity of the machine or the pod. On `azure` the account, with either.
     #[serde(rename = "accessKeyID")]
     pub(crate) access_key_id: String,
     /// Its secret.
@@ -393,10 +439,15 @@ impl Default for Minio {
 }
 
 impl Minio {
-    /// The endpoint as a URL.
+    /// The endpoint as a URL; empty for what has none, or the cloud's own.
     pub(crate) fn endpoint(&self) -> String {
-        if self.address.contains("://") {
-            return self.address.clone();
+        match self.cloud_provider.as_str() {
+            "local" => return String::new(),
+            "gcp" | "azure" if self.address == Self::default().address => return String::new(),
+            _ if self.address.contains("://") => return self.address.clone(),
+            "gcp" => return format!("https://{}", self.address),
+            "azure" => return format!("https://{}.blob.{}", self.access_key_id, self.address),
+            _ => {}
         }
         let scheme = if self.use_ssl { "https" } else { "http" };
         let has_port = self.address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());

@@ -69,12 +69,16 @@ impl Config {
     }
 
     fn validate_limits(&self) -> anyhow::Result<()> {
+        let objects = &self.woodpecker.client.object_storage;
         let positive = [
             ("rootCoord.dmlChannelNum", u64::from(self.root_coord.dml_channel_num)),
             ("streaming.maxMessageSize", self.streaming.max_message_size.as_u64()),
             ("streaming.walWriteAheadBuffer.capacity", self.streaming.wal_write_ahead_buffer.capacity.as_u64()),
             ("woodpecker.client.segmentRollingPolicy.maxSize", self.rolling().max_size.as_u64()),
             ("woodpecker.client.segmentAppend.maxInFlight", self.max_in_flight()),
+            ("woodpecker.client.objectStorage.putsPerSecond", u64::from(objects.puts_per_second)),
+            ("woodpecker.client.objectStorage.cacheSize", objects.cache_size.as_u64()),
+            ("woodpecker.client.sealed.cacheSize", self.woodpecker.client.sealed.cache_size.as_u64()),
             ("woodpecker.maintenance.parallelism", self.woodpecker.maintenance.parallelism as u64),
             ("woodpecker.maintenance.memory", self.woodpecker.maintenance.memory.as_u64()),
         ];
@@ -82,19 +86,24 @@ impl Config {
             ensure!(value > 0, "{key}: must be more than zero");
         }
         ensure!(
+            objects.max_queued >= self.streaming.max_entry_size,
+            "woodpecker.client.objectStorage.maxQueued: {} has no room for an entry of streaming.maxEntrySize, {}",
+            objects.max_queued,
+            self.streaming.max_entry_size
+        );
+        ensure!(
             self.streaming.max_message_size.as_u64() <= 128 << 20,
             "streaming.maxMessageSize: {} is more than the 128 MiB that one gRPC message carries with room to spare",
             self.streaming.max_message_size
         );
+        let balancer = &self.streaming.wal_balancer;
         let at_least = [
             ("common.session.ttl", self.common.session.ttl, Duration::from_secs(1)),
             ("common.reloadInterval", self.common.reload_interval, Duration::from_millis(10)),
             ("streaming.timeTickInterval", self.streaming.time_tick_interval, Duration::from_millis(1)),
-            (
-                "streaming.walBalancer.triggerInterval",
-                self.streaming.wal_balancer.trigger_interval,
-                Duration::from_millis(100),
-            ),
+            ("streaming.walBalancer.triggerInterval", balancer.trigger_interval, Duration::from_millis(100)),
+            ("streaming.walBalancer.assignTimeout", balancer.assign_timeout, Duration::from_secs(1)),
+            ("streaming.walBalancer.removeTimeout", balancer.remove_timeout, Duration::from_secs(1)),
             ("woodpecker.client.segmentRollingPolicy.maxInterval", self.rolling().max_interval, Duration::from_secs(1)),
             ("woodpecker.maintenance.interval", self.woodpecker.maintenance.interval, Duration::from_millis(100)),
         ];
@@ -152,6 +161,8 @@ impl Config {
         );
         if self.uses_object_store() {
             ensure!(!self.minio.bucket_name.is_empty(), "minio.bucketName: must be set for object storage");
+            let nameless = provider == "azure" && self.minio.access_key_id.is_empty();
+            ensure!(!nameless, "minio.accessKeyID: must name the account when minio.cloudProvider is azure");
         }
         let quorum = &self.woodpecker.client.quorum.quorum_select_strategy;
         let key = "woodpecker.client.quorum.quorumSelectStrategy";

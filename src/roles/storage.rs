@@ -195,7 +195,14 @@ pub(crate) async fn logs(
         && let Some(store) = objects.clone()
     {
         probe(&*store, random).await.context("minio")?;
-        let object = ObjectBackend::new(store, ObjectSettings::default(), clock.clone(), random.clone(), tasks.clone());
+        let object = &config.woodpecker.client.object_storage;
+        let settings = ObjectSettings {
+            queued_bytes: usize::try_from(object.max_queued.as_u64())?,
+            puts_per_second: object.puts_per_second,
+            cache_bytes: object.cache_size.as_u64(),
+            ..ObjectSettings::default()
+        };
+        let object = ObjectBackend::new(store, settings, clock.clone(), random.clone(), tasks.clone());
         backends.insert(StorageType::Object.name().into(), Arc::new(object));
     }
     let rolling = &config.woodpecker.client.segment_rolling_policy;
@@ -213,7 +220,8 @@ pub(crate) async fn logs(
     }
     let mut client = Client::new(settings, metadata, backends, clock.clone(), random.clone(), tasks.clone());
     if let Some(store) = objects {
-        let settings = SealedSettings::default();
+        let cache_bytes = config.woodpecker.client.sealed.cache_size.as_u64();
+        let settings = SealedSettings { cache_bytes, ..SealedSettings::default() };
         client = client.with_sealed(SealedStore::new(store, settings, clock.clone(), random.clone()));
     }
     client.claim_media().await.context("woodpecker.storage and minio")?;
@@ -310,7 +318,7 @@ fn object_store(config: &Config) -> ObjectStoreSettings {
         "local" => Provider::File,
         _ => Provider::S3,
     };
-    let endpoint = if provider == Provider::S3 { minio.endpoint() } else { String::new() };
+    let endpoint = minio.endpoint();
     ObjectStoreSettings {
         provider,
         bucket: minio.bucket_name.clone(),
@@ -324,5 +332,46 @@ fn object_store(config: &Config) -> ObjectStoreSettings {
         path: Path::new(&minio.root_path).to_path_buf(),
         ca_file: minio.ssl.tls_ca_cert.clone().into(),
         ..ObjectStoreSettings::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    fn objects(assignments: &[&str]) -> anyhow::Result<ObjectStoreSettings> {
+        let assignments =
+            assignments.iter().chain(&["woodpecker.storage.type=object"]).map(ToString::to_string).collect();
+        let config = load(&Sources { assignments, ..Sources::default() })?;
+        open_objects(&config)?;
+        Ok(object_store(&config))
+    }
+
+    #[test]
+    fn on_azure_an_identity_needs_the_name_of_the_account_and_no_key() {
+        let settings = objects(&["minio.cloudProvider=azure", "minio.accessKeyID=logs"]).unwrap();
+        assert_eq!((settings.access_key.as_str(), settings.endpoint.as_str()), ("logs", ""));
+        let error = objects(&["minio.cloudProvider=azure"]).unwrap_err().to_string();
+        assert!(error.starts_with("minio.accessKeyID:"), "{error}");
+    }
+
+    #[test]
+    fn a_cloud_is_dialled_where_it_is_unless_an_address_is_set() {
+        let azure = ["minio.cloudProvider=azure", "minio.accessKeyID=logs"];
+        for (address, endpoint) in [
+            ("core.chinacloudapi.cn", "https://logs.blob.core.chinacloudapi.cn"),
+            ("http://127.0.0.1:10000/logs", "http://127.0.0.1:10000/logs"),
+        ] {
+            let settings = objects(&[azure[0], azure[1], &format!("minio.address={address}")]).unwrap();
+            assert_eq!((settings.endpoint.as_str(), settings.allow_http), (endpoint, endpoint.starts_with("http:")));
+        }
+        let gcp = |more: &[&str]| objects(&[&["minio.cloudProvider=gcp"][..], more].concat()).unwrap().endpoint;
+        assert_eq!(gcp(&[]), "");
+        assert_eq!(
+            gcp(&["minio.address=storage.me-central2.rep.googleapis.com"]),
+            "https://storage.me-central2.rep.googleapis.com"
+        );
+        assert_eq!(objects(&["minio.address=s3.example.com"]).unwrap().endpoint, "http://s3.example.com:9000");
     }
 }

@@ -83,10 +83,16 @@
 {{- end -}}
 {{- /* Log stores get their space back when what they hold is in object storage. */}}
 {{- $defaults := ternary (dict "woodpecker" (dict "maintenance" (dict "sealing" true))) dict (has "quorum" (include "streaming.backends" .root | fromJsonArray)) -}}
+{{- /* What fits into the memory limits of values.yaml; the binary's own defaults are for a machine. */}}
 {{- if eq .role "coord" -}}
+{{- $memory := dict "maintenance" (dict "memory" "192MiB") "client" (dict "objectStorage" (dict "cacheSize" "32MiB") "sealed" (dict "cacheSize" "32MiB")) -}}
+{{- $defaults = mergeOverwrite $defaults (dict "woodpecker" $memory) -}}
 {{- with $values.node.resourceGroups -}}
 {{- $_ := set $defaults "streaming" (dict "primaryResourceGroup" (first .).name) -}}
 {{- end -}}
+{{- else if eq .role "node" -}}
+{{- $memory := dict "objectStorage" (dict "cacheSize" "128MiB") "sealed" (dict "cacheSize" "128MiB") -}}
+{{- $defaults = mergeOverwrite $defaults (dict "woodpecker" (dict "client" $memory) "streaming" (dict "nodeMaxHeld" "256MiB" "walWriteAheadBuffer" (dict "nodeCapacity" "384MiB"))) -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $defaults (deepCopy $values.config) (deepCopy $role.config) $owned) -}}
 {{- end -}}

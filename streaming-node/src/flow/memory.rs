@@ -2,6 +2,9 @@
 
 use std::{fs, sync::Arc};
 
+/// Where a container sees its own limit: control groups of version 2, and of version 1.
+const CONTROL_GROUP: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+
 /// Measures memory; cloned freely.
 #[derive(Clone)]
 pub struct Memory(Arc<dyn Fn() -> Option<Usage> + Send + Sync>);
@@ -33,9 +36,9 @@ impl Memory {
         Self::from_fn(|| {
             let status = fs::read_to_string("/proc/self/status").ok()?;
             let machine = fs::read_to_string("/proc/meminfo").ok()?;
-            let limit = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-            let limit = limit.and_then(|limit| limit.trim().parse().ok()).unwrap_or(u64::MAX);
-            Some(Usage { used: kib(&status, "VmRSS:")?, total: kib(&machine, "MemTotal:")?.min(limit) })
+            let limits = CONTROL_GROUP.iter().filter_map(|file| limit(&fs::read_to_string(file).ok()?)).min();
+            let total = kib(&machine, "MemTotal:")?.min(limits.unwrap_or(u64::MAX));
+            Some(Usage { used: kib(&status, "VmRSS:")?, total })
         })
     }
 
@@ -47,6 +50,11 @@ impl Memory {
     pub fn usage(&self) -> Option<Usage> {
         (self.0)()
     }
+}
+
+/// A limit of a control group: `max`, or in version 1 more than any machine has, where there is none.
+fn limit(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
 }
 
 /// The bytes of a line like `VmRSS:   123 kB`.
@@ -64,6 +72,14 @@ mod tests {
         let text = "VmPeak:\t 9 kB\nVmRSS:\t   1234 kB\n";
         assert_eq!(kib(text, "VmRSS:"), Some(1234 * 1024));
         assert_eq!(kib(text, "VmSwap:"), None);
+    }
+
+    #[test]
+    fn limits_of_both_versions_are_read() {
+        assert_eq!(limit("536870912\n"), Some(512 << 20));
+        assert_eq!(limit("max\n"), None);
+        // Of version 1, without a limit.
+        assert!(limit("9223372036854771712\n").is_some_and(|bytes| bytes > 1 << 60));
     }
 
     #[test]

@@ -4,8 +4,11 @@ import concurrent.futures
 import functools
 import json
 import pathlib
+import re
 import subprocess
 import tempfile
+
+import yaml
 
 from chart import render, tools
 from chart.registry import check, equal
@@ -47,7 +50,7 @@ def keys():
     }
     objects = render.template(render.merged(render.PROD, values))
     node, coord = (render.configuration(objects, role) for role in ("node", "coord"))
-    equal(node["streaming"], {"maxMessageSize": "4MiB", "timeTickInterval": "100ms"})
+    equal(node["streaming"], {"maxMessageSize": "4MiB", "timeTickInterval": "100ms", "nodeMaxHeld": "256MiB", "walWriteAheadBuffer": {"nodeCapacity": "384MiB"}})
     equal(coord["streaming"]["maxMessageSize"], "8MiB")
     equal(node["etcd"]["endpoints"], ["etcd:2379"])
     equal((node["minio"]["address"], node["minio"]["ssl"]), ("s3.us-east-1.amazonaws.com", {"tlsCACert": "/etc/streaming/s3-ca/ca.crt"}))
@@ -84,6 +87,36 @@ def binary_takes_it():
             variables = {key: entry.get("value", "text") for key, entry in entries.items() if key.startswith("STREAMING_CONF_")}
             done = dump(role, text, variables)
             assert done.returncode == 0, f"{name} {role}: {done.stderr}"
+
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+# What a role may keep in memory at most.
+HELD = {
+    "coord": ["woodpecker.maintenance.memory", "woodpecker.client.objectStorage.cacheSize", "woodpecker.client.sealed.cacheSize"],
+    "node": ["streaming.walWriteAheadBuffer.nodeCapacity", "streaming.nodeMaxHeld", "streaming.walReadAheadBuffer.capacity", "woodpecker.client.objectStorage.maxQueued", "woodpecker.client.objectStorage.cacheSize", "woodpecker.client.sealed.cacheSize"],
+    "logstore": ["woodpecker.logstore.inFlight.total"],
+}
+
+
+def in_bytes(size):
+    number, unit = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", size).groups()
+    return float(number) * UNITS[unit]
+
+
+@check("P51", "what a role may keep in memory leaves two fifths of its container's limit free, in every preset")
+def memory():
+    for name, objects in render.every_render(kubernetes="1.33"):
+        for role, kind in ROLES[:3]:
+            for workload in [item for item in render.of_kind(objects, kind) if item["spec"]["template"]["spec"]["containers"][0]["name"] == role]:
+                container = workload["spec"]["template"]["spec"]["containers"][0]
+                text = yaml.safe_dump(render.configuration_of(objects, role, workload["metadata"]["name"]))
+                variables = {key: entry.get("value", "text") for key, entry in render.environment(container).items() if key.startswith("STREAMING_CONF_")}
+                done = dump(role, text, variables)
+                assert done.returncode == 0, f"{name} {role}: {done.stderr}"
+                told = yaml.safe_load(done.stdout)
+                held = sum(in_bytes(functools.reduce(dict.get, key.split("."), told)) for key in HELD[role])
+                limit = in_bytes(container["resources"]["limits"]["memory"])
+                assert held <= 0.6 * limit, f"{name} {role}: {held / 2**20:.0f} MiB of {limit / 2**20:.0f}"
 
 
 # One value of each kind; as text only such keys take it that take any.

@@ -274,6 +274,9 @@ def promtool():
             assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
+TOKENS = {"auth": {"enabled": True, "existingSecret": "tokens"}, "tls": {"enabled": True, "existingSecret": "tls"}}
+
+
 def notes(values):
     return render.installed(values)[1]
 
@@ -305,9 +308,10 @@ def milvus_settings():
     assert "WARNING" not in text
     warned = notes({"etcd": {"bundled": {"persistence": {"enabled": False}}}, "node": {"replicas": 1}})
     equal(warned.count("WARNING"), 3, "warnings")
-
-TOKENS = {"auth": {"enabled": True, "existingSecret": "tokens"}, "tls": {"enabled": True, "existingSecret": "tls"}}
-
+    for values, wanted in [({}, ["no network policy"]), ({"networkPolicy": {"enabled": True}}, []), (TOKENS, None)]:
+        text = notes(render.merged(render.PROD, values))
+        equal("auth.enabled is false" in text, wanted is not None, f"production with {values}")
+        equal([words for words in ["no network policy"] if words in text], wanted or [], f"production with {values}")
 
 
 @check("R47", "Milvus' own chart, given the settings in the notes: our etcd, a log of the kind woodpecker, no streaming node, no message queue of its own")
@@ -324,7 +328,3 @@ def milvus_chart():
     workloads = {item["metadata"]["name"] for item in objects if item["kind"] in ("Deployment", "StatefulSet")}
     unwanted = {name for name in workloads for what in ("streamingnode", "woodpecker", "pulsar", "kafka", "etcd") if what in name}
     assert workloads and not unwanted, f"{sorted(unwanted)} of {sorted(workloads)}"
-    for values, wanted in [({}, ["no network policy"]), ({"networkPolicy": {"enabled": True}}, []), (TOKENS, None)]:
-        text = notes(render.merged(render.PROD, values))
-        equal("auth.enabled is false" in text, wanted is not None, f"production with {values}")
-        equal([words for words in ["no network policy"] if words in text], wanted or [], f"production with {values}")
