@@ -72,9 +72,9 @@ pub(crate) enum Command {
 /// How a role is configured.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerArgs {
-    /// YAML file with configuration.
-    #[arg(long, env = "STREAMING_CONFIG", value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
+    /// YAML file with configuration; of several, each says what it changes of those before it.
+    #[arg(long, env = "STREAMING_CONFIG", value_name = "FILE", value_delimiter = ',')]
+    pub(crate) config: Vec<PathBuf>,
     /// Sets one key, for example --set rootCoord.port=0; may be given many times.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
@@ -96,7 +96,7 @@ impl ServerArgs {
         if let Some(data) = &self.data {
             assignments.push(format!("woodpecker.storage.rootPath={}", data.display()));
         }
-        load(&Sources { file: self.config.clone(), environment: std::env::vars().collect(), assignments })
+        load(&Sources { files: self.config.clone(), environment: std::env::vars().collect(), assignments })
     }
 }
 

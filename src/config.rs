@@ -1,7 +1,8 @@
-//! Configuration: one struct, filled from defaults, a file, the environment and the command line, in that order.
+//! Configuration: one struct, filled from defaults, files, the environment and the command line, in that order.
 //!
-//! Key names are Milvus' where the meaning is the same, so that one file can serve both. Sizes and durations carry
-//! their unit (`64MiB`, `200ms`). An unknown key or an impossible value stops the start and is named.
+//! Key names are Milvus' where the meaning is the same, so that who knows the one finds the other; a file of Milvus' own is
+//! refused, as most of it is about other components. Sizes and durations carry their unit (`64MiB`, `200ms`). An unknown key
+//! or an impossible value stops the start and is named.
 
 mod labels;
 mod live;
@@ -218,6 +219,16 @@ impl Config {
     pub(crate) fn uses_object_store(&self) -> bool {
         let sealing = self.woodpecker.maintenance.sealing == Some(true);
         sealing || self.woodpecker.storage.uses(StorageType::Object)
+    }
+
+    /// Files for the connections to what is no role of ours; they are read when a process starts.
+    pub(crate) fn files_of_stores(&self) -> Vec<PathBuf> {
+        let etcd = (self.metastore.kind == MetastoreType::Etcd && self.etcd.ssl.enabled).then_some(&self.etcd.ssl);
+        let etcd = etcd.into_iter().flat_map(|ssl| [&ssl.tls_ca_cert, &ssl.tls_cert, &ssl.tls_key]);
+        let objects = self.uses_object_store().then_some(&self.minio.ssl.tls_ca_cert);
+        let named = etcd.chain(objects).filter(|file| !file.is_empty()).map(PathBuf::from);
+        let collector = (self.trace.exporter == TraceExporter::Otlp).then(|| self.trace.otlp.tls_ca_cert.clone());
+        named.chain(collector.filter(|file| !file.as_os_str().is_empty())).collect()
     }
 
     /// Names of the physical channels, in order.

@@ -1,4 +1,4 @@
-//! Layers of configuration and how they meet: defaults < file < environment < command line.
+//! Layers of configuration and how they meet: defaults < files < environment < command line.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,8 @@ const ENVIRONMENT_PREFIX: &str = "STREAMING_CONF_";
 /// Where configuration comes from, besides the defaults.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
-    pub(crate) file: Option<PathBuf>,
+    /// Later ones win.
+    pub(crate) files: Vec<PathBuf>,
     pub(crate) environment: Vec<(String, String)>,
     /// `key=value`, as typed.
     pub(crate) assignments: Vec<String>,
@@ -30,10 +31,10 @@ pub(crate) struct Sources {
 /// Reads, merges and checks.
 ///
 /// # Errors
-/// The file cannot be read or parsed, a key is unknown, a value is impossible: always with the key and the source.
+/// A file cannot be read or parsed, a key is unknown, a value is impossible: always with the key and the source.
 pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
-    if let Some(path) = &sources.file {
+    for path in &sources.files {
         figment = figment.merge(Layer::from_file(path)?);
     }
     figment = figment.merge(Layer::from_environment(&sources.environment)?);
@@ -125,7 +126,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("streaming.yaml");
         std::fs::write(&path, text)?;
-        load(&Sources { file: Some(path), ..Sources::default() })
+        load(&Sources { files: vec![path], ..Sources::default() })
     }
 
     #[test]
@@ -139,10 +140,12 @@ mod tests {
     #[test]
     fn later_layers_win() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("c.yaml");
-        std::fs::write(&file, "etcd: {rootPath: from-file, metaSubPath: file-meta}\nrootCoord: {port: 1}\n").unwrap();
+        let files = ["default.yaml", "user.yaml"].map(|name| dir.path().join(name));
+        std::fs::write(&files[0], "etcd: {rootPath: first, metaSubPath: first}\nrootCoord: {port: 1, ip: '::'}\n")
+            .unwrap();
+        std::fs::write(&files[1], "etcd: {rootPath: from-file, metaSubPath: file-meta}\n").unwrap();
         let config = load(&Sources {
-            file: Some(file),
+            files: files.to_vec(),
             environment: vec![
                 ("STREAMING_CONF_ETCD_ROOTPATH".into(), "from-env".into()),
                 ("STREAMING_CONF_ROOTCOORD_PORT".into(), "2".into()),
@@ -154,7 +157,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.etcd.root_path, "from-env");
         assert_eq!(config.etcd.meta_sub_path, "file-meta");
-        assert_eq!(config.root_coord.port, 3);
+        assert_eq!((config.root_coord.port, config.root_coord.ip.as_str()), (3, "::"));
         assert_eq!(config.streaming_node.labels["RESOURCE_GROUP"], "7");
     }
 
@@ -205,6 +208,10 @@ mod tests {
             ("rootCoord.advertise=:19530", "rootCoord.advertise"),
             ("streamingNode.advertise=host", "streamingNode.advertise"),
             ("woodpecker.logstore.disk.softUsed=0.99", "woodpecker.logstore.disk"),
+            ("woodpecker.client.objectStorage.maxQueued=1KiB", "woodpecker.client.objectStorage.maxQueued"),
+            ("woodpecker.client.objectStorage.putsPerSecond=0", "woodpecker.client.objectStorage.putsPerSecond"),
+            ("woodpecker.client.sealed.cacheSize=0B", "woodpecker.client.sealed.cacheSize"),
+            ("streaming.walBalancer.assignTimeout=0s", "streaming.walBalancer.assignTimeout"),
             ("dataCoord.segment.sealProportionJitter=-7.5", "dataCoord.segment.sealProportionJitter"),
             (
                 "streaming.walRateLimit.nodeMemory.rejectThreshold=-7.5",

@@ -257,13 +257,13 @@ Made by `streaming config reference`; `streaming config schema` prints the same 
 `streaming config dump` what a process would use, without secrets. Do not edit this page: its text stands beside the
 fields in `src/config/`.
 
-Values come, each winning over those before it, from the defaults, the file (`--config FILE`, YAML), the environment
+Values come, each winning over those before it, from the defaults, files (`--config FILE`, YAML, once or more), the environment
 (`STREAMING_CONF_ETCD_ROOTPATH` sets `etcd.rootPath`: case and the separators `_`, `.` and `/` do not count) and
 `--set KEY=VALUE`. A key decides how its value is read, not what the value looks like: a password of digits is text. Lists
 are typed as `a,b` or as YAML. A key that does not exist, and a value that cannot be, stop the start and are named.
 Durations and sizes carry their unit: `200ms`, `10s`, `1h 30m`; `512KiB`, `64MiB`, `1.5GiB`.
 
-While a process runs it reads its file and those of `tls` and `auth` again when they change, and on SIGHUP. Certificates, tokens
+While a process runs it reads its files and those of `tls` and `auth` again when they change, and on SIGHUP. Certificates, tokens
 and the keys that are marked *live* are used at once; what else changed is named in the log and needs a restart. A file that
 cannot be used changes nothing, is told of in the log, and counted in `streaming_reload_failures_total`.
 ";

@@ -186,11 +186,12 @@ fn watched(arguments: &ServerArgs, config: &Config, machine: &Machine, level: &L
     let (renewing, retoken) = (machine.security.clone(), machine.security.clone());
     let (arguments, level, live) = (arguments.clone(), level.clone(), live.clone());
     let (started, mut configured) = (config.clone(), config.log.level.clone());
-    let file: Vec<_> = arguments.config.clone().into_iter().collect();
+    let files = arguments.config.clone();
     vec![
         Watched::new("certificates", certificates, move || renewing.renew_certificates()),
         Watched::new("tokens", tokens, move || retoken.renew_tokens()),
-        Watched::new("configuration", file, move || {
+        Watched::until_restart("stores", config.files_of_stores()),
+        Watched::new("configuration", files, move || {
             let wanted = arguments.load()?;
             live.apply(&started, &wanted)?;
             // What was set by hand stays until the configured level changes.

@@ -25,6 +25,15 @@ impl Watched {
         Self { what, files, used, apply: Box::new(apply) }
     }
 
+    /// Files that are read at the start only. That they changed is told as what could not be used, until a restart.
+    pub(super) fn until_restart(what: &'static str, files: Vec<PathBuf>) -> Self {
+        let (started, read) = (contents(&files), files.clone());
+        Self::new(what, files, move || {
+            anyhow::ensure!(contents(&read) == started, "a restart is needed to use what is in the files now");
+            Ok(())
+        })
+    }
+
     /// Uses the files if they changed, or if it is asked for. What fails is tried again at the next look.
     fn look(&mut self, asked: bool) {
         let found = contents(&self.files);
@@ -100,5 +109,22 @@ mod tests {
         assert_eq!((look(false), look(false)), (1, 0));
         std::fs::remove_file(&file).unwrap();
         assert_eq!(look(false), 1, "a file that is gone is told of");
+    }
+
+    #[test]
+    fn what_is_read_at_the_start_only_is_told_of_until_it_is_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        std::fs::write(&file, "one").unwrap();
+        let mut watched = Watched::until_restart("test", vec![file.clone()]);
+        let mut used = |asked| {
+            watched.look(asked);
+            watched.used == contents(&watched.files)
+        };
+        assert!(used(false) && used(true));
+        std::fs::write(&file, "two").unwrap();
+        assert!(!used(false) && !used(false));
+        std::fs::write(&file, "one").unwrap();
+        assert!(used(false));
     }
 }
