@@ -16,8 +16,9 @@ use crate::{
 pub(crate) fn volume(arguments: VolumeArgs) -> anyhow::Result<()> {
     let VolumeVerb::Dump { file, json } = arguments.verb;
     let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let found = inspect(&bytes.into())
-        .with_context(|| format!("{} is no data file, marks or object of a volume, and no sealed run", file.display()))?;
+    let found = inspect(&bytes.into()).with_context(|| {
+        format!("{} is no data file, marks or object of a volume, and no sealed run", file.display())
+    })?;
     let damaged = found.parts.iter().filter(|part| part.problem.is_some()).count();
     if json {
         print_json(&found)?;
