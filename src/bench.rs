@@ -13,6 +13,7 @@ mod paced;
 mod report;
 mod restart;
 mod stream;
+mod transport;
 
 use std::collections::VecDeque;
 
@@ -34,6 +35,7 @@ use paced::{Paced, SUBSCRIBERS};
 use report::Report;
 use restart::Restart;
 use stream::Stream;
+use transport::Transport;
 
 /// Bytes of one entry in the latency measurements.
 const SMALL: usize = 1024;
@@ -156,25 +158,26 @@ impl Run {
     ) -> anyhow::Result<()> {
         let (mut medium, mut ours, mut through) = (Rates::default(), Rates::default(), Rates::default());
         let (mut alone, mut small, mut beside) = (Rates::default(), Rates::default(), Rates::default());
+        let (transport, mut exchanged) = (Transport::start(&self.machine.clock, self.plan).await?, Rates::default());
         for _ in 0..self.plan.rounds {
             self.medium.write(self.plan.bytes(), &mut medium).await?;
             engine.append(&mut ours).await?;
             stream.append(&mut through).await?;
             engine.append_many_small(&mut alone).await?;
+            transport.exchange_small(&mut exchanged).await?;
             stream.append_small(&mut small).await?;
             local.append_small(&mut beside).await?;
         }
+        transport.end();
         report.throughput("engine append", &ours, &medium);
         report.throughput("stream append", &through, &medium);
-        let what = format!("stream append of 1 KiB messages, {} producers, beside the engine", stream::PRODUCERS);
-        report.compare(&what, "1/s", small.median(), Some(alone.median()), Some(small.ratio(&alone)));
-        report.compare(
-            &format!("{what}, in one process"),
-            "1/s",
-            beside.median(),
-            Some(alone.median()),
-            Some(beside.ratio(&alone)),
-        );
+        let what = format!("stream append of 1 KiB messages, {} producers", stream::PRODUCERS);
+        for (ours, way) in [(&small, ""), (&beside, ", in one process")] {
+            let what = format!("{what}{way}, beside the engine");
+            report.compare(&what, "1/s", ours.median(), Some(alone.median()), Some(ours.ratio(&alone)));
+        }
+        let what = format!("{what}, beside gRPC by itself");
+        report.compare(&what, "1/s", small.median(), Some(exchanged.median()), Some(small.ratio(&exchanged)));
         Ok(())
     }
 
