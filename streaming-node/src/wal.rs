@@ -80,7 +80,7 @@ struct Live {
 /// The appending side of a WAL.
 #[derive(Debug, Clone)]
 pub struct Appends {
-    inbox: mpsc::Sender<Append>,
+    inbox: mpsc::Sender<Box<Append>>,
     in_flight: InFlight,
     limiter: Limiter,
 }
@@ -219,7 +219,7 @@ impl Appends {
     }
 
     /// Hands a message over. Its reply comes whatever happens.
-    pub fn submit(&self, append: Append) {
+    pub fn submit(&self, append: Box<Append>) {
         // A closed inbox means that the WAL has ended, which is what dropping the message answers.
         let _ = self.inbox.try_send(append);
     }

@@ -98,15 +98,15 @@ pub struct Appender {
     pub sessions: SharedSessions,
     pub writer: Arc<Writer>,
     pub publisher: Publisher,
-    pub inbox: mpsc::Receiver<Append>,
+    pub inbox: mpsc::Receiver<Box<Append>>,
     pub clock: Clock,
     pub heartbeat: Duration,
     pub close_timeout: Duration,
     pub append_timeout: Duration,
     /// Messages without a tick, in arrival order.
-    pub pending: VecDeque<Append>,
+    pub pending: VecDeque<Box<Append>>,
     /// Messages whose barrier the ticks have not passed.
-    pub parked: Vec<Append>,
+    pub parked: Vec<Box<Append>>,
     /// When something last had an outcome, or began to wait for one.
     pub progress: Instant,
     pub in_flight: FuturesOrdered<<Stack as Service<Group>>::Future>,
@@ -210,7 +210,7 @@ impl Appender {
         self.pending.is_empty() && self.in_flight.is_empty()
     }
 
-    fn enqueue(&mut self, append: Append) {
+    fn enqueue(&mut self, append: Box<Append>) {
         if self.is_idle() {
             self.progress = self.clock.now();
         }
@@ -220,10 +220,10 @@ impl Appender {
     /// Whether a transaction is to end whose other messages wait for their barrier.
     fn ends_early(&self, append: &Append) -> bool {
         let same = |parked: &Append| parked.txn == append.txn && parked.vchannel() == append.vchannel();
-        !self.parked.is_empty() && End::of(append.kind).is_some() && self.parked.iter().any(same)
+        End::of(append.kind).is_some() && self.parked.iter().any(|parked| same(parked))
     }
 
-    fn arrive(&mut self, append: Append) {
+    fn arrive(&mut self, append: Box<Append>) {
         if self.ends_early(&append) {
             return self.parked.push(append);
         }

@@ -10,7 +10,7 @@ use woodpecker::{AppendError, EntryId};
 
 use super::{allowance::Charge, record::message_id};
 
-/// One message to append, and who wants to know.
+/// One message to append, and who wants to know. It stays in its box: it is large, and goes through many hands.
 #[derive(Debug)]
 pub struct Append {
     pub message: Message,
@@ -42,8 +42,8 @@ pub struct Append {
 
 impl Append {
     /// A message that passed all checks and was charged to the WAL's budget.
-    pub fn new(message: Message, produced: &Produced, charge: Charge, reply: Reply) -> Self {
-        Self {
+    pub fn new(message: Message, produced: &Produced, charge: Charge, reply: Reply) -> Box<Self> {
+        Box::new(Self {
             kind: produced.message_type,
             txn: produced.txn,
             replicate: produced.replicate.clone().map(Box::new),
@@ -58,12 +58,12 @@ impl Append {
             outcome: None,
             reply,
             message,
-        }
+        })
     }
 
     /// A message of the node's own.
-    pub fn own(kind: MessageType, message: Message, charge: Option<Charge>) -> Self {
-        Self {
+    pub fn own(kind: MessageType, message: Message, charge: Option<Charge>) -> Box<Self> {
+        Box::new(Self {
             kind,
             txn: None,
             replicate: None,
@@ -78,7 +78,7 @@ impl Append {
             outcome: None,
             reply: Reply::nobody(),
             message,
-        }
+        })
     }
 
     pub fn vchannel(&self) -> Option<&str> {
@@ -170,7 +170,9 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.answer(Err(StreamingError::channel_fenced(&self.pchannel)), None);
+        if self.answers.is_some() {
+            self.answer(Err(StreamingError::channel_fenced(&self.pchannel)), None);
+        }
     }
 }
 
@@ -187,9 +189,9 @@ pub struct Closing {
 /// Messages that are appended together. An empty group is a tick.
 #[derive(Debug, Default)]
 pub struct Group {
-    pub appends: Vec<Append>,
+    pub appends: Vec<Box<Append>>,
     /// Messages that a layer settled without the log: they were refused, or appended before.
-    pub settled: Vec<Append>,
+    pub settled: Vec<Box<Append>>,
     /// Given by the time tick layer; `None` in a group that did not get there.
     pub closing: Option<Closing>,
     /// The closing tick and its place, if it is persisted. Given by the log writer.
@@ -221,7 +223,7 @@ pub mod samples {
     use crate::wal::allowance::Allowance;
 
     /// A message of pchannel `p` that shares its vchannel, or needs it for itself.
-    pub fn append(request_id: i64, vchannel: &str, exclusive: bool) -> (Append, mpsc::Receiver<Answer>) {
+    pub fn append(request_id: i64, vchannel: &str, exclusive: bool) -> (Box<Append>, mpsc::Receiver<Answer>) {
         let message = if exclusive {
             MessageBuilder::new(&CreatePartitionMessageHeader::default())
         } else {
@@ -231,7 +233,7 @@ pub mod samples {
     }
 
     /// A message of pchannel `p`.
-    pub fn of(request_id: i64, message: Message) -> (Append, mpsc::Receiver<Answer>) {
+    pub fn of(request_id: i64, message: Message) -> (Box<Append>, mpsc::Receiver<Answer>) {
         let (sender, answers) = mpsc::channel(1);
         let produced = check_produced(&message, "p", usize::MAX).unwrap();
         let charge = Allowance::new(2).of_wal(1, 1).try_charge(1).unwrap();

@@ -121,7 +121,7 @@ fn take_repeats(group: &mut Group, windows: &mut Windows) {
 
 /// A transaction that is run once more, as a whole, after its commit or while that is on its way, is `undone`: it ends
 /// without effect, and its producer hears what became of the first.
-fn is_repeat(append: &mut Append, windows: &mut Windows, undone: &mut Vec<Append>) -> bool {
+fn is_repeat(append: &mut Append, windows: &mut Windows, undone: &mut Vec<Box<Append>>) -> bool {
     let Some((vchannel, key)) = scope(append) else { return false };
     let first = match windows.claim(vchannel, key, txn_id(append)) {
         Claim::New => return false,
@@ -139,7 +139,7 @@ fn is_repeat(append: &mut Append, windows: &mut Windows, undone: &mut Vec<Append
 }
 
 /// What rolls the transaction of a commit back.
-fn rollback(commit: &Append) -> Option<Append> {
+fn rollback(commit: &Append) -> Option<Box<Append>> {
     let (txn, vchannel) = (commit.txn?, commit.vchannel()?);
     let message = MessageBuilder::new(&RollbackTxnMessageHeader {}).vchannel(vchannel).txn(txn).build().ok()?;
     let mut rollback = Append::own(MessageType::RollbackTxn, message, None);
@@ -148,7 +148,7 @@ fn rollback(commit: &Append) -> Option<Append> {
 }
 
 /// Notes the outcome of a message; gives back its repeats with the same one.
-fn conclude(append: &Append, windows: &mut Windows) -> Vec<Append> {
+fn conclude(append: &Append, windows: &mut Windows) -> Vec<Box<Append>> {
     let Some((vchannel, key)) = scope(append) else { return Vec::new() };
     let mut repeats = match &append.outcome {
         Some(Ok(placed)) => windows.done(vchannel, key, Done { placed: *placed, flushed: append.flushed.clone() }),

@@ -33,7 +33,7 @@ struct State {
 
 impl Mvcc {
     /// Notes durable messages, before anyone is told that they are.
-    pub fn appended(&self, appends: &[Append], pchannel: &str) {
+    pub fn appended(&self, appends: &[Box<Append>], pchannel: &str) {
         let mut state = self.lock();
         let mut last = None;
         // From the newest to the oldest: only the first one of each run says something.
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
     use crate::wal::group::samples;
 
-    fn at(tick: u64, vchannel: &str) -> Append {
+    fn at(tick: u64, vchannel: &str) -> Box<Append> {
         let mut append = samples::append(1, vchannel, false).0;
         append.tick = tick;
         append

@@ -237,7 +237,7 @@ impl Opener {
         Ok((live, buffer))
     }
 
-    fn appends(&self, inbox: mpsc::Sender<Append>) -> Appends {
+    fn appends(&self, inbox: mpsc::Sender<Box<Append>>) -> Appends {
         let Settings { flow, in_flight_bytes, .. } = &*self.settings;
         let limiter = Limiter::new(flow.burst, flow.trickle, self.clock.clone());
         let in_flight = self.allowance.of_wal(*in_flight_bytes, in_flight_bytes.div_ceil(INBOX));

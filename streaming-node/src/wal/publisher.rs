@@ -47,7 +47,7 @@ impl Publisher {
             self.metrics.synced(closing.persisted);
             self.mvcc.appended(&group.appends, &self.pchannel);
             let mut messages = Vec::with_capacity(group.appends.len() + 1);
-            messages.extend(group.appends.iter_mut().filter_map(stored).map(Arc::new));
+            messages.extend(group.appends.iter_mut().filter_map(|append| stored(append)).map(Arc::new));
             let tick = group.tick.and_then(|(id, tick)| Stored::new(id, tick).ok());
             messages.extend(tick.map(Arc::new));
             wrote = self.buffer.publish(messages, (closing.tick, closing.confirmed), now);

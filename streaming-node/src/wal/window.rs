@@ -73,7 +73,7 @@ struct Window {
 #[derive(Debug)]
 struct Pending {
     txn: Option<i64>,
-    repeats: Vec<Append>,
+    repeats: Vec<Box<Append>>,
 }
 
 /// What became of a message, as its repeats are told.
@@ -123,7 +123,7 @@ impl Windows {
     }
 
     /// Keeps a repeat until its key has an outcome; gives it back when the key has none to come.
-    pub fn wait(&mut self, vchannel: &str, key: Key<'_>, repeat: Append) -> Option<Append> {
+    pub fn wait(&mut self, vchannel: &str, key: Key<'_>, repeat: Box<Append>) -> Option<Box<Append>> {
         match self.window(vchannel).pending.get_mut(&key) {
             Some(pending) => {
                 pending.repeats.push(repeat);
@@ -134,7 +134,7 @@ impl Windows {
     }
 
     /// The message with a key was appended; gives back its repeats.
-    pub fn done(&mut self, vchannel: &str, key: Key<'_>, done: Done) -> Vec<Append> {
+    pub fn done(&mut self, vchannel: &str, key: Key<'_>, done: Done) -> Vec<Box<Append>> {
         let share = self.share();
         let window = self.window(vchannel);
         let (key, repeats) = match window.pending.remove_entry(&key) {
@@ -150,7 +150,7 @@ impl Windows {
     }
 
     /// The message with a key was not appended; gives back its repeats.
-    pub fn forget(&mut self, vchannel: &str, key: Key<'_>) -> Vec<Append> {
+    pub fn forget(&mut self, vchannel: &str, key: Key<'_>) -> Vec<Box<Append>> {
         self.window(vchannel).pending.remove(&key).map(|pending| pending.repeats).unwrap_or_default()
     }
 

@@ -133,7 +133,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..40)
 }
 
-fn append(sent: &Sent) -> Append {
+fn append(sent: &Sent) -> Box<Append> {
     let vchannel = if sent.vchannel == 0 { "p".to_owned() } else { format!("p_{}v0", sent.vchannel) };
     let mut append = samples::append(1, &vchannel, sent.exclusive).0;
     sent.key.iter().for_each(|key| append.message.properties.set_idempotency_key(key.to_string()));
