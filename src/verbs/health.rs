@@ -104,6 +104,8 @@ pub(crate) async fn page(connector: &Connector, uri: &http::Uri, path: &str) -> 
     let mut connection = connector.connect(uri.clone()).await?;
     let request = format!("GET {path} HTTP/1.0\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");
     connection.write_all(request.as_bytes()).await?;
+    // A connection keeps what was not flushed for what comes after it.
+    connection.flush().await?;
     let mut answer = Vec::new();
     connection.take(MOST_ANSWER).read_to_end(&mut answer).await?;
     let answer = String::from_utf8(answer).context("the answer is not text")?;
