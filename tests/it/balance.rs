@@ -29,6 +29,7 @@ fn settled(cluster: &Cluster, wanted: &[(i64, u64)]) -> anyhow::Result<()> {
 async fn a_node_is_emptied_and_filled_again_by_verbs() -> anyhow::Result<()> {
     let often = [
         "rootCoord.dmlChannelNum=4",
+        "streaming.walBalancer.triggerInterval=1s",
         "streaming.walBalancer.balancePolicy.minRebalanceIntervalThreshold=0s",
         "streaming.walBalancer.balancePolicy.allowRebalanceRecoveryLagThreshold=1h",
     ];
