@@ -80,8 +80,7 @@ def client(cluster, objects, *words, **changed):
     container = render.named(objects, "Pod", "s-streaming-test")["spec"]["containers"][0]
     command, environment = cluster.container(container)
     environment = {name: value for name, value in (environment | changed).items() if value is not None}
-    meta = command[command.index("--meta-root") : command.index("--meta-root") + 2]
-    return subprocess.run([command[0], *words, *meta, "--timeout", "5s"], env=environment, capture_output=True, text=True)
+    return subprocess.run([command[0], *words, "--timeout", "5s"], env=environment, capture_output=True, text=True)
 
 
 def shown(port):
