@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::StreamExt;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use woodpecker_base::{
     metadata::{KeyValue, WatchEvent},
     tasks::Tasks,
@@ -20,6 +20,9 @@ use crate::{
     view::View,
 };
 
+/// Records that are read at once when many logs begin to be followed; each takes some memory meanwhile.
+const READ_AT_ONCE: usize = 16;
+
 #[derive(Debug)]
 pub(crate) struct Views {
     catalog: Arc<Catalog>,
@@ -28,6 +31,7 @@ pub(crate) struct Views {
     feeding: AtomicBool,
     /// The watch stands: a record read from now on, and what the watch tells later, miss nothing between them.
     live: watch::Sender<bool>,
+    reading: Arc<Semaphore>,
 }
 
 impl Views {
@@ -38,6 +42,7 @@ impl Views {
             by_name: Mutex::default(),
             feeding: AtomicBool::new(false),
             live: watch::Sender::new(false),
+            reading: Arc::new(Semaphore::new(READ_AT_ONCE)),
         }
     }
 
@@ -74,10 +79,12 @@ impl Views {
             self.tasks.spawn_until_stopped(feed(Arc::downgrade(self), self.catalog.clone()));
         }
         let (view, catalog, mut live) = (view.clone(), self.catalog.clone(), self.live.subscribe());
+        let reading = self.reading.clone();
         self.tasks.spawn_until_stopped(async move {
             if live.wait_for(|live| *live).await.is_err() {
                 return;
             }
+            let _turn = reading.acquire().await;
             match catalog.log(&view.name, None).await {
                 Ok(Some(found)) => view.learn(found, []),
                 Ok(None) => view.learn_deleted(None),
