@@ -31,7 +31,8 @@ struct Target {
 
 impl Replicator {
     /// Ships what `source`, the cluster of this name, holds. Connections to other clusters are made with `connectors`, by
-    /// their id; to one that is not there with `edges`, as whoever the token in the topology says, if it has one.
+    /// their id; to one that is not there with `edges`. A token in the topology is shown to a cluster for which `connectors`
+    /// has none.
     ///
     /// # Errors
     /// The first setting that is impossible.
@@ -102,7 +103,8 @@ impl Replicator {
     fn connector(&self, id: &str, token: &str) -> Connector {
         let ours = || self.edges.connector.clone();
         match (self.connectors.get(id), Token::new(token)) {
-            (Some(named), _) => named.clone(),
+            (Some(named), Ok(token)) => named.clone().or_token(token),
+            (Some(named), Err(_)) => named.clone(),
             (None, Ok(token)) => ours().with_token(token),
             (None, Err(_)) => ours(),
         }

@@ -62,6 +62,12 @@ impl Connector {
         Self { token: Some(token), ..self }
     }
 
+    /// Shows the token with every call unless there is one that is shown already.
+    #[must_use]
+    pub fn or_token(self, token: Token) -> Self {
+        Self { token: self.token.or(Some(token)), ..self }
+    }
+
     /// One connection, for another protocol than gRPC.
     ///
     /// # Errors
