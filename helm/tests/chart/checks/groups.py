@@ -59,10 +59,9 @@ def primary_group():
         until_ready(cluster, objects, running)
         container = render.named(objects, "Pod", "s-streaming-test")["spec"]["containers"][0]
         command, environment = cluster.container(container)
-        meta = command[command.index("--meta-root") : command.index("--meta-root") + 2]
 
         def owners():
-            said = subprocess.run([command[0], "channels", *meta], env=environment, capture_output=True, text=True).stdout
+            said = subprocess.run([command[0], "channels"], env=environment, capture_output=True, text=True).stdout
             return {group: said.count(f":{grpc}") for group, (_, grpc) in at.items()}
 
         until(lambda: owners() == {"blue": 2, "green": 0}, 30, f"both channels on blue: {owners()}{cluster.log('coord')}")

@@ -311,14 +311,13 @@ def handed_over():
         container = render.named(objects, "Pod", "s-streaming-test")["spec"]["initContainers"][0]
         command, environment = cluster.container(container)
         command[command.index("--file") : command.index("--file") + 2] = []
-        connection = command[command.index("--meta-root") : command.index("--meta-root") + 2]
         lines = [f"{number}\n" for number in range(300)]
         producer = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in lines[:100]:
             producer.stdin.write(line)
             producer.stdin.flush()
             time.sleep(0.01)
-        described = subprocess.run([command[0], "describe", command[2], *connection], env=environment, capture_output=True, text=True).stdout
+        described = subprocess.run([command[0], "describe", command[2]], env=environment, capture_output=True, text=True).stdout
         leaving = "node-2" if f":{grpc} " in described else "node"
         process, address = running[leaving]
         process.send_signal(signal.SIGTERM)
@@ -333,7 +332,7 @@ def handed_over():
         assert seen <= {200, 503, None} and 503 in seen, f"/readyz said {seen}"
         _, said = producer.communicate(timeout=60)
         equal(producer.returncode, 0, said)
-        read = [command[0], "consume", command[2], *connection, "--count", str(len(lines)), "--until-idle", "20s"]
+        read = [command[0], "consume", command[2], "--count", str(len(lines)), "--until-idle", "20s"]
         equal(subprocess.run(read, env=environment, capture_output=True, text=True, timeout=90).stdout, "".join(lines), "what was appended")
 
 

@@ -31,7 +31,7 @@ def least():
     equal([port["name"] for port in container["ports"]], ["admin"])
     names = set(render.environment(container))
     # Where the cluster is, for the verbs; nothing of object storage.
-    equal(names, {"STREAMING_CONFIG", "STREAMING_ETCD", "STREAMING_CLUSTER", "STREAMING_ADMIN", "POD_NAME", "POD_IP"})
+    equal(names, {"STREAMING_CONFIG", "STREAMING_ETCD", "STREAMING_META_ROOT", "STREAMING_CLUSTER", "STREAMING_ADMIN", "POD_NAME", "POD_IP"})
     assert "minio" not in render.configuration(objects, "replicate")
     service = render.named(objects, "Service", "s-streaming-replicate")["spec"]
     equal([port["name"] for port in service["ports"]], ["admin"])

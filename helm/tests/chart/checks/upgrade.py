@@ -95,13 +95,18 @@ def scale_down():
             release = Release(helm, kubeconfig)
             four = render.merged(render.QUORUM, {"logstore": {"replicas": 4}})
             release.must("install", "s", render.CHART, "--disable-openapi-validation", values=four)
-            for values, message in [(render.QUORUM, "from 4 to 3"), ({"logstore": {"enabled": False}}, "from 4 to 0")]:
-                done = release.run("upgrade", "s", render.CHART, values=values)
+
+            def refused(values, message):
+                done = release.run("upgrade", "s", render.CHART, values=values)  # noqa: B023
                 assert done.returncode != 0 and f"logstore.replicas: {message}" in done.stderr, f"{values}: {done.stderr[-500:]}"
-                equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 4)
+                equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 4)  # noqa: B023
+
+            refused(render.QUORUM, "from 4 to 3")
+            release.upgrade(values={"storage": {"also": ["quorum"]}, "logstore": {"enabled": True, "replicas": 4}})
+            refused({"logstore": {"enabled": False}}, "from 4 to 0")
             done = release.run("upgrade", "s", render.CHART, "--set", "etcd.bundled.replicas=3")
             assert done.returncode != 0 and "etcd.bundled.replicas: from 1 to 3" in done.stderr, done.stderr[-500:]
-            release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"replicas": 5}}))
+            release.upgrade(values=render.merged(render.QUORUM, {"storage": {"also": ["object"]}, "logstore": {"replicas": 5}}))
             release.upgrade(values=render.merged(render.QUORUM, {"logstore": {"allowScaleDown": True}}))
             equal(objects["StatefulSet", "s-streaming-logstore"]["spec"]["replicas"], 3)
 
