@@ -58,8 +58,8 @@ struct Lane {
     is_ready: bool,
     is_noticed: bool,
     paused_until: Option<Instant>,
-    /// Since when a quota keeps the store from taking what comes next.
-    over_quota: Option<Instant>,
+    /// Since when a quota keeps the store from taking what comes next, and how much of the segment was acked then.
+    over_quota: Option<(Instant, u64)>,
 }
 
 impl Frame {
@@ -216,10 +216,13 @@ impl Lanes {
         }
     }
 
-    /// A quota is used up at the store; since when it has been so for this segment.
-    pub fn over_quota(&mut self, key: SegmentKey, now: Instant) -> Instant {
-        let lane = self.by_segment.get_mut(&key);
-        lane.map_or(now, |lane| *lane.over_quota.get_or_insert(now))
+    /// A quota is used up at the store; since when it has been so for this segment, of which nothing more was acked
+    /// meanwhile.
+    pub fn over_quota(&mut self, key: SegmentKey, acked: u64, now: Instant) -> Instant {
+        let Some(lane) = self.by_segment.get_mut(&key) else { return now };
+        let since = lane.over_quota.filter(|(_, before)| *before == acked).map_or(now, |(since, _)| since);
+        lane.over_quota = Some((since, acked));
+        since
     }
 
     /// Ends the pauses that are over; whether there were any.

@@ -396,17 +396,16 @@ impl Peer {
 
     fn on_slowed(&self, key: SegmentKey, refusal: &Refusal) {
         let now = self.context.clock.now();
-        let over_quota = {
+        let segment = {
             let mut lanes = locked(&self.lanes);
             lanes.pause(key, now + refusal.retry_after.max(Duration::from_millis(1)));
-            if refusal.code != Code::Quota {
-                return;
-            }
-            let since = lanes.over_quota(key, now);
-            (now.duration_since(since) >= self.context.settings.quota_patience).then(|| lanes.segment(key)).flatten()
+            lanes.segment(key).filter(|_| refusal.code == Code::Quota)
         };
-        // Closing what holds nothing would free nothing.
-        if let Some(segment) = over_quota.filter(|segment| segment.acked() > 0) {
+        let Some(segment) = segment else { return };
+        let acked = segment.acked();
+        let since = locked(&self.lanes).over_quota(key, acked, now);
+        // Closing what holds nothing would free nothing, and nothing is held up while the other stores ack.
+        if acked > 0 && now.duration_since(since) >= self.context.settings.quota_patience {
             tracing::warn!(store = %self.id, segment = %key, %refusal, "a segment ends, so that it can be sealed");
             segment.over_quota();
         }
