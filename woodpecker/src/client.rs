@@ -350,13 +350,14 @@ impl Inner {
                 }
             }
         }
-        // What cannot be deleted now keeps nothing else, and is known until it is.
+        // What is damaged keeps nothing else, and is known until it is deleted. What cannot be reached would cost as much
+        // time for every segment.
         let mut left = None;
         for open in &record.open {
-            left = self.delete(record.id, open).await.err().or(left);
+            left = lasting(self.delete(record.id, open).await)?.or(left);
         }
         for closed in self.catalog.segments(record.id).await?.iter().chain(&self.catalog.garbage(record.id).await?) {
-            left = self.delete_closed(record.id, closed).await.err().or(left);
+            left = lasting(self.delete_closed(record.id, closed).await)?.or(left);
         }
         if let Ok(store) = self.sealed() {
             // What attempts at sealing left behind.
@@ -366,6 +367,14 @@ impl Inner {
             Some(error) => Err(error.into()),
             None => self.catalog.forget(record.id).await,
         }
+    }
+}
+
+/// Fails with an error that a later attempt may not meet, and gives back any other.
+fn lasting(deleted: Result<(), StoreError>) -> Result<Option<StoreError>, StoreError> {
+    match deleted {
+        Err(error) if error.is_retryable() => Err(error),
+        other => Ok(other.err()),
     }
 }
 
