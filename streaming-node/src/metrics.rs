@@ -85,10 +85,10 @@ impl WalMetrics {
     }
 
     /// A message became durable.
-    pub fn appended(&self, bytes: usize) {
-        self.messages.increment(1);
+    pub fn appended(&self, bytes: impl ExactSizeIterator<Item = usize>) {
+        self.messages.increment(bytes.len() as u64);
         #[expect(clippy::cast_precision_loss, reason = "the size of a message")]
-        self.bytes.record(bytes as f64);
+        bytes.for_each(|bytes| self.bytes.record(bytes as f64));
     }
 
     /// A group was closed by a tick, in the log or in memory only.

@@ -248,7 +248,10 @@ impl Keeper {
             // The log is not the worse for being truncated later.
             match truncation::truncate(&log, &catalog, &changes, vchannels, &replicas).await {
                 Ok(slowest) => progress.slowest.store(slowest.unwrap_or(0), Ordering::Relaxed),
-                Err(error) => tracing::warn!(%pchannel, %error, "truncating failed, the next checkpoint tries again"),
+                Err(error) => {
+                    progress.consumers_moved();
+                    tracing::warn!(%pchannel, %error, "truncating failed, it is tried again");
+                }
             }
             Ok(saved)
         };

@@ -133,8 +133,9 @@ impl State {
         }
         let known = seen.tick <= self.loaded;
         let promotes = seen.kind == MessageType::AlterReplicateConfig && !seen.is_replicated() && !known;
-        if promotes {
-            self.salvaged = self.replication.checkpoint().filter(|left| left.message_id.is_some());
+        // What was kept and is not written yet outlives a change of a cluster that follows nobody.
+        if promotes && let Some(left) = self.replication.checkpoint().filter(|left| left.message_id.is_some()) {
+            self.salvaged = Some(left);
         }
         seen.apply_to(&mut self.replication, known);
         // What is below the checkpoint is read for transactions and keys only, which are no business of this state.

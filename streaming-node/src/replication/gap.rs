@@ -39,7 +39,8 @@ impl Gap {
     /// # Errors
     /// INNER: the same message may pass later.
     pub fn pass(&mut self, header: &ReplicateHeader) -> Result<(), StreamingError> {
-        let (Some(first), Some(place)) = (&self.0, Place::of(header)) else { return Ok(()) };
+        let Some(first) = &self.0 else { return Ok(()) };
+        let Some(place) = Place::of(header) else { return Ok(()) };
         if first.cluster == place.cluster {
             if place > *first {
                 return Err(behind_a_gap());

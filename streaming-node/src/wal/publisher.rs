@@ -43,7 +43,7 @@ impl Publisher {
         }
         let mut wrote = false;
         if let Some(closing) = group.closing {
-            group.appends.iter().for_each(|append| self.metrics.appended(append.bytes));
+            self.metrics.appended(group.appends.iter().map(|append| append.bytes));
             self.metrics.synced(closing.persisted);
             self.mvcc.appended(&group.appends, &self.pchannel);
             let mut messages = Vec::with_capacity(group.appends.len() + 1);
