@@ -1,6 +1,6 @@
 //! How an operator moves channels: a node is emptied before its machine is worked on, and has its share again afterwards.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use serde_json::json;
@@ -11,18 +11,25 @@ use crate::{
     process::{printed, run},
 };
 
-/// Waits until the nodes have so many channels each, by their ids.
+/// Between two looks at the nodes.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The coordinator looks at the balance every second here.
+const SEVERAL_LOOKS: Duration = Duration::from_secs(3);
+
+/// Whether the nodes have so many channels each, by their ids.
+fn have(cluster: &Cluster, wanted: &[(i64, u64)]) -> anyhow::Result<bool> {
+    let nodes = cluster.json(&["nodes"])?;
+    let channels = |id: i64| nodes.as_array()?.iter().find(|node| node["id"] == id)?["channels"].as_u64();
+    Ok(wanted.iter().all(|(id, count)| channels(*id) == Some(*count)))
+}
+
 fn settled(cluster: &Cluster, wanted: &[(i64, u64)]) -> anyhow::Result<()> {
     let begun = Instant::now();
-    loop {
-        let nodes = cluster.json(&["nodes"])?;
-        let channels = |id: i64| nodes.as_array()?.iter().find(|node| node["id"] == id)?["channels"].as_u64();
-        if wanted.iter().all(|(id, count)| channels(*id) == Some(*count)) {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < LIMIT, "wanted {wanted:?}: {nodes}");
-        std::thread::sleep(std::time::Duration::from_millis(100));
+    while !have(cluster, wanted)? {
+        ensure!(begun.elapsed() < LIMIT, "wanted {wanted:?}: {}", cluster.json(&["nodes"])?);
+        std::thread::sleep(PAUSE);
     }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +55,11 @@ async fn a_node_is_emptied_and_filled_again_by_verbs() -> anyhow::Result<()> {
     assert_eq!(balance(&["suspend"])?, policy(false, &[first]));
     assert_eq!(balance(&["unfreeze", &first.to_string()])?, policy(false, &[]));
     assert_eq!(balance(&["show"])?, policy(false, &[]));
-    settled(&cluster, &[(first, 0), (second, 4)])?;
+    let begun = Instant::now();
+    while begun.elapsed() < SEVERAL_LOOKS {
+        ensure!(have(&cluster, &[(first, 0), (second, 4)])?, "moved: {}", cluster.json(&["nodes"])?);
+        std::thread::sleep(PAUSE);
+    }
     assert_eq!(balance(&["resume"])?, policy(true, &[]));
     settled(&cluster, &[(first, 2), (second, 2)])?;
 

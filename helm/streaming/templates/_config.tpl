@@ -92,7 +92,12 @@
 {{- end -}}
 {{- else if eq .role "node" -}}
 {{- $memory := dict "objectStorage" (dict "cacheSize" "128MiB") "sealed" (dict "cacheSize" "128MiB") -}}
-{{- $defaults = mergeOverwrite $defaults (dict "woodpecker" (dict "client" $memory) "streaming" (dict "nodeMaxHeld" "256MiB" "walWriteAheadBuffer" (dict "nodeCapacity" "384MiB"))) -}}
+{{- $streaming := dict "walWriteAheadBuffer" (dict "nodeCapacity" "384MiB") -}}
+{{- /* Half of it has to take what one log has in flight. */}}
+{{- if not (dig "woodpecker" "client" "segmentAppend" "maxInFlight" "" (mergeOverwrite (deepCopy $values.config) (deepCopy $role.config))) -}}
+{{- $_ := set $streaming "nodeMaxHeld" "256MiB" -}}
+{{- end -}}
+{{- $defaults = mergeOverwrite $defaults (dict "woodpecker" (dict "client" $memory) "streaming" $streaming) -}}
 {{- end -}}
 {{- toYaml (mergeOverwrite $defaults (deepCopy $values.config) (deepCopy $role.config) $owned) -}}
 {{- end -}}
