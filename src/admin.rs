@@ -15,8 +15,9 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use futures::StreamExt;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt};
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
@@ -41,17 +42,20 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How often what the histograms hold is tidied up.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Scrapers come again within a minute.
-const PATIENCE: Patience = Patience { silence: Duration::from_secs(75), request: Duration::from_secs(30) };
+const SILENCE: Duration = Duration::from_secs(75);
+const ARRIVAL: Duration = Duration::from_secs(30);
 /// After a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a peer may take.
+/// What a peer may take.
 #[derive(Debug, Clone, Copy)]
-struct Patience {
+struct Limits {
     /// A connection is kept on which no request, or only the beginning of one, comes.
     silence: Duration,
-    /// A request takes, the arrival of its body included.
-    request: Duration,
+    /// The body of a request takes to arrive. How long it is worked on is not its peer's doing.
+    arrival: Duration,
+    /// Bytes of that.
+    bytes: usize,
 }
 
 /// What the pages show and do.
@@ -83,6 +87,7 @@ pub(crate) async fn serve(address: SocketAddr, admin: Admin, tasks: &Tasks) -> a
             upkeep.run_upkeep();
         }
     });
+    let limits = Limits { silence: SILENCE, arrival: ARRIVAL, bytes: admin.request_bytes };
     let (router, tasks, token) = (router(admin), tasks.clone(), tasks.token().clone());
     tasks.clone().spawn(async move {
         loop {
@@ -92,7 +97,7 @@ pub(crate) async fn serve(address: SocketAddr, admin: Admin, tasks: &Tasks) -> a
             };
             match accepted {
                 Some(Ok(connection)) => {
-                    let answering = answer(connection, router.clone(), PATIENCE, clock.clone(), token.clone());
+                    let answering = answer(connection, router.clone(), limits, clock.clone(), token.clone());
                     tasks.spawn(answering);
                 }
                 Some(Err(error)) => {
@@ -107,20 +112,23 @@ pub(crate) async fn serve(address: SocketAddr, admin: Admin, tasks: &Tasks) -> a
 }
 
 /// Answers what comes on a connection, until its peer is gone or silent, or the port closes.
-async fn answer(connection: Connection, router: Router, patience: Patience, clock: Clock, stopped: CancellationToken) {
+async fn answer(connection: Connection, router: Router, limits: Limits, clock: Clock, stopped: CancellationToken) {
     let (peer, answering) = (Peer(connection.peer()), clock.clone());
-    let service = service_fn(move |mut request: hyper::Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer);
         let (router, clock) = (router.clone(), answering.clone());
         async move {
-            match clock.timeout(patience.request, router.oneshot(request.map(Body::new))).await {
-                Ok(answered) => answered,
+            let (head, body) = request.into_parts();
+            match clock.timeout(limits.arrival, whole(Body::new(body), limits.bytes)).await {
+                Ok(Ok(Some(body))) => router.oneshot(Request::from_parts(head, Body::from(body))).await,
+                Ok(Ok(None)) => Ok(StatusCode::PAYLOAD_TOO_LARGE.into_response()),
+                Ok(Err(_)) => Ok(StatusCode::BAD_REQUEST.into_response()),
                 Err(_) => Ok(StatusCode::REQUEST_TIMEOUT.into_response()),
             }
         }
     });
     let mut http = http1::Builder::new();
-    let http = http.timer(TokioTimer::new()).header_read_timeout(patience.silence);
+    let http = http.timer(TokioTimer::new()).header_read_timeout(limits.silence);
     let mut serving = pin!(http.serve_connection(TokioIo::new(connection), service));
     // How a connection ends is its peer's business.
     tokio::select! {
@@ -129,6 +137,18 @@ async fn answer(connection: Connection, router: Router, patience: Patience, cloc
     }
     serving.as_mut().graceful_shutdown();
     let _ = clock.timeout(FAREWELL, serving).await;
+}
+
+/// A body, if it has no more than so many bytes. The rest of a larger one is read too: who is still sending hears no answer.
+async fn whole(body: Body, limit: usize) -> Result<Option<Bytes>, axum::Error> {
+    let (mut parts, mut whole, mut fits) = (body.into_data_stream(), BytesMut::new(), true);
+    while let Some(part) = parts.try_next().await? {
+        fits &= whole.len() + part.len() <= limit;
+        if fits {
+            whole.extend_from_slice(&part);
+        }
+    }
+    Ok(fits.then(|| whole.freeze()))
 }
 
 fn router(admin: Admin) -> Router {
@@ -181,17 +201,17 @@ mod tests {
 
     #[tokio::test]
     async fn whose_request_never_ends_is_not_waited_for() {
-        let (clock, patience) = (Clock::system(), Patience { silence: 2 * MOMENT, request: MOMENT });
+        let (clock, limits) = (Clock::system(), Limits { silence: 2 * MOMENT, arrival: MOMENT, bytes: 1 << 10 });
         let router = Router::new().route("/log/level", get(async || "OK").put(set_anything));
         let head = "PUT /log/level HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n";
         for (request, limit, answered) in [
-            (head.to_owned(), patience.silence, ""),
-            (format!("{head}\r\nhalf"), patience.request, "HTTP/1.1 408 "),
-            ("GET /log/level HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), patience.silence, "HTTP/1.1 200 "),
+            (head.to_owned(), limits.silence, ""),
+            (format!("{head}\r\nhalf"), limits.arrival, "HTTP/1.1 408 "),
+            ("GET /log/level HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), limits.silence, "HTTP/1.1 200 "),
         ] {
             let (mut peer, stream) = duplex(1024);
             let (connection, began) = (Connection::new(stream, None), clock.now());
-            let serving = answer(connection, router.clone(), patience, clock.clone(), CancellationToken::new());
+            let serving = answer(connection, router.clone(), limits, clock.clone(), CancellationToken::new());
             let mut said = String::new();
             let asking = async {
                 peer.write_all(request.as_bytes()).await.unwrap();

@@ -129,6 +129,7 @@ async fn admin(
         "{method} {path} HTTP/1.0\r\n{token}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     );
     connection.write_all(request.as_bytes()).await?;
+    connection.flush().await?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
@@ -226,6 +227,8 @@ async fn the_admin_port_opens_what_changes_things_to_admins_only() -> anyhow::Re
     assert_eq!((status, serde_json::from_str::<Value>(&body)?), (200, serde_json::from_str(debug)?));
     let wrong = admin(&role, &secrets, "PUT", "/log/level", Some(ADMIN), r#"{"level":"info,x=loud"}"#).await?;
     assert_eq!(wrong.0, 400, "{}", wrong.1);
+    let huge = format!(r#"{{"level":"{}"}}"#, "x".repeat(2 << 20));
+    assert_eq!(admin(&role, &secrets, "PUT", "/log/level", Some(ADMIN), &huge).await?.0, 413);
 
     let said = run(["health", "--json", "--admin", &address, "--ca", &ca])?;
     assert!(said.status.success(), "{said:?}");
