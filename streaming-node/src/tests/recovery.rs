@@ -9,11 +9,13 @@ use streaming_proto::{
         self, BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader, DropCollectionMessageHeader,
     },
     msg::{CreateCollectionRequest, MsgPosition},
-    streaming::{StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics},
+    streaming::{
+        ProduceMessageResponseResult, StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics,
+    },
 };
 use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, PChannel};
 
-use super::harness::{PCHANNEL, TestNode, VCHANNEL, World, code, eventually, id, insert, rw};
+use super::harness::{PCHANNEL, Produce, TestNode, VCHANNEL, World, code, eventually, id, insert, rw};
 use crate::{Recovery, Settings, recovery::catalog::Catalog};
 
 const WAL: &str = "by-dev/meta/streamingnode-meta/wal/by-dev-rootcoord-dml_0";
@@ -143,9 +145,8 @@ pub async fn report_at(
     client.update_channel_checkpoint(node.request(request)).await.map(drop).map_err(|status| code(&status))
 }
 
-#[tokio::test]
-async fn log_is_truncated_behind_the_slowest_registered_consumer() {
-    let world = World::new();
+/// A node whose log has twenty messages in more than one segment.
+async fn filled(world: &World) -> (TestNode, Produce, Vec<ProduceMessageResponseResult>) {
     let node = world.node_with(1, eager()).await;
     node.assign(&rw(1)).await.unwrap();
     let mut produce = node.producer(&rw(1)).await;
@@ -154,6 +155,13 @@ async fn log_is_truncated_behind_the_slowest_registered_consumer() {
     for n in 0..20 {
         sent.push(produce.append(insert(VCHANNEL, &format!("{n} {filler}"))).await.unwrap());
     }
+    (node, produce, sent)
+}
+
+#[tokio::test]
+async fn log_is_truncated_behind_the_slowest_registered_consumer() {
+    let world = World::new();
+    let (node, mut produce, sent) = filled(&world).await;
     let log = node.logs.open_log(PCHANNEL).await.unwrap();
     until_saved(&world, sent[19].timetick).await;
     assert_eq!(log.describe().await.unwrap().truncated, None, "nobody said what it needs");
@@ -183,14 +191,7 @@ pub async fn forget(node: &TestNode, consumer: &str) -> Result<(), StreamingCode
 #[tokio::test]
 async fn consumer_that_was_dropped_holds_nothing_back_though_nothing_is_appended() {
     let world = World::new();
-    let node = world.node_with(1, eager()).await;
-    node.assign(&rw(1)).await.unwrap();
-    let mut produce = node.producer(&rw(1)).await;
-    let filler = "x".repeat(200_000);
-    let mut sent = Vec::new();
-    for n in 0..20 {
-        sent.push(produce.append(insert(VCHANNEL, &format!("{n} {filler}"))).await.unwrap());
-    }
+    let (node, _produce, sent) = filled(&world).await;
     report(&node, VCHANNEL, id(&sent[0])).await.unwrap();
     report(&node, PCHANNEL, id(&sent[19])).await.unwrap();
     until_saved(&world, sent[19].timetick).await;
