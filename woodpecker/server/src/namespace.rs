@@ -74,7 +74,7 @@ impl Namespace {
             let now = clock.now();
             let Err(wait) = lock(&self.rate).take(bytes, now) else { return Ok(()) };
             if now + wait > patience {
-                return Err(Refusal::Quota { what: "bytes per second", retry_after: wait });
+                return Err(Refusal::Rate { retry_after: wait });
             }
             clock.sleep(wait).await;
         }

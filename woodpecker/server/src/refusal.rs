@@ -27,6 +27,8 @@ pub enum Refusal {
     Decommissioning,
     #[error("the store takes no more appends: {0}")]
     Failed(Arc<str>),
+    #[error("the namespace appends more in a second than it may")]
+    Rate { retry_after: Duration },
     #[error("the namespace is over its quota of {what}")]
     Quota { what: &'static str, retry_after: Duration },
     #[error("{0}")]
@@ -52,6 +54,7 @@ impl Refusal {
             Self::DiskFull { .. } => Code::DiskFull,
             Self::Decommissioning => Code::Decommissioning,
             Self::Failed(_) => Code::Failed,
+            Self::Rate { .. } => Code::Rate,
             Self::Quota { .. } => Code::Quota,
             Self::Corrupt(_) => Code::Corrupt,
             Self::Released => Code::Released,
@@ -73,22 +76,20 @@ impl Refusal {
             Self::DiskFull { .. } => "LOGSTORE_DISK_FULL",
             Self::Decommissioning => "LOGSTORE_DECOMMISSIONING",
             Self::Failed(_) => "LOGSTORE_FAILED",
+            Self::Rate { .. } => "LOGSTORE_RATE",
             Self::Quota { .. } => "LOGSTORE_QUOTA",
             Self::Corrupt(_) => "LOGSTORE_CORRUPT",
             Self::Released => "LOGSTORE_RELEASED",
         }
     }
 
-    /// Whether the same call may succeed later.
+    /// Whether the same call may succeed later. What a namespace keeps does not become less by waiting: its quota is final
+    /// until something is sealed, truncated or deleted.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::SlowDown { .. }
-                | Self::DiskFull { .. }
-                | Self::Quota { .. }
-                | Self::Gap { .. }
-                | Self::Unavailable(_)
+            Self::SlowDown { .. } | Self::DiskFull { .. } | Self::Rate { .. } | Self::Gap { .. } | Self::Unavailable(_)
         )
     }
 
@@ -104,6 +105,7 @@ impl Refusal {
         match self {
             Self::SlowDown { retry_after, .. }
             | Self::DiskFull { retry_after, .. }
+            | Self::Rate { retry_after }
             | Self::Quota { retry_after, .. } => *retry_after,
             _ => Duration::ZERO,
         }
@@ -123,7 +125,7 @@ impl From<Refusal> for Status {
             Refusal::Invalid(_) => return Self::invalid_argument(refusal.to_string()),
             Refusal::Unavailable(_) => return Self::unavailable(refusal.to_string()),
             Refusal::Failed(_) => tonic::Code::Unavailable,
-            Refusal::SlowDown { .. } | Refusal::DiskFull { .. } | Refusal::Quota { .. } => {
+            Refusal::SlowDown { .. } | Refusal::DiskFull { .. } | Refusal::Rate { .. } | Refusal::Quota { .. } => {
                 tonic::Code::ResourceExhausted
             }
             Refusal::Corrupt(_) => tonic::Code::DataLoss,

@@ -87,8 +87,8 @@ pub struct QuorumSettings {
     /// How often it is looked whether segments on fewer stores than wanted can have all of them, and whether any are on
     /// stores that are being given up.
     pub mending: Duration,
-    /// A segment ends when a store refused its next entries for so long because of a quota: only what is closed can be
-    /// sealed, and comes off the quota then.
+    /// A segment ends when a store refused its next entries for so long because the instance keeps all it may: only what
+    /// is closed can be sealed, and comes off the quota then.
     pub quota_patience: Duration,
 }
 

@@ -145,7 +145,7 @@ async fn a_namespace_keeps_to_its_quota_and_the_others_do_not_feel_it() {
     stream.put(large(&slow, 0, 1_500)).await;
     stream.put(large(&slow, 1, 100)).await;
     let refusal = stream.refusal().await;
-    assert_eq!(refusal.code(), Code::Quota);
+    assert_eq!(refusal.code(), Code::Rate);
     assert!((100..=500).contains(&refusal.retry_after_ms), "{refusal:?}");
     Clock::system().sleep(Duration::from_millis(refusal.retry_after_ms + 1)).await;
     stream.put(large(&slow, 1, 100)).await;

@@ -399,7 +399,7 @@ impl Peer {
         let segment = {
             let mut lanes = locked(&self.lanes);
             lanes.pause(key, now + refusal.retry_after.max(Duration::from_millis(1)));
-            lanes.segment(key).filter(|_| refusal.code == Code::Quota)
+            lanes.segment(key).filter(|_| refusal.is_for_what_is_kept())
         };
         let Some(segment) = segment else { return };
         let acked = segment.acked();

@@ -52,7 +52,7 @@ impl Refusal {
     pub fn to_status(&self) -> Status {
         let code = match self.code {
             Code::WrongStore | Code::Released => tonic::Code::NotFound,
-            Code::SlowDown | Code::DiskFull | Code::Quota => tonic::Code::ResourceExhausted,
+            Code::SlowDown | Code::DiskFull | Code::Rate | Code::Quota => tonic::Code::ResourceExhausted,
             Code::Corrupt => tonic::Code::DataLoss,
             Code::Failed => tonic::Code::Unavailable,
             Code::Unspecified | Code::Fenced | Code::Gap | Code::NotContinued | Code::Decommissioning => {
@@ -62,10 +62,18 @@ impl Refusal {
         Status::with_details(code, self.reason.clone(), Bytes::from(self.to_wire().encode_to_vec()))
     }
 
-    /// Whether the store takes the same later, without anybody's doing: its writer keeps what it has and waits.
+    /// Whether the store takes the same later: its writer keeps what it has and waits. A reason that only later releases
+    /// know is one, if it says how long.
     #[must_use]
     pub fn is_slowing(&self) -> bool {
-        matches!(self.code, Code::SlowDown | Code::Quota)
+        let unknown = self.code == Code::Unspecified && !self.retry_after.is_zero();
+        unknown || matches!(self.code, Code::SlowDown | Code::Rate | Code::Quota)
+    }
+
+    /// Whether what the instance keeps has to become less before the store takes the same.
+    #[must_use]
+    pub fn is_for_what_is_kept(&self) -> bool {
+        self.code == Code::Quota
     }
 
     /// Whether the store itself takes no segments for now, and not only this segment's entries.
@@ -94,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_refusal_survives_the_way_as_an_answer_and_as_a_status() {
-        for code in (0..=11).map(|code| Code::try_from(code).unwrap()) {
+        for code in (0..=12).map(|code| Code::try_from(code).unwrap()) {
             let refusal = Refusal { code, reason: "because".to_owned(), retry_after: Duration::from_millis(20) };
             assert_eq!(Refusal::from_wire(refusal.to_wire()), refusal);
             let status = refusal.to_status();
@@ -102,6 +110,13 @@ mod tests {
             assert_ne!(status.code(), tonic::Code::Ok);
         }
         assert_eq!(Refusal::from_status(&Status::unavailable("connection reset")), None);
+    }
+
+    #[test]
+    fn a_reason_of_a_later_release_is_waited_for_if_it_says_how_long() {
+        let unknown = |retry_after_ms| logstore::Refusal { code: 1_000, reason: "new".to_owned(), retry_after_ms };
+        assert!(Refusal::from_wire(unknown(20)).is_slowing());
+        assert!(!Refusal::from_wire(unknown(0)).is_slowing());
     }
 
     #[test]

@@ -164,28 +164,31 @@ async fn a_connection_that_breaks_is_made_again_and_the_segment_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stores_that_ask_to_slow_down_are_asked_again_and_nothing_rolls() {
     let world = World::new(3).await;
-    let (backend, _tasks) = world.backend(|_| ());
+    // However long it lasts: a segment ends only for what is kept.
+    let (backend, _tasks) = world.backend(|settings| settings.quota_patience = Duration::from_millis(500));
     let opened = Open::create(&backend, 1).await;
     opened.fill(0, 2).await;
-    let slow_down = Refusal {
-        code: Code::SlowDown,
-        reason: "too much in flight".to_owned(),
-        retry_after: Duration::from_millis(100),
+    let refuse = |code: Option<Code>| {
+        let retry_after = Duration::from_millis(100);
+        let refusal = code.map(|code| Refusal { code, reason: "not so fast".to_owned(), retry_after });
+        for replica in 0..3 {
+            world.replica(&opened.placement(), replica).fault(|faults| faults.refuse.clone_from(&refusal));
+        }
     };
-    for replica in 0..3 {
-        world.replica(&opened.placement(), replica).fault(|faults| faults.refuse = Some(slow_down.clone()));
+    let mut acked = 2;
+    for code in [Code::SlowDown, Code::Rate] {
+        refuse(Some(code));
+        for number in acked..acked + 18 {
+            opened.writer.append(vec![entry(number)]).unwrap();
+        }
+        Clock::system().sleep(Duration::from_millis(1_500)).await;
+        assert_eq!(opened.owner.acked_now(), acked, "{code:?}");
+        refuse(None);
+        acked += 18;
+        opened.owner.wait_acked(acked).await;
     }
-    for number in 2..20 {
-        opened.writer.append(vec![entry(number)]).unwrap();
-    }
-    Clock::system().sleep(Duration::from_millis(1_500)).await;
-    assert_eq!(opened.owner.acked_now(), 2);
-    for replica in 0..3 {
-        world.replica(&opened.placement(), replica).fault(|faults| faults.refuse = None);
-    }
-    opened.owner.wait_acked(20).await;
-    opened.fill(20, 22).await;
-    read_all(&backend, opened.key, &opened.placement(), 22).await;
+    opened.fill(acked, acked + 2).await;
+    read_all(&backend, opened.key, &opened.placement(), acked + 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
