@@ -5,7 +5,7 @@
 //! log hangs holds up nobody else. A reader waits for no room at all: without it, it keeps nothing of a transaction, and
 //! reads it from the log once more when it is committed.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -34,15 +34,16 @@ impl Allowance {
         InFlight { own, guaranteed, node: Arc::clone(&self.in_flight), bytes, least }
     }
 
-    /// Whether a reader may hold a message until its transaction is committed.
-    pub fn holds(&self, message: &Stored) -> bool {
-        if message.hold.0.get().is_some() {
-            return true;
+    /// Room for a reader that holds a message until its transaction is committed, if there is some. Readers of the same
+    /// message share it.
+    pub fn hold(&self, message: &Stored) -> Option<Room> {
+        let mut held = message.hold.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(room) = held.upgrade() {
+            return Some(room);
         }
-        let Ok(permit) = Arc::clone(&self.held).try_acquire_many_owned(permits(message.bytes)) else { return false };
-        // Whoever was faster pays.
-        let _ = message.hold.0.set(Arc::new(permit));
-        true
+        let room = Arc::new(Arc::clone(&self.held).try_acquire_many_owned(permits(message.bytes)).ok()?);
+        *held = Arc::downgrade(&room);
+        Some(room)
     }
 
     /// Bytes that may still be held.
@@ -53,8 +54,12 @@ impl Allowance {
 }
 
 /// The room that a message takes while readers hold it: once, however many do, for it is in memory once.
-#[derive(Debug, Clone, Default)]
-pub struct Hold(OnceLock<Arc<OwnedSemaphorePermit>>);
+pub type Room = Arc<OwnedSemaphorePermit>;
+
+/// What a message knows of its room: no more than that, so that the room is given back when the last reader lets go, though
+/// the message may stay in the write-ahead buffer, which has room of its own.
+#[derive(Debug, Default)]
+pub struct Hold(Mutex<Weak<OwnedSemaphorePermit>>);
 
 /// What a WAL may have in flight.
 #[derive(Debug, Clone)]
@@ -161,17 +166,19 @@ mod tests {
     }
 
     #[test]
-    fn held_message_takes_room_once_and_as_long_as_anyone_has_it() {
+    fn held_message_takes_room_once_and_as_long_as_a_reader_has_it() {
         let node = Allowance::new(4000);
         let message = stored(1000);
-        assert!(node.holds(&message) && node.holds(&message));
+        let (one, two) = (node.hold(&message).unwrap(), node.hold(&message).unwrap());
         assert_eq!(node.left_to_hold(), 2000 - message.bytes);
-        assert!(!node.holds(&stored(1000)), "no room");
-        let hold = message.hold.clone();
-        drop(message);
-        assert!(!node.holds(&stored(1000)), "what was made of it is still there");
-        drop(hold);
-        assert!(node.holds(&stored(1000)));
+        assert!(node.hold(&stored(1000)).is_none(), "no room");
+        drop(one);
+        assert!(node.hold(&stored(1000)).is_none(), "another still has it");
+        drop(two);
+        assert_eq!(node.left_to_hold(), 2000, "the message may live on");
+        let again = node.hold(&message);
+        assert_eq!(node.left_to_hold(), 2000 - message.bytes);
+        drop((message, again));
         assert_eq!(node.left_to_hold(), 2000);
     }
 }

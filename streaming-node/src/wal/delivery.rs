@@ -6,10 +6,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use bytes::Bytes;
 use streaming_types::{MessageType, TimeTick, TxnContext, properties::key, txn::place_body_at_commit};
 
-use super::{allowance::Allowance, group::scope, record::Stored};
+use super::{
+    allowance::{Allowance, Room},
+    group::scope,
+    record::Stored,
+};
 
 /// The open transactions that a reader has met.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ struct Open {
     newest: TimeTick,
     begin: Arc<Stored>,
     /// `None` once there was no room for one.
-    bodies: Option<Vec<Arc<Stored>>>,
+    bodies: Option<Vec<(Arc<Stored>, Room)>>,
 }
 
 /// A transaction that was committed, without its bodies.
@@ -83,9 +86,10 @@ impl Delivery {
             _ => {
                 if let Some(open) = self.open.get_mut(&context.txn_id) {
                     open.newest = TimeTick(message.tick);
-                    match &mut open.bodies {
-                        Some(bodies) if self.allowance.holds(&message) => bodies.push(message),
-                        bodies => *bodies = None,
+                    let room = open.bodies.as_ref().and_then(|_| self.allowance.hold(&message));
+                    match (&mut open.bodies, room) {
+                        (Some(bodies), Some(room)) => bodies.push((message, room)),
+                        (bodies, _) => *bodies = None,
                     }
                 }
                 Visible::Nothing
@@ -118,20 +122,19 @@ impl Open {
         };
         let mut whole = Vec::with_capacity(bodies.len() + 2);
         whole.push(self.begin);
-        whole.extend(bodies.iter().map(|body| placed(body, &commit)));
+        whole.extend(bodies.into_iter().map(|(body, room)| placed(&body, &commit, Some(room))));
         whole.push(commit);
         Visible::Txn(whole)
     }
 }
 
-/// A body at the place of its commit.
-pub fn placed(body: &Stored, commit: &Stored) -> Arc<Stored> {
+/// A body at the place of its commit, with the room it takes.
+pub fn placed(body: &Stored, commit: &Stored, room: Option<Room>) -> Arc<Stored> {
     let mut message = body.message.clone();
     if let Ok(confirmed) = commit.message.last_confirmed() {
         place_body_at_commit(&mut message, TimeTick(commit.tick), confirmed);
     }
-    let Stored { id, kind, bytes, .. } = *body;
-    Arc::new(Stored { id, tick: commit.tick, kind, bytes, message, record: Bytes::new(), hold: body.hold.clone() })
+    Arc::new(body.moved(commit.tick, message, room))
 }
 
 #[cfg(test)]
@@ -251,5 +254,23 @@ mod tests {
         delivery.accept(body(4, A), "p");
         let Visible::Scattered(txn) = delivery.accept(commit(5, A), "p") else { panic!("no room") };
         assert_eq!((txn.txn_id, txn.begin.id.entry, txn.commit.id.entry), (1, 1, 5));
+    }
+
+    #[test]
+    fn committed_transaction_gives_its_room_back_when_every_reader_let_go_of_it_whoever_keeps_the_messages() {
+        let allowance = Allowance::new(1 << 20);
+        let all = allowance.left_to_hold();
+        let mut readers = [Delivery::new(allowance.clone()), Delivery::new(allowance.clone())];
+        let kept = [begin(1, A), body(2, A), commit(3, A)];
+        let mut accept =
+            |message: &Arc<Stored>| readers.each_mut().map(|reader| reader.accept(Arc::clone(message), "p"));
+        kept[..2].iter().for_each(|message| drop(accept(message)));
+        let [one, two] = accept(&kept[2]);
+        assert!(matches!((&one, &two), (Visible::Txn(_), Visible::Txn(_))));
+        assert_eq!(allowance.left_to_hold(), all - kept[1].bytes, "charged once, on its way to both");
+        drop(one);
+        assert_eq!(allowance.left_to_hold(), all - kept[1].bytes, "one has it yet");
+        drop(two);
+        assert_eq!(allowance.left_to_hold(), all);
     }
 }

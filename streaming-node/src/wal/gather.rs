@@ -56,6 +56,6 @@ impl Gather {
             return None;
         }
         self.last = stored.tick;
-        Some(placed(&stored, &self.commit))
+        Some(placed(&stored, &self.commit, None))
     }
 }

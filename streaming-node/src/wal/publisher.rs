@@ -77,7 +77,10 @@ impl Publisher {
 fn stored(append: &mut Append) -> Option<Stored> {
     let Some(Ok(placed)) = &append.outcome else { return None };
     match Stored::new(entry_id(placed.id), std::mem::take(&mut append.message)) {
-        Ok(stored) => Some(Stored { record: std::mem::take(&mut append.record), ..stored }),
+        Ok(mut stored) => {
+            stored.record = std::mem::take(&mut append.record);
+            Some(stored)
+        }
         Err(error) => {
             append.outcome = Some(Err(unreadable(&error)));
             None

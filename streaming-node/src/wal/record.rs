@@ -9,7 +9,11 @@ use streaming_types::{
 };
 use woodpecker::EntryId;
 
-use super::{allowance::Hold, buffer::Watermark, chunk::Piece};
+use super::{
+    allowance::{Hold, Room},
+    buffer::Watermark,
+    chunk::Piece,
+};
 
 /// A message in the log, with what every reader needs to know of it.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub struct Stored {
     pub record: Bytes,
     /// The room it takes while readers hold it.
     pub hold: Hold,
+    /// The room of the message whose payload it shares, if it is a copy of one that took some.
+    _room: Option<Room>,
 }
 
 /// An entry that is no message. The log's checksums held, so something else than this service wrote it.
@@ -46,7 +52,13 @@ impl Stored {
         let tick = message.time_tick().map_err(bad)?.into();
         let kind = message.properties.message_type().map_err(bad)?;
         let bytes = message.payload.len() + message.properties.size();
-        Ok(Self { id, tick, kind, bytes, message, record: Bytes::new(), hold: Hold::default() })
+        Ok(Self { id, tick, kind, bytes, message, record: Bytes::new(), hold: Hold::default(), _room: None })
+    }
+
+    /// A copy at the place of another, with the room that this one takes.
+    pub fn moved(&self, tick: u64, message: ImmutableMessage, room: Option<Room>) -> Self {
+        let Self { id, kind, bytes, .. } = *self;
+        Self { id, tick, kind, bytes, message, record: Bytes::new(), hold: Hold::default(), _room: room }
     }
 
     /// A tick that is told in memory only, for a reader that has met everything up to the watermark.
