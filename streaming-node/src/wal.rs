@@ -132,15 +132,18 @@ impl Wal {
         pb::StreamingNodeWalMetrics { info: Some(self.channel.to_proto()), metrics: Some(metrics) }
     }
 
-    /// Notes that `consumer` needs nothing before `position` any more; the first report registers it.
+    /// Notes that `consumer` needs nothing before `position` any more; the first report registers it. `false` if it is a
+    /// vchannel that was dropped: nothing is noted.
     ///
     /// # Errors
     /// [`CatalogError::Overtaken`] if this node does not own the WAL; the metadata store's.
-    pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<(), CatalogError> {
+    pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<bool, CatalogError> {
         let live = self.owned()?;
-        live.catalog.report(consumer, position).await?;
-        live.progress.consumers_moved();
-        Ok(())
+        let noted = live.catalog.report(consumer, position).await?;
+        if noted {
+            live.progress.consumers_moved();
+        }
+        Ok(noted)
     }
 
     /// Keeps nothing for `consumer` any more, until it reports again.

@@ -23,6 +23,7 @@ const TERM: &str = "term";
 const CHECKPOINT: &str = "consume-checkpoint";
 const VCHANNEL: &str = "vchannel/";
 const SCHEMA: &str = "/schema/";
+const DROPPED: &str = "dropped-vchannel/";
 const SEGMENT: &str = "segment-assign/";
 const CONSUMER: &str = "consumer/";
 const KEYS_FROM: &str = "idempotency-keys-from";
@@ -59,6 +60,8 @@ pub struct Persisted {
     /// Where the newest idempotency keys begin.
     pub keys_from: Option<EntryId>,
     pub vchannels: BTreeMap<String, VChannel>,
+    /// Those that are gone, and where in the log their drop stands.
+    pub dropped: BTreeMap<String, EntryId>,
     pub segments: BTreeMap<i64, SegmentAssignmentMeta>,
 }
 
@@ -75,7 +78,10 @@ pub struct Changes {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     VChannel(String, VChannel),
-    VChannelGone(String),
+    /// Dropped by the message at this entry.
+    VChannelGone(String, EntryId),
+    /// The log holds nothing of a dropped vchannel any more.
+    DropGone(String),
     Segment(SegmentAssignmentMeta),
     SegmentGone(i64),
     /// Where the WAL was at the source that it was promoted without.
@@ -125,8 +131,7 @@ impl Catalog {
         let items = self.store.list(&self.prefix).await?.items;
         let owner = items.iter().find(|item| item.key[self.prefix.len()..] == *TERM).map(|item| &item.value);
         if owner != Some(&self.owner()) {
-            let owner = owner.map(|owner| String::from_utf8_lossy(owner).into_owned());
-            return Err(CatalogError::Overtaken(owner.unwrap_or_default()));
+            return Err(overtaken(&owner.cloned().unwrap_or_default()));
         }
         let mut persisted = Persisted::default();
         // A vchannel sorts before its schemas.
@@ -144,7 +149,7 @@ impl Catalog {
     /// [`CatalogError::Overtaken`] if the WAL has a later owner; the metadata store's.
     pub async fn save(&self, changes: &Changes) -> Result<(), CatalogError> {
         // What is gone goes in transactions of its own: a vchannel may be there again, under the same keys.
-        let gone = |change: &&Change| matches!(change, Change::VChannelGone(_));
+        let gone = |change: &&Change| matches!(change, Change::VChannelGone(..) | Change::DropGone(_));
         let deletes: Vec<Write> =
             changes.components.iter().filter(gone).flat_map(|change| self.writes(change)).collect();
         let others = changes.components.iter().filter(|change| !gone(change));
@@ -156,12 +161,10 @@ impl Catalog {
         }
         let batches = deletes.chunks(Txn::MAX_OPERATIONS).chain(writes.chunks(Txn::MAX_OPERATIONS));
         for batch in batches {
-            let owned = Compare::Value(self.key(TERM), self.owner());
-            let txn = Txn { compares: vec![owned], writes: batch.to_vec() };
+            let txn = Txn { compares: vec![self.owned()], writes: batch.to_vec() };
             if self.store.commit(txn).await? == TxnOutcome::Conflict {
                 let owner = self.store.get(&self.key(TERM)).await?;
-                let owner = owner.map(|owner| String::from_utf8_lossy(&owner.value).into_owned());
-                return Err(CatalogError::Overtaken(owner.unwrap_or_default()));
+                return Err(overtaken(&owner.map(|owner| owner.value).unwrap_or_default()));
             }
         }
         Ok(())
@@ -183,13 +186,20 @@ impl Catalog {
     }
 
     /// Notes that `consumer` needs nothing before `position` any more; the first report registers it. Whoever owns the
-    /// WAL writes this, so it follows the owner's order.
+    /// WAL writes this, so it follows the owner's order. `false` if it is a vchannel that was dropped: nothing is noted.
     ///
     /// # Errors
     /// [`CatalogError::Overtaken`]; the metadata store's.
-    pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<(), CatalogError> {
-        let value = position.to_proto().encode_to_vec().into();
-        self.write_consumer(Write::Put { key: self.consumer(consumer), value, lease: None }).await
+    pub async fn report(&self, consumer: &str, position: Checkpoint) -> Result<bool, CatalogError> {
+        let (key, value) = (self.consumer(consumer), position.to_proto().encode_to_vec());
+        // In one transaction: the drop is written together with the end of the registration, which must not come back.
+        let alive = Compare::Absent(self.key(&format!("{DROPPED}{consumer}")));
+        let txn = Txn::new().when(self.owned()).when(alive).put(key, value);
+        if let TxnOutcome::Committed(_) = self.store.commit(txn).await? {
+            return Ok(true);
+        }
+        let owner = self.store.get(&self.key(TERM)).await?.map(|owner| owner.value).unwrap_or_default();
+        if owner == self.owner() { Ok(false) } else { Err(overtaken(&owner)) }
     }
 
     /// Forgets a consumer, known or not: nothing is kept for it any more.
@@ -197,12 +207,8 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Overtaken`]; the metadata store's.
     pub async fn forget(&self, consumer: &str) -> Result<(), CatalogError> {
-        self.write_consumer(Write::Delete { key: self.consumer(consumer) }).await
-    }
-
-    async fn write_consumer(&self, write: Write) -> Result<(), CatalogError> {
-        let owned = Compare::Value(self.key(TERM), self.owner());
-        match self.store.commit(Txn { compares: vec![owned], writes: vec![write] }).await? {
+        let txn = Txn::new().when(self.owned()).delete(self.consumer(consumer));
+        match self.store.commit(txn).await? {
             TxnOutcome::Committed(_) => Ok(()),
             TxnOutcome::Conflict => Err(CatalogError::Overtaken(String::new())),
         }
@@ -216,8 +222,16 @@ impl Catalog {
         format!("{}{name}", self.prefix)
     }
 
+    fn owned(&self) -> Compare {
+        Compare::Value(self.key(TERM), self.owner())
+    }
+
     fn owner(&self) -> Bytes {
         self.term.to_string().into()
+    }
+
+    fn not_dropped(&self, vchannel: &str) -> Write {
+        Write::Delete { key: self.key(&format!("{DROPPED}{vchannel}")) }
     }
 
     fn writes(&self, change: &Change) -> Vec<Write> {
@@ -228,18 +242,22 @@ impl Catalog {
                 let schema = |schema: &Schema| put(format!("{key}{SCHEMA}{}", schema.tick), schema.encode());
                 let schemas: Vec<Write> = vchannel.schemas.iter().map(schema).collect();
                 // The schemas first: peers trust a vchannel to have one.
-                schemas.into_iter().chain([put(key, vchannel.to_proto(name).encode_to_vec())]).collect()
+                let vchannel = [put(key, vchannel.to_proto(name).encode_to_vec()), self.not_dropped(name)];
+                schemas.into_iter().chain(vchannel).collect()
             }
-            Change::VChannelGone(name) => {
+            Change::VChannelGone(name, dropped) => {
                 let key = self.key(&format!("{VCHANNEL}{name}"));
                 // Its consumer may have nothing to say any more, and is not waited for. It goes no later than the vchannel,
                 // which is what the next owner would know it by.
+                let dropped = Checkpoint::at(*dropped, 0).to_proto().encode_to_vec();
                 vec![
                     Write::Delete { key: self.consumer(name) },
+                    put(self.key(&format!("{DROPPED}{name}")), dropped),
                     Write::DeletePrefix { prefix: format!("{key}/") },
                     Write::Delete { key },
                 ]
             }
+            Change::DropGone(name) => vec![self.not_dropped(name)],
             Change::Segment(segment) => {
                 vec![put(self.key(&format!("{SEGMENT}{}", segment.segment_id)), segment.encode_to_vec())]
             }
@@ -251,12 +269,19 @@ impl Catalog {
     }
 }
 
+fn overtaken(owner: &[u8]) -> CatalogError {
+    CatalogError::Overtaken(String::from_utf8_lossy(owner).into_owned())
+}
+
 impl Persisted {
     fn read(&mut self, key: &str, value: Bytes) -> Option<()> {
         if key == CHECKPOINT {
             self.checkpoint = Some(Checkpoint::from_proto(&WalCheckpoint::decode(value).ok()?)?);
         } else if key == KEYS_FROM {
             self.keys_from = Some(Checkpoint::from_proto(&WalCheckpoint::decode(value).ok()?)?.id);
+        } else if let Some(name) = key.strip_prefix(DROPPED) {
+            let dropped = Checkpoint::from_proto(&WalCheckpoint::decode(value).ok()?)?.id;
+            self.dropped.insert(name.to_owned(), dropped);
         } else if let Some(id) = key.strip_prefix(SEGMENT) {
             let segment = SegmentAssignmentMeta::decode(value).ok()?;
             self.segments.insert(id.parse().ok()?, segment);

@@ -117,6 +117,7 @@ pub struct Ends {
 struct Saved {
     taken: u64,
     tick: u64,
+    truncated: Option<EntryId>,
 }
 
 type Saving = BoxFuture<'static, Result<Saved, CatalogError>>;
@@ -144,7 +145,10 @@ impl Keeper {
                 outcome = finished(&mut saving) => {
                     saving = None;
                     match outcome {
-                        Ok(saved) => (self.saved, saved_tick) = (saved.taken, saved.tick),
+                        Ok(saved) => {
+                            (self.saved, saved_tick) = (saved.taken, saved.tick);
+                            saved.truncated.into_iter().for_each(|end| self.state.truncated(end));
+                        }
                         Err(error) => return self.give_up(&error, &ends),
                     }
                 }
@@ -241,13 +245,16 @@ impl Keeper {
         let (catalog, log, pchannel) = (self.catalog.clone(), self.log.clone(), Arc::clone(&self.pchannel));
         let progress = Arc::clone(&self.progress);
         let backoff = Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE);
-        let saved = Saved { taken: self.taken, tick: changes.checkpoint.tick };
+        let mut saved = Saved { taken: self.taken, tick: changes.checkpoint.tick, truncated: None };
         let saving = async move {
             write(&catalog, &changes, backoff).await?;
             metrics::checkpointed(&pchannel, saved.tick);
             // The log is not the worse for being truncated later.
             match truncation::truncate(&log, &catalog, &changes, vchannels, &replicas).await {
-                Ok(slowest) => progress.slowest.store(slowest.unwrap_or(0), Ordering::Relaxed),
+                Ok(truncated) => {
+                    progress.slowest.store(truncated.slowest.unwrap_or(0), Ordering::Relaxed);
+                    saved.truncated = truncated.end;
+                }
                 Err(error) => {
                     progress.consumers_moved();
                     tracing::warn!(%pchannel, %error, "truncating failed, it is tried again");

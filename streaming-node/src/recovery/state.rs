@@ -83,7 +83,11 @@ pub struct State {
     /// Messages that someone else is not done with, by tick, each with the checkpoint before it.
     held: BTreeMap<u64, Checkpoint>,
     changed_vchannels: BTreeSet<String>,
-    dropped_vchannels: BTreeSet<String>,
+    /// Vchannels that are gone, and where their drops stand in the log, as long as they do.
+    dropped: BTreeMap<String, EntryId>,
+    /// Those of them that are not written yet, and those that were and are to be forgotten.
+    newly_dropped: BTreeMap<String, EntryId>,
+    undropped: BTreeSet<String>,
     /// Where the former owner's newest idempotency keys begin, if it said so, and where ours do.
     keys_from: Option<EntryId>,
     keys: KeySpan,
@@ -93,7 +97,7 @@ impl State {
     /// The state that a former owner of a cluster's pchannel left. Keys are looked for in the last `key_span` bytes of a log.
     pub fn recovered(persisted: Persisted, cluster: &str, pchannel: &str, key_span: u64) -> Self {
         let orphans = persisted.orphans();
-        let Persisted { checkpoint, keys_from, mut vchannels, segments } = persisted;
+        let Persisted { checkpoint, keys_from, mut vchannels, dropped, segments } = persisted;
         for vchannel in vchannels.values_mut() {
             vchannel.schemas.sort_by_key(|schema| schema.tick);
         }
@@ -115,7 +119,9 @@ impl State {
             salvaged: None,
             held: BTreeMap::new(),
             changed_vchannels: BTreeSet::new(),
-            dropped_vchannels: BTreeSet::new(),
+            dropped,
+            newly_dropped: BTreeMap::new(),
+            undropped: BTreeSet::new(),
             keys_from,
             keys: KeySpan::new(key_span),
         }
@@ -163,7 +169,9 @@ impl State {
             self.vchannels.remove(name);
             self.segments.remove_vchannel(name);
             self.changed_vchannels.remove(name);
-            self.dropped_vchannels.insert(name.to_owned());
+            self.dropped.insert(name.to_owned(), seen.id);
+            self.newly_dropped.insert(name.to_owned(), seen.id);
+            self.undropped.remove(name);
         }
     }
 
@@ -173,6 +181,7 @@ impl State {
         }
         match VChannel::created(seen) {
             Some(vchannel) => {
+                self.dropped.remove(name);
                 self.vchannels.insert(name.to_owned(), vchannel);
                 self.changed_vchannels.insert(name.to_owned());
             }
@@ -183,6 +192,12 @@ impl State {
     /// Somebody is done with the message at `tick`.
     pub fn release(&mut self, tick: u64) {
         self.held.remove(&tick);
+    }
+
+    /// The log was given up up to `end`. Whom it kept for a dropped vchannel, it keeps no more.
+    pub fn truncated(&mut self, end: EntryId) {
+        let forgotten = self.dropped.extract_if(.., |_, dropped| *dropped <= end).map(|(name, _)| name);
+        self.undropped.extend(forgotten);
     }
 
     /// The tick of the last message that was met.
@@ -219,20 +234,28 @@ impl State {
         &self.vchannels
     }
 
+    /// Vchannels that were dropped in the log as it stands, and where.
+    #[cfg(test)]
+    pub fn dropped(&self) -> &BTreeMap<String, EntryId> {
+        &self.dropped
+    }
+
     pub fn segments(&self) -> &Segments {
         &self.segments
     }
 
     /// What has changed since the last call, with the checkpoint that goes with it.
     pub fn take_changes(&mut self) -> Changes {
-        let gone = std::mem::take(&mut self.dropped_vchannels).into_iter().map(Change::VChannelGone);
+        let gone = std::mem::take(&mut self.newly_dropped).into_iter().map(|(name, at)| Change::VChannelGone(name, at));
+        let forgotten = std::mem::take(&mut self.undropped).into_iter().map(Change::DropGone);
         let changed = std::mem::take(&mut self.changed_vchannels).into_iter();
         let changed = changed.filter_map(|name| {
             let vchannel = self.vchannels.get(&name)?.clone();
             Some(Change::VChannel(name, vchannel))
         });
         let salvaged = self.salvaged.take().map(Change::Salvage);
-        let components = gone.chain(changed).chain(self.segments.take_changes()).chain(salvaged).collect();
+        let vchannels = gone.chain(forgotten).chain(changed);
+        let components = vchannels.chain(self.segments.take_changes()).chain(salvaged).collect();
         let held = self.held.first_key_value().map(|(_, before)| before.clone());
         let checkpoint = held.unwrap_or_else(|| self.checkpointed());
         Changes { components, checkpoint, keys_from: self.keys.start() }

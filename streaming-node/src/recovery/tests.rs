@@ -143,8 +143,16 @@ async fn collections_and_segments_are_kept_in_the_keys_of_the_protocol() {
     let drop = MessageBuilder::new(&DropCollectionMessageHeader { collection_id: 7, db_id: 1 });
     apply(&mut state, 5, &written(5, drop.vchannel("p_0_7v0").payload("x").build().unwrap()));
     catalog.save(&state.take_changes()).await.unwrap();
-    let of_wal = ["consume-checkpoint", "idempotency-keys-from", "term"];
-    assert_eq!(keys(&store).await, of_wal, "a dropped collection leaves nothing behind");
+    let mut left = vec!["consume-checkpoint", "dropped-vchannel/p_0_7v0", "idempotency-keys-from", "term"];
+    assert_eq!(keys(&store).await, left, "of a dropped collection only that, as long as somebody may come to its drop");
+
+    let mut state = State::recovered(catalog.load().await.unwrap(), "by-dev", "p_0", KEY_SPAN);
+    for (end, forgets) in [(4, false), (5, true)] {
+        state.truncated(at(end));
+        catalog.save(&state.take_changes()).await.unwrap();
+        left.retain(|key| !forgets || !key.starts_with("dropped-vchannel/"));
+        assert_eq!(keys(&store).await, left);
+    }
 }
 
 #[tokio::test]
@@ -295,10 +303,10 @@ fn empty() -> State {
     State::recovered(Persisted::default(), "by-dev", "p_0", KEY_SPAN)
 }
 
-type Known = (BTreeMap<String, VChannel>, Vec<SegmentAssignmentMeta>);
+type Known = (BTreeMap<String, VChannel>, BTreeMap<String, EntryId>, Vec<SegmentAssignmentMeta>);
 
 fn known(state: &State) -> Known {
-    (state.vchannels().clone(), state.segments().iter().cloned().collect())
+    (state.vchannels().clone(), state.dropped().clone(), state.segments().iter().cloned().collect())
 }
 
 /// What the next owner knows.

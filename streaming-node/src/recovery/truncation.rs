@@ -24,31 +24,40 @@ pub enum TruncateError {
     Log(#[from] LogError),
 }
 
-/// Truncates `log` as far as everyone is done with it, if that frees a segment. Returns the tick of the registered consumer
-/// that is furthest behind.
+/// What is known of a log behind its truncation.
+#[derive(Debug, Default)]
+pub struct Truncated {
+    /// The tick of the registered consumer that is furthest behind.
+    pub slowest: Option<u64>,
+    /// The log was given up to here at least.
+    pub end: Option<EntryId>,
+}
+
+/// Truncates `log` as far as everyone is done with it, if that frees a segment.
 pub async fn truncate(
     log: &Log,
     catalog: &Catalog,
     changes: &Changes,
     vchannels: Vec<String>,
     replicas: &[String],
-) -> Result<Option<u64>, TruncateError> {
+) -> Result<Truncated, TruncateError> {
     let mut consumers = catalog.consumers().await?;
     consumers.retain(|name, _| !is_replica_consumer(name) || replicas.contains(name));
     let slowest = consumers.values().map(|position| position.tick).min();
     let positions: BTreeMap<String, EntryId> =
         consumers.into_iter().map(|(name, position)| (name, position.id)).collect();
+    let unchanged = Truncated { slowest, end: None };
     if !replicas.iter().all(|replica| positions.contains_key(replica)) {
-        return Ok(slowest);
+        return Ok(unchanged);
     }
     let own = changes.keys_from.map_or(changes.checkpoint.id, |keys_from| keys_from.min(changes.checkpoint.id));
-    let Some(needed) = needed_from(log.name(), own, &vchannels, &positions) else { return Ok(slowest) };
+    let Some(needed) = needed_from(log.name(), own, &vchannels, &positions) else { return Ok(unchanged) };
     // Space comes back a segment at a time.
-    let Some(segment) = needed.segment.checked_sub(1).filter(|segment| *segment > 0) else { return Ok(slowest) };
+    let Some(segment) = needed.segment.checked_sub(1).filter(|segment| *segment > 0) else { return Ok(unchanged) };
     let end = EntryId { segment, entry: u64::MAX };
     log.truncate(end).await?;
     metrics::truncated(log.name(), segment);
-    Ok(slowest)
+    Ok(Truncated { slowest, end: Some(end) })
 }
 
 /// The first entry that somebody needs, the next owner from `own` on; `None` when that cannot be known.

@@ -1,7 +1,8 @@
 //! Checkpoints of those who consume a WAL for good, in the form in which they tell them to a data coordinator.
 //!
 //! Whoever reports one is registered from then on: the log is kept from its position on, and may go before it. It stays
-//! registered until its vchannel is dropped, in the log or by the call of that name.
+//! registered until its vchannel is dropped, in the log or by the call of that name. One that was so far behind that it
+//! reports after its vchannel was dropped in the log would never be forgotten, so it is not heard.
 
 use streaming_proto::{
     common,
@@ -37,7 +38,10 @@ impl Checkpoints {
         let (segment, entry) = id.map_err(|error| StreamingError::invalid_argument(error.to_string()))?.to_u64();
         let wal = self.services.wals.serving(to_physical(channel))?;
         let checkpoint = Checkpoint::at(EntryId { segment, entry }, position.timestamp);
-        wal.report(channel, checkpoint).await.map_err(|error| refused(&wal, &error))
+        if wal.report(channel, checkpoint).await.map_err(|error| refused(&wal, &error))? {
+            return Ok(());
+        }
+        Err(StreamingError::ignored_operation(format!("vchannel {channel} was dropped, nothing is kept for it")).into())
     }
 }
 
@@ -55,17 +59,19 @@ fn elsewhere<T>() -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl DataCoord for Checkpoints {
-    /// Each position counts for the channel it names; one that names none, for the channel of the request.
+    /// Each position counts for the channel it names; one that names none, for the channel of the request. All are heard
+    /// before one that is refused is told of.
     async fn update_channel_checkpoint(
         &self,
         request: Request<UpdateChannelCheckpointRequest>,
     ) -> Result<Response<common::Status>, Status> {
         let request = request.into_inner();
+        let mut told = Ok(());
         for position in request.position.iter().chain(&request.channel_checkpoints) {
             let named = if position.channel_name.is_empty() { &request.v_channel } else { &position.channel_name };
-            self.report(named, position).await?;
+            told = told.and(self.report(named, position).await);
         }
-        Ok(Response::new(common::Status::default()))
+        told.map(|()| Response::new(common::Status::default()))
     }
 
     async fn alloc_segment(&self, _: Request<AllocSegmentRequest>) -> Result<Response<AllocSegmentResponse>, Status> {

@@ -13,7 +13,7 @@ use streaming_proto::{
         ProduceMessageResponseResult, StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics,
     },
 };
-use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, PChannel};
+use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, PChannel, channel::control_channel};
 
 use super::harness::{PCHANNEL, Produce, TestNode, VCHANNEL, World, code, eventually, id, insert, rw};
 use crate::{Recovery, Settings, recovery::catalog::Catalog};
@@ -30,6 +30,11 @@ fn create_collection(vchannel: &str) -> Message {
     let header = CreateCollectionMessageHeader { collection_id: 1, partition_ids: vec![10], db_id: 1 };
     let body = CreateCollectionRequest { schema: "\n\u{1}x".into(), ..Default::default() };
     MessageBuilder::new(&header).vchannel(vchannel).body(&body).build().unwrap()
+}
+
+fn drop_collection(vchannel: &str) -> Message {
+    let header = DropCollectionMessageHeader { collection_id: 1, ..Default::default() };
+    MessageBuilder::new(&header).vchannel(vchannel).payload("x").build().unwrap()
 }
 
 async fn checkpoint(world: &World) -> Option<(MessageId, u64)> {
@@ -150,12 +155,17 @@ async fn filled(world: &World) -> (TestNode, Produce, Vec<ProduceMessageResponse
     let node = world.node_with(1, eager()).await;
     node.assign(&rw(1)).await.unwrap();
     let mut produce = node.producer(&rw(1)).await;
+    let sent = fill(&mut produce, VCHANNEL).await;
+    (node, produce, sent)
+}
+
+async fn fill(produce: &mut Produce, vchannel: &str) -> Vec<ProduceMessageResponseResult> {
     let filler = "x".repeat(200_000);
     let mut sent = Vec::new();
     for n in 0..20 {
-        sent.push(produce.append(insert(VCHANNEL, &format!("{n} {filler}"))).await.unwrap());
+        sent.push(produce.append(insert(vchannel, &format!("{n} {filler}"))).await.unwrap());
     }
-    (node, produce, sent)
+    sent
 }
 
 #[tokio::test]
@@ -220,12 +230,68 @@ async fn consumer_goes_with_the_collection_of_its_vchannel() {
     let key = format!("{WAL}/consumer/{VCHANNEL}");
     assert!(world.metadata.get(&key).await.unwrap().is_some());
 
-    let header = DropCollectionMessageHeader { collection_id: 1, ..Default::default() };
-    let dropped = MessageBuilder::new(&header).vchannel(VCHANNEL).payload("x").build().unwrap();
-    produce.append(dropped.into()).await.unwrap();
+    produce.append(drop_collection(VCHANNEL).into()).await.unwrap();
     let gone = async || world.metadata.get(&key).await.unwrap().is_none().then_some(());
     eventually(&world, "the end of its registration", gone).await;
     assert!(world.metadata.get(&format!("{WAL}/consumer/{PCHANNEL}")).await.unwrap().is_some(), "another's stays");
+}
+
+#[tokio::test]
+async fn consumer_that_reports_when_its_vchannel_was_dropped_is_not_heard_until_that_is_created_again() {
+    use woodpecker_base::metadata::MetadataStore as _;
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let created = id(&produce.append(create_collection(VCHANNEL).into()).await.unwrap());
+    report(&node, VCHANNEL, created).await.unwrap();
+    let dropped = produce.append(drop_collection(VCHANNEL).into()).await.unwrap();
+    until_saved(&world, dropped.timetick).await;
+    assert_eq!(report(&node, VCHANNEL, created).await, Err(StreamingCode::IgnoredOperation));
+    let position = |name: &str| MsgPosition {
+        channel_name: name.to_owned(),
+        msg_id: created.to_bytes().into(),
+        ..MsgPosition::default()
+    };
+    let both = [VCHANNEL, PCHANNEL].map(position).into();
+    let both = UpdateChannelCheckpointRequest { channel_checkpoints: both, ..Default::default() };
+    let told = DataCoordClient::new(node.channel.clone()).update_channel_checkpoint(node.request(both)).await;
+    assert_eq!(code(&told.unwrap_err()), StreamingCode::IgnoredOperation);
+    let registered = async || world.metadata.list(&format!("{WAL}/consumer/")).await.unwrap().items.len();
+    assert_eq!(registered().await, 1, "who is heard is not kept from it");
+    drop(node);
+
+    let next = world.node_with(2, eager()).await;
+    next.assign(&rw(2)).await.unwrap();
+    assert_eq!(report(&next, VCHANNEL, created).await, Err(StreamingCode::IgnoredOperation));
+    let created = next.producer(&rw(2)).await.append(create_collection(VCHANNEL).into()).await.unwrap();
+    until_saved(&world, created.timetick).await;
+    report(&next, VCHANNEL, id(&created)).await.unwrap();
+    assert_eq!(registered().await, 2);
+}
+
+#[tokio::test]
+async fn dropped_vchannel_is_remembered_as_long_as_the_log_holds_its_drop() {
+    use woodpecker_base::metadata::MetadataStore as _;
+    let world = World::new();
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let other = "by-dev-rootcoord-dml_0_7v0";
+    produce.append(create_collection(other).into()).await.unwrap();
+    produce.append(drop_collection(other).into()).await.unwrap();
+    // Where no collection is needed.
+    let control = control_channel(PCHANNEL);
+    let sent = fill(&mut produce, &control).await;
+    until_saved(&world, sent[19].timetick).await;
+    let remembered = async || world.metadata.get(&format!("{WAL}/dropped-vchannel/{other}")).await.unwrap().is_some();
+    assert!(remembered().await);
+    report(&node, PCHANNEL, id(&sent[19])).await.unwrap();
+    let forgotten = async || {
+        produce.append(insert(&control, "more")).await.unwrap();
+        (!remembered().await).then_some(())
+    };
+    eventually(&world, "the end of its memory", forgotten).await;
 }
 
 #[tokio::test]
