@@ -12,7 +12,7 @@ use streaming_proto::streaming::{CChannelMeta, PChannelMeta, StreamingVersion};
 use woodpecker_base::{
     backoff::Backoff,
     clock::Clock,
-    metadata::{Compare, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome},
+    metadata::{Compare, KeyValue, MetadataError, MetadataStore, Revision, Snapshot, Txn, TxnOutcome},
     random::Random,
 };
 
@@ -175,6 +175,34 @@ impl Catalog {
     /// Makes a proto message durable; one try.
     pub(crate) async fn store_message(&self, record: &mut Record, value: &impl Message) -> Result<(), CatalogError> {
         self.write(record, value.encode_to_vec().into()).await
+    }
+
+    /// All proto messages whose names begin with `prefix`, by the rest of their names.
+    pub(crate) async fn messages<M: Message + Default>(
+        &self,
+        prefix: &str,
+    ) -> Result<Vec<(String, Record, M)>, CatalogError> {
+        let prefix = self.key(prefix);
+        let items = self.list(&prefix).await?.items.into_iter();
+        let read = items.map(|KeyValue { key, value, mod_revision, .. }| {
+            let message = M::decode(value).map_err(|_| damaged(&key))?;
+            Ok((key[prefix.len()..].to_owned(), Record { key, revision: Some(mod_revision) }, message))
+        });
+        read.collect()
+    }
+
+    /// The record of something that is not there yet.
+    pub(crate) fn fresh(&self, name: &str) -> Record {
+        Record { key: self.key(name), revision: None }
+    }
+
+    /// Removes a record; one try.
+    pub(crate) async fn remove(&self, record: &Record) -> Result<(), CatalogError> {
+        let txn = Txn::new().when(self.guard.clone()).delete(&record.key);
+        match self.within(self.store.commit(txn)).await? {
+            TxnOutcome::Committed(_) => Ok(()),
+            TxnOutcome::Conflict => Err(CatalogError::Deposed),
+        }
     }
 
     async fn write_until_stored(&self, record: &mut Record, value: Bytes) -> Result<(), CatalogError> {

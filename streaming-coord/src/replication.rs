@@ -3,9 +3,12 @@
 //! A change is a message to every pchannel, and in force once all of them have it: each WAL changes its role where its copy
 //! stands. On a primary the coordinator appends the copies itself, until each stands in its log, whatever happens in
 //! between; on a secondary they come from the source, and the nodes say when. A secondary whose source is lost is promoted
-//! by force: then its coordinator appends the copies, as on a primary.
+//! by force: then its coordinator appends the copies, as on a primary, and what the source broadcast and did not bring to all
+//! channels.
 
 mod append;
+mod broadcasts;
+mod copies;
 mod task;
 mod topology;
 
@@ -14,15 +17,17 @@ use std::{sync::Arc, time::Duration};
 use futures::future::join_all;
 use streaming_proto::{
     common::{self, ReplicateConfiguration},
-    streaming::{AckedCheckpoint, AckedResult, ReplicateConfigurationMeta},
+    streaming::{AckedCheckpoint, AckedResult, ReplicateConfigurationMeta, StreamingCode},
 };
-use streaming_types::{ImmutableMessage, MessageType, StreamingError, channel::to_physical};
-use tokio::sync::{Mutex, watch};
+use streaming_types::{ImmutableMessage, StreamingError, channel::to_physical};
+use tokio::sync::{Mutex, Notify, watch};
 use woodpecker_base::{backoff::Backoff, clock::Clock, net::Connector, random::Random, tasks::Tasks};
 
 pub(crate) use self::topology::is_listed;
 use self::{
     append::Appending,
+    broadcasts::{BroadcastId, Broadcasts},
+    copies::Copies,
     task::{Arrival, Task},
     topology::is_secondary,
 };
@@ -61,6 +66,9 @@ pub(crate) struct Edges {
 pub(crate) struct ReplicationControl {
     edges: Edges,
     state: Mutex<State>,
+    broadcasts: Broadcasts,
+    /// Tells that a copy of a change is known to stand in its log.
+    noted: Notify,
     in_force: watch::Sender<Topology>,
 }
 
@@ -80,9 +88,10 @@ impl ReplicationControl {
         let (task_record, stored) = edges.catalog.message("replicate-configuration-task").await?;
         let (meta, task) = (meta.unwrap_or_default(), stored.and_then(Task::from_stored));
         metrics::broadcasts(task.is_some());
+        let broadcasts = Broadcasts::load(edges.catalog.clone()).await?;
         let in_force = watch::Sender::new(meta.replicate_configuration.clone().map(Arc::new));
         let state = Mutex::new(State { record, meta, task_record, task });
-        let control = Arc::new(Self { edges, state, in_force });
+        let control = Arc::new(Self { edges, state, broadcasts, noted: Notify::new(), in_force });
         control.conclude(&mut *control.state.lock().await).await?;
         let going = control.clone();
         control.edges.tasks.spawn_until_stopped(async move { going.go_on().await });
@@ -156,23 +165,30 @@ impl ReplicationControl {
             Some(Ok(Ok(_))) => return Ok(()),
             Some(Ok(Err(_)) | Err(_)) => {}
         }
-        let missing = self.state.lock().await.task.as_ref().map(Task::missing).unwrap_or_default();
-        let whom = if missing.is_empty() { "the source".to_owned() } else { missing.join(", ") };
+        let missing = self.state.lock().await.task.as_ref().map(|task| task.copies.missing());
+        let whom = match missing {
+            None => "the source".to_owned(),
+            Some(missing) if missing.is_empty() => "copies of what the source broadcast".to_owned(),
+            Some(missing) => missing.join(", "),
+        };
         Err(StreamingError::inner(format!("not in force after {PATIENCE:?}, waiting for {whom}")))
     }
 
-    /// A node says that a copy of a change stands in its log. Saying it again changes nothing.
+    /// A node says that a copy of a broadcast stands in its log. Saying it again changes nothing.
     ///
     /// # Errors
     /// Retryable ones.
     pub(crate) async fn ack(&self, message: &common::ImmutableMessage) -> Result<(), StreamingError> {
-        let Some(arrival) = ImmutableMessage::try_from(message.clone()).ok().as_ref().and_then(Arrival::of) else {
-            return Ok(());
+        let Ok(message) = ImmutableMessage::try_from(message.clone()) else { return Ok(()) };
+        let Some(arrival) = Arrival::of(&message) else {
+            return self.broadcasts.arrived(&message).await.map_err(|error| unstored(&error));
         };
         let mut state = self.state.lock().await;
         match &state.task {
             Some(task) if task.is_of(&arrival) => {}
             _ if state.has_seen(&arrival) || !arrival.replicated => return Ok(()),
+            // It stands before the promotion, which overrides it, and of which its node tells when this is answered.
+            Some(task) if task.is_by_force() => return Ok(()),
             Some(_) => return Err(StreamingError::inner("the change before this one is not complete")),
             None => {
                 tracing::info!(broadcast = arrival.broadcast_id, "the source changes the replication topology");
@@ -184,16 +200,21 @@ impl ReplicationControl {
     }
 
     async fn note(&self, state: &mut State, vchannel: &str, at: AckedCheckpoint) -> Result<(), CatalogError> {
-        let Some(mut task) = state.task.clone().filter(|task| task.lacks(vchannel)) else { return Ok(()) };
-        task.note(vchannel, &at);
+        let Some(mut task) = state.task.clone().filter(|task| task.copies.lacks(vchannel)) else { return Ok(()) };
+        task.copies.note(vchannel, &at);
         state.store_task(&self.edges.catalog, Some(task)).await?;
+        self.noted.notify_waiters();
         self.conclude(state).await
     }
 
-    /// Puts a change in force that all pchannels have.
+    /// Puts a change in force that all pchannels have. A promotion has more to do.
     async fn conclude(&self, state: &mut State) -> Result<(), CatalogError> {
-        let Some(task) = state.task.as_ref().filter(|task| task.missing().is_empty()) else { return Ok(()) };
-        let (channels, acked_checkpoints) = task.places();
+        if state.task.as_ref().is_some_and(Task::is_by_force) { Ok(()) } else { self.put_in_force(state).await }
+    }
+
+    async fn put_in_force(&self, state: &mut State) -> Result<(), CatalogError> {
+        let Some(task) = state.task.as_ref().filter(|task| task.copies.missing().is_empty()) else { return Ok(()) };
+        let (channels, acked_checkpoints) = task.copies.places();
         let meta = ReplicateConfigurationMeta {
             replicate_configuration: Some(task.config().clone()),
             acked_result: Some(AckedResult { channels, acked_checkpoints }),
@@ -211,22 +232,24 @@ impl ReplicationControl {
         let task = self.state.lock().await.task.clone().filter(|task| !task.arrives());
         let Some(task) = task else { return };
         let (control, task) = (self, &task);
-        join_all(task.missing().into_iter().map(|vchannel| async move { control.bring(task, &vchannel).await })).await;
+        let missing = task.copies.missing().into_iter();
+        join_all(missing.map(|vchannel| async move { control.bring(task, &vchannel).await })).await;
+        if task.is_by_force() {
+            self.complete_broadcasts().await;
+            let mut backoff = self.backoff();
+            while let Err(error) = self.put_in_force(&mut *self.state.lock().await).await {
+                tracing::warn!(%error, "the promotion could not be stored, trying again");
+                backoff.wait().await;
+            }
+        }
     }
 
     async fn bring(&self, task: &Task, vchannel: &str) {
-        let Edges { assignment, connector, cluster, clock, random, .. } = &self.edges;
-        let mut backoff = Backoff::new(clock.clone(), random, FIRST_PAUSE, LONGEST_PAUSE);
-        let appending = Appending { cluster, connector, clock };
-        loop {
-            let state = self.state.lock().await;
-            if !state.task.as_ref().is_some_and(|now| now.is_same(task) && now.lacks(vchannel)) {
-                return;
-            }
-            drop(state);
-            let published = assignment.borrow().clone();
-            let outcome = appending.append(published.as_deref(), to_physical(vchannel), task.copy(vchannel)).await;
-            let noted = match outcome {
+        let mut backoff = self.backoff();
+        while self.lacks(task, vchannel).await {
+            let noted = match self.append(&task.copies, vchannel).await {
+                // Its node says so when it has told of every broadcast before it.
+                Ok(_) if task.is_by_force() => return self.until_noted(task, vchannel).await,
                 Ok(at) => {
                     let mut state = self.state.lock().await;
                     self.note(&mut state, vchannel, at).await.map_err(|error| error.to_string())
@@ -240,6 +263,65 @@ impl ReplicationControl {
             }
             backoff.wait().await;
         }
+    }
+
+    async fn lacks(&self, task: &Task, vchannel: &str) -> bool {
+        let state = self.state.lock().await;
+        state.task.as_ref().is_some_and(|now| now.is_same(task) && now.copies.lacks(vchannel))
+    }
+
+    async fn until_noted(&self, task: &Task, vchannel: &str) {
+        loop {
+            let noted = self.noted.notified();
+            if !self.lacks(task, vchannel).await {
+                return;
+            }
+            noted.await;
+        }
+    }
+
+    /// Appends what the source broadcast and did not bring to all channels. No log takes anything of the source any more.
+    async fn complete_broadcasts(&self) {
+        while let Some((id, copies)) = self.broadcasts.next_incomplete().await {
+            let (control, id, copies) = (self, &id, &copies);
+            let missing = copies.missing().into_iter();
+            join_all(missing.map(|vchannel| async move { control.supplement(id, copies, &vchannel).await })).await;
+        }
+    }
+
+    async fn supplement(&self, id: &BroadcastId, copies: &Copies, vchannel: &str) {
+        let mut backoff = self.backoff();
+        loop {
+            let settled = match self.append(copies, vchannel).await {
+                Ok(at) => Ok(at),
+                // As a partition of a collection that is not there.
+                Err(error) if error.code() == StreamingCode::Unrecoverable => {
+                    tracing::error!(?id, vchannel, %error, "a broadcast of the source is not taken here");
+                    Ok(AckedCheckpoint { time_tick: u64::MAX, ..AckedCheckpoint::default() })
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let settled = match settled {
+                Ok(at) => self.broadcasts.settle(id, vchannel, &at).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error),
+            };
+            match settled {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(?id, vchannel, error, "a broadcast did not get there, trying again"),
+            }
+            backoff.wait().await;
+        }
+    }
+
+    async fn append(&self, copies: &Copies, vchannel: &str) -> Result<AckedCheckpoint, StreamingError> {
+        let Edges { assignment, connector, cluster, clock, .. } = &self.edges;
+        let published = assignment.borrow().clone();
+        let appending = Appending { cluster, connector, clock };
+        appending.append(published.as_deref(), to_physical(vchannel), copies.copy(vchannel)).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(self.edges.clock.clone(), &self.edges.random, FIRST_PAUSE, LONGEST_PAUSE)
     }
 }
 
@@ -261,11 +343,5 @@ impl State {
 }
 
 fn unstored(error: &CatalogError) -> StreamingError {
-    StreamingError::inner(format!("the change of the topology cannot be stored: {error}"))
-}
-
-/// Whether a message is one that the control wants to hear of.
-pub(crate) fn concerns(message: &common::ImmutableMessage) -> bool {
-    let kind = message.properties.get(streaming_types::properties::key::TYPE);
-    kind.is_some_and(|kind| kind == MessageType::AlterReplicateConfig.number().to_string())
+    StreamingError::inner(format!("what concerns replication cannot be stored: {error}"))
 }

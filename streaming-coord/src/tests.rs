@@ -4,6 +4,7 @@ mod cluster;
 mod discovery;
 mod failover;
 mod health;
+mod log;
 mod metrics;
 mod placement;
 mod replication;

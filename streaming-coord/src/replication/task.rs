@@ -3,7 +3,7 @@
 use streaming_proto::{
     common::ReplicateConfiguration,
     messages::{
-        self, AlterReplicateConfigMessageBody, AlterReplicateConfigMessageHeader, BroadcastHeader, ResourceDomain,
+        AlterReplicateConfigMessageBody, AlterReplicateConfigMessageHeader, BroadcastHeader, ResourceDomain,
         ResourceKey,
     },
     streaming::{AckedCheckpoint, BroadcastTask, BroadcastTaskState},
@@ -12,14 +12,13 @@ use streaming_types::{
     ImmutableMessage, Message, MessageBuilder, StreamingError, channel::control_channel, properties::key,
 };
 
+use super::copies::{Copies, place};
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(super) struct Task {
-    message: Message,
+    pub(super) copies: Copies,
     config: ReplicateConfiguration,
-    broadcast: BroadcastHeader,
-    /// Where the copies stand, in the order of the header; without a tick, where that is not known.
-    places: Vec<AckedCheckpoint>,
     /// Whether the copies come from the source.
     arrives: bool,
     /// Whether it promotes a cluster without its source.
@@ -45,11 +44,7 @@ impl Arrival {
         let properties = &message.properties;
         let broadcast = properties.broadcast().ok()??;
         let vchannel = properties.vchannel()?.to_owned();
-        let checkpoint = AckedCheckpoint {
-            message_id: Some(message.id.to_proto()),
-            last_confirmed_message_id: message.last_confirmed().ok().map(Into::into),
-            time_tick: message.time_tick().ok()?.into(),
-        };
+        let checkpoint = place(message)?;
         let replicated = properties.contains(key::REPLICATE);
         let message = Message { payload: message.payload.clone(), properties: properties.clone() };
         Some(Self {
@@ -92,17 +87,14 @@ impl Task {
         let broadcast =
             BroadcastHeader { broadcast_id, vchannels, resource_keys: vec![cluster], ..BroadcastHeader::default() };
         message.properties.set_broadcast(&broadcast);
-        let places = vec![AckedCheckpoint::default(); broadcast.vchannels.len()];
-        Ok(Self { message, config, broadcast, places, arrives: false, by_force })
+        Ok(Self { copies: Copies::new(message, broadcast), config, arrives: false, by_force })
     }
 
     /// A change of the source's, of which one copy has arrived.
     pub(super) fn arriving(arrival: &Arrival) -> Self {
         Self {
-            message: arrival.message.clone(),
+            copies: Copies::new(arrival.message.clone(), arrival.broadcast.clone()),
             config: arrival.config.clone(),
-            broadcast: arrival.broadcast.clone(),
-            places: vec![AckedCheckpoint::default(); arrival.broadcast.vchannels.len()],
             arrives: true,
             by_force: false,
         }
@@ -111,23 +103,14 @@ impl Task {
     /// `None` if no change was under way.
     pub(super) fn from_stored(stored: BroadcastTask) -> Option<Self> {
         let arrives = stored.state() == BroadcastTaskState::Replicated;
-        let message: Message = stored.message?.into();
-        let header: AlterReplicateConfigMessageHeader = message.header().ok()?;
-        let broadcast = message.properties.broadcast().ok()??;
-        let mut places = stored.acked_checkpoints;
-        places.resize_with(broadcast.vchannels.len(), AckedCheckpoint::default);
+        let copies = Copies::from_stored(stored)?;
+        let header: AlterReplicateConfigMessageHeader = copies.message().header().ok()?;
         let by_force = header.force_promote && !arrives;
-        Some(Self { config: header.replicate_configuration?, message, broadcast, places, arrives, by_force })
+        Some(Self { copies, config: header.replicate_configuration?, arrives, by_force })
     }
 
     pub(super) fn to_stored(&self) -> BroadcastTask {
-        let state = if self.arrives { BroadcastTaskState::Replicated } else { BroadcastTaskState::Pending };
-        BroadcastTask {
-            message: Some(self.message.clone().into()),
-            state: state.into(),
-            acked_checkpoints: self.places.clone(),
-            ..BroadcastTask::default()
-        }
+        self.copies.to_stored(if self.arrives { BroadcastTaskState::Replicated } else { BroadcastTaskState::Pending })
     }
 
     pub(super) fn config(&self) -> &ReplicateConfiguration {
@@ -143,40 +126,10 @@ impl Task {
     }
 
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        (self.broadcast.broadcast_id, &self.config) == (other.broadcast.broadcast_id, &other.config)
+        (self.copies.broadcast_id(), &self.config) == (other.copies.broadcast_id(), &other.config)
     }
 
     pub(super) fn is_of(&self, arrival: &Arrival) -> bool {
-        (self.broadcast.broadcast_id, &self.config) == (arrival.broadcast_id, &arrival.config)
-    }
-
-    /// Where its copies are not known to stand.
-    pub(super) fn missing(&self) -> Vec<String> {
-        let places = self.broadcast.vchannels.iter().zip(&self.places);
-        places.filter(|(_, at)| at.time_tick == 0).map(|(vchannel, _)| vchannel.clone()).collect()
-    }
-
-    pub(super) fn lacks(&self, vchannel: &str) -> bool {
-        self.missing().iter().any(|missing| missing == vchannel)
-    }
-
-    pub(super) fn note(&mut self, vchannel: &str, at: &AckedCheckpoint) {
-        for (name, place) in self.broadcast.vchannels.iter().zip(&mut self.places) {
-            if name == vchannel {
-                *place = at.clone();
-            }
-        }
-    }
-
-    /// Where its copies stand.
-    pub(super) fn places(&self) -> (Vec<String>, Vec<AckedCheckpoint>) {
-        (self.broadcast.vchannels.clone(), self.places.clone())
-    }
-
-    /// The copy for one pchannel.
-    pub(super) fn copy(&self, vchannel: &str) -> messages::Message {
-        let mut copy = self.message.clone();
-        copy.properties.set_vchannel(vchannel);
-        copy.into()
+        (self.copies.broadcast_id(), &self.config) == (arrival.broadcast_id, &arrival.config)
     }
 }

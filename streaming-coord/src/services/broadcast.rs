@@ -1,5 +1,5 @@
 //! Broadcast across channels. There is none in this release but that of the replication topology, which the coordinator
-//! makes itself; what nodes ask about it is answered truthfully.
+//! makes itself; what nodes say of it, and of broadcasts of a cluster that this one follows, is kept.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use streaming_proto::streaming::{
 use streaming_types::StreamingError;
 use tonic::{Request, Response, Status};
 
-use crate::{replication::concerns, shared::Shared};
+use crate::shared::Shared;
 
 #[derive(Debug)]
 pub(super) struct BroadcastService {
@@ -32,7 +32,7 @@ impl StreamingCoordBroadcastService for BroadcastService {
     /// An ack of an unknown broadcast succeeds: nodes repeat one until it does.
     async fn ack(&self, request: Request<BroadcastAckRequest>) -> Result<Response<BroadcastAckResponse>, Status> {
         let active = self.shared.active().await?;
-        if let Some(message) = request.get_ref().message.as_ref().filter(|message| concerns(message)) {
+        if let Some(message) = &request.get_ref().message {
             active.replication.ack(message).await?;
         }
         Ok(Response::new(BroadcastAckResponse {}))

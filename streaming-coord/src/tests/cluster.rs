@@ -14,6 +14,7 @@ use streaming_proto::streaming::{
     StreamingNodeManagerAssignResponse, StreamingNodeManagerCollectStatusRequest,
     StreamingNodeManagerCollectStatusResponse, StreamingNodeManagerRemoveRequest, StreamingNodeManagerRemoveResponse,
     StreamingNodeMetrics, StreamingNodeRwwalMetrics, StreamingNodeWalMetrics,
+    streaming_node_handler_service_server::StreamingNodeHandlerServiceServer,
     streaming_node_manager_service_server::{StreamingNodeManagerService, StreamingNodeManagerServiceServer},
     streaming_node_wal_metrics::Metrics,
 };
@@ -31,6 +32,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
+use super::log::{LogService, Logs};
 use crate::{Balance, ChannelStatus, Coordinator, CoordinatorError, Edges, Parts, Settings, serve};
 
 pub(super) const ROOT: &str = "by-dev/meta";
@@ -190,6 +192,7 @@ pub(super) struct State {
 pub(super) struct TestNode {
     pub(super) id: i64,
     pub(super) state: Arc<Mutex<State>>,
+    pub(super) logs: Arc<Mutex<Logs>>,
     session: Option<Session>,
     tasks: Tasks,
 }
@@ -204,10 +207,12 @@ impl TestNode {
         let labels = group.map(|group| ("RESOURCE_GROUP".to_owned(), group.to_owned())).into_iter().collect();
         let record = SessionRecord { labels, ..SessionRecord::new("streamingnode", id, listener.address(), "2.6.2") };
         let service = StreamingNodeManagerServiceServer::new(Manager { id, state: state.clone() });
-        let server = Server::builder().add_service(service).serve_with_incoming(listener);
+        let logs = LogService::default();
+        let log_service = StreamingNodeHandlerServiceServer::new(logs.clone());
+        let server = Server::builder().add_service(service).add_service(log_service).serve_with_incoming(listener);
         tasks.spawn_until_stopped(server);
         let session = Session::register(store.clone(), clock, &tasks, ROOT, record, TTL).await.unwrap();
-        Self { id, state, session: Some(session), tasks }
+        Self { id, state, logs: logs.0, session: Some(session), tasks }
     }
 
     /// Says that it is going away, and goes on serving.

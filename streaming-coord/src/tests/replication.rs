@@ -5,20 +5,20 @@ use std::{sync::Arc, time::Duration};
 use prost::Message as _;
 use streaming_proto::{
     common::{ConnectionParam, CrossClusterTopology, ImmutableMessage, MilvusCluster, ReplicateConfiguration},
-    messages::{AlterReplicateConfigMessageHeader, ReplicateHeader},
+    messages::{AlterReplicateConfigMessageHeader, BroadcastHeader, CreatePartitionMessageHeader, ReplicateHeader},
     streaming::{
-        BroadcastAckRequest, BroadcastTask, ReplicateConfigurationMeta, StreamingCode,
+        BroadcastAckRequest, BroadcastTask, BroadcastTaskState, ReplicateConfigurationMeta, StreamingCode,
         UpdateReplicateConfigurationRequest,
         streaming_coord_assignment_service_client::StreamingCoordAssignmentServiceClient,
         streaming_coord_broadcast_service_client::StreamingCoordBroadcastServiceClient,
     },
 };
-use streaming_types::{Message, MessageId, TimeTick};
+use streaming_types::{Message, MessageBuilder, MessageId, TimeTick, properties::key};
 use tokio::task::JoinHandle;
 use tonic::Status;
 use woodpecker_base::{clock::Clock, metadata::MetadataStore, tasks::Tasks};
 
-use super::cluster::{Cluster, ROOT, code, settings};
+use super::cluster::{Cluster, ROOT, TestNode, code, eventually, settings};
 
 const CHANNELS: [&str; 2] = ["by-dev-rootcoord-dml_0", "by-dev-rootcoord-dml_1"];
 /// The pchannel with the control channel gets its copy there.
@@ -197,8 +197,7 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
     let other = ask(&coordinator.address, topology("by-dev", "far"), true, &tasks).await.unwrap().unwrap_err();
     assert_eq!(code(&other), StreamingCode::ResourceAcquired);
     ack(&coordinator.address, &message, COPIES[0], 40).await.unwrap();
-    let early = ack(&coordinator.address, &replicated, COPIES[0], 31).await;
-    assert_eq!(early.map_err(|status| code(&status)), Err(StreamingCode::Inner), "its node is to say so again");
+    ack(&coordinator.address, &replicated, COPIES[0], 31).await.expect("its node says no more before it is heard");
     assert!(!promoted.is_finished());
     ack(&coordinator.address, &message, COPIES[1], 41).await.unwrap();
     promoted.await.unwrap().unwrap();
@@ -210,5 +209,95 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
     assert_eq!(meta.replicate_configuration, Some(alone));
     let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
     assert_eq!(task.message, None, "nothing is under way");
+    coordinator.stop().await.unwrap();
+}
+
+/// A broadcast of the source, as it came to the vchannels of collection 7 here.
+fn broadcast(broadcast_id: u64) -> Message {
+    let header = CreatePartitionMessageHeader { collection_id: 7, partition_id: 1 };
+    let mut message = MessageBuilder::new(&header).vchannel(V[0]).payload("body").build().unwrap();
+    let vchannels = V.map(str::to_owned).into();
+    message.properties.set_broadcast(&BroadcastHeader { broadcast_id, vchannels, ..Default::default() });
+    message.properties.set_replicate(&ReplicateHeader { cluster_id: "far".into(), ..Default::default() });
+    message
+}
+
+const V: [&str; 2] = ["by-dev-rootcoord-dml_0_7v0", "by-dev-rootcoord-dml_1_7v1"];
+
+/// The copies of broadcasts in a node's logs that the coordinator appended.
+fn appended(node: &TestNode) -> Vec<(u64, String)> {
+    let logs = node.logs.lock().unwrap();
+    let copies = logs.taken.iter().filter(|message| message.header::<CreatePartitionMessageHeader>().is_ok());
+    let copy = |message: &Message| {
+        assert!(!message.properties.contains(key::REPLICATE) && !message.properties.contains(key::TIME_TICK));
+        let broadcast = message.properties.broadcast().unwrap().unwrap();
+        assert_eq!((message.payload.as_ref(), &broadcast.vchannels[..]), (&b"body"[..], &V.map(str::to_owned)[..]));
+        (broadcast.broadcast_id, message.properties.vchannel().unwrap().to_owned())
+    };
+    copies.map(copy).collect()
+}
+
+#[tokio::test]
+async fn promotion_completes_what_the_source_broadcast_to_some_channels_only_whoever_leads_by_then() {
+    let cluster = Cluster::new();
+    let tasks = Tasks::new();
+    let node = cluster.node().await;
+    let coordinator = cluster.coordinator(settings(2)).await;
+    update(&coordinator.address, topology("far", "by-dev"), &tasks).await.unwrap().unwrap();
+
+    for copy in V {
+        ack(&coordinator.address, &broadcast(1), copy, 10).await.unwrap();
+    }
+    ack(&coordinator.address, &broadcast(2), V[1], 11).await.unwrap();
+    ack(&coordinator.address, &broadcast(1), V[1], 10).await.expect("a node that died says it again");
+    let alone = ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") };
+    node.logs.lock().unwrap().fails.insert(V[1].to_owned());
+    let promoted = ask(&coordinator.address, alone.clone(), true, &tasks);
+    let message = change(&cluster.store).await;
+    ack(&coordinator.address, &broadcast(3), V[0], 12).await.expect("it stands before the promotion");
+    for copy in COPIES {
+        ack(&coordinator.address, &message, copy, 40).await.unwrap();
+    }
+    let copies = [(2, V[0].to_owned()), (3, V[1].to_owned())];
+    eventually("the copy of the older one", || appended(&node) == copies[..1]).await;
+    assert!(!promoted.is_finished());
+    coordinator.stop().await.unwrap();
+    assert_eq!(code(&promoted.await.unwrap().unwrap_err()), StreamingCode::OnShutdown);
+
+    let next = cluster.coordinator(settings(2)).await;
+    let again = ask(&next.address, alone.clone(), true, &tasks);
+    Clock::system().sleep(Duration::from_millis(200)).await;
+    assert!(!again.is_finished());
+    node.logs.lock().unwrap().fails.clear();
+    again.await.unwrap().unwrap();
+    assert_eq!(appended(&node), copies);
+    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
+    assert_eq!(meta.replicate_configuration, Some(alone));
+
+    for (id, copy) in [(1, V[0]), (2, V[1]), (3, V[0])] {
+        ack(&next.address, &broadcast(id), copy, 12).await.unwrap();
+        let task: BroadcastTask = stored(&cluster.store, &format!("replicated-broadcast/far/{id}")).await.unwrap();
+        assert_eq!((task.state(), task.message), (BroadcastTaskState::Tombstone, None));
+    }
+    next.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn copy_that_a_log_refuses_for_good_does_not_hold_a_promotion_up() {
+    let cluster = Cluster::new();
+    let tasks = Tasks::new();
+    let node = cluster.node().await;
+    let coordinator = cluster.coordinator(settings(2)).await;
+    update(&coordinator.address, topology("far", "by-dev"), &tasks).await.unwrap().unwrap();
+    ack(&coordinator.address, &broadcast(1), V[0], 10).await.unwrap();
+    node.logs.lock().unwrap().refuses.insert(V[1].to_owned());
+    let alone = ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") };
+    let promoted = ask(&coordinator.address, alone, true, &tasks);
+    let message = change(&cluster.store).await;
+    for copy in COPIES {
+        ack(&coordinator.address, &message, copy, 40).await.unwrap();
+    }
+    promoted.await.unwrap().unwrap();
+    assert_eq!(appended(&node), []);
     coordinator.stop().await.unwrap();
 }

@@ -2,6 +2,7 @@
 //! and then the checkpoint, and gives up the log behind it.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use streaming_types::{ImmutableMessage, channel::replica_consumer};
+use streaming_types::{ImmutableMessage, MessageType, channel::replica_consumer};
 use tokio_util::sync::CancellationToken;
 use woodpecker::{EntryId, Log, ReadError};
 use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
@@ -127,13 +128,14 @@ impl Keeper {
     /// Runs until the WAL has ended; then takes in the rest and writes a last checkpoint, so that the next owner has
     /// nothing to replay. `broadcasts` are those that replaying met.
     pub async fn run(mut self, broadcasts: Vec<ImmutableMessage>, ends: Ends) {
-        let mut acking: Acking = broadcasts.into_iter().filter_map(|message| self.ack(message)).collect();
+        let (mut waiting, mut acking) = (VecDeque::from(broadcasts), Acking::new());
         let mut saving: Option<Saving> = None;
         let mut due = self.clock.ticker(self.settings.persist_interval);
         let mut backoff = Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE);
         let mut saved_tick = 0;
         loop {
             self.publish();
+            self.acknowledge(&mut waiting, &mut acking);
             let full = self.taken - self.saved >= self.settings.persist_bytes;
             if full && saving.is_none() {
                 saving = Some(self.save());
@@ -159,10 +161,10 @@ impl Keeper {
                         saving = Some(self.save());
                     }
                 }
-                batch = self.follower.next(), if acking.len() < ACKS => match self.take(batch) {
+                batch = self.follower.next(), if acking.len() + waiting.len() < ACKS => match self.take(batch) {
                     Ok(broadcasts) => {
                         backoff.reset();
-                        acking.extend(broadcasts.into_iter().filter_map(|message| self.ack(message)));
+                        waiting.extend(broadcasts);
                     }
                     Err(error) => {
                         tracing::warn!(pchannel = %self.pchannel, %error, "following the log failed, trying again");
@@ -213,6 +215,18 @@ impl Keeper {
             }
         }
         Ok(broadcasts)
+    }
+
+    /// Acknowledges what waits for it. Whoever hears of a change of the topology has heard of all that was broadcast before:
+    /// when that is a promotion, nothing of the source comes behind it.
+    fn acknowledge(&self, waiting: &mut VecDeque<ImmutableMessage>, acking: &mut Acking) {
+        while let Some(next) = waiting.front() {
+            let is_change = next.properties.message_type() == Ok(MessageType::AlterReplicateConfig);
+            if is_change && !acking.is_empty() {
+                return;
+            }
+            acking.extend(waiting.pop_front().and_then(|message| self.ack(message)));
+        }
     }
 
     /// Acknowledges a broadcast, however long that takes; resolves to its tick.

@@ -110,6 +110,7 @@ impl IdSource for Ids {
 /// A broadcaster that a test can silence.
 #[derive(Debug)]
 pub struct Acks {
+    pub asked: Mutex<Vec<MessageId>>,
     pub acked: Mutex<Vec<MessageId>>,
     pub answers: watch::Sender<bool>,
 }
@@ -117,6 +118,7 @@ pub struct Acks {
 #[async_trait]
 impl BroadcastAcks for Acks {
     async fn ack(&self, message: ImmutableMessage) -> Result<(), AckError> {
+        self.asked.lock().unwrap().push(message.id);
         let _ = self.answers.subscribe().wait_for(|answers| *answers).await;
         self.acked.lock().unwrap().push(message.id);
         Ok(())
@@ -153,7 +155,7 @@ impl World {
             unreadable: watch::Sender::new(false),
             paused: watch::Sender::new(false),
             memory_percent: Arc::new(AtomicU64::new(10)),
-            acks: Arc::new(Acks { acked: Mutex::default(), answers: watch::Sender::new(true) }),
+            acks: Arc::new(Acks { asked: Mutex::default(), acked: Mutex::default(), answers: watch::Sender::new(true) }),
             clock,
         }
     }

@@ -6,7 +6,8 @@ use prost::Message as _;
 use streaming_proto::{
     data::{DropVirtualChannelRequest, UpdateChannelCheckpointRequest, data_coord_client::DataCoordClient},
     messages::{
-        self, BroadcastHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader, DropCollectionMessageHeader,
+        self, AlterReplicateConfigMessageHeader, BroadcastHeader, CreateCollectionMessageHeader,
+        CreatePartitionMessageHeader, DropCollectionMessageHeader,
     },
     msg::{CreateCollectionRequest, MsgPosition},
     streaming::{
@@ -128,6 +129,33 @@ async fn broadcasts_are_acknowledged_before_the_checkpoint_passes_them() {
     next.assign(&rw(2)).await.unwrap();
     until_saved(&world, first.timetick).await;
     assert!(world.acks.acked.lock().unwrap().contains(&id(&first)), "the next owner does");
+}
+
+#[tokio::test]
+async fn change_of_the_topology_is_acknowledged_after_every_broadcast_before_it() {
+    let world = World::new();
+    world.acks.answers.send_replace(false);
+    let node = world.node_with(1, eager()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let mut change =
+        MessageBuilder::new(&AlterReplicateConfigMessageHeader::default()).vchannel(PCHANNEL).build().unwrap();
+    change.properties.set_broadcast(&BroadcastHeader { broadcast_id: 3, ..Default::default() });
+    let mut sent = Vec::new();
+    for message in [broadcast(1), broadcast(2), change.into(), broadcast(4)] {
+        sent.push(id(&produce.append(message).await.unwrap()));
+    }
+    let asked = || {
+        let mut asked = world.acks.asked.lock().unwrap().clone();
+        asked.sort_unstable();
+        asked
+    };
+    eventually(&world, "two acknowledgements", async || (asked().len() >= 2).then_some(())).await;
+    world.clock.sleep(Duration::from_millis(100)).await;
+    assert_eq!(asked(), sent[..2]);
+    world.acks.answers.send_replace(true);
+    eventually(&world, "the others", async || (asked().len() >= 4).then_some(())).await;
+    assert_eq!(asked(), sent);
 }
 
 pub async fn report(node: &TestNode, channel: &str, position: MessageId) -> Result<(), StreamingCode> {
