@@ -119,7 +119,17 @@ impl Cluster {
         session_ttl: &str,
         more: &[&str],
     ) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir()?;
+        Self::start_in(tempfile::tempdir()?, backend, nodes, session_ttl, more).await
+    }
+
+    /// As [`Self::start_set`], in a directory that was made for it.
+    pub(crate) async fn start_in(
+        directory: TempDir,
+        backend: Backend,
+        nodes: usize,
+        session_ttl: &str,
+        more: &[&str],
+    ) -> anyhow::Result<Self> {
         let etcd = Etcd::start().await;
         let medium = Medium::start(backend, directory.path(), Some(&etcd), session_ttl).await?;
         let own = format!("streaming.walBalancer.expectedInitialStreamingNodeNum={nodes}");

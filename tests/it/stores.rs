@@ -16,7 +16,7 @@ pub(crate) struct LogStore {
 
 impl LogStore {
     pub(crate) fn start(number: usize, directory: &Path, etcd: &Etcd, session_ttl: &str) -> anyhow::Result<Self> {
-        let data = directory.join(format!("store-{number}"));
+        let data = directory.join("stores").join(number.to_string());
         let settings = [
             "metastore.type=etcd".to_owned(),
             format!("etcd.endpoints=[\"{}\"]", etcd.endpoint()),
@@ -25,6 +25,8 @@ impl LogStore {
             // The machine that runs the tests may be almost full.
             "woodpecker.logstore.disk.softUsed=1.0".to_owned(),
             "woodpecker.logstore.disk.hardUsed=1.0".to_owned(),
+            "woodpecker.logstore.disk.softFree=8MiB".to_owned(),
+            "woodpecker.logstore.disk.hardFree=4MiB".to_owned(),
         ];
         let mut arguments: Vec<String> =
             settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect();
