@@ -1,21 +1,12 @@
 //! Several things at once go wrong with a cluster on log stores: what was acknowledged is there, in order, and it goes on.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp},
-};
 
 use crate::{
     load::{CHANNEL, Load, longest_pause},
+    proxy::{Proxy, Weather},
     quorum::{eventually, pause, segments, start, verify},
 };
 
@@ -90,44 +81,6 @@ async fn a_store_that_dies_while_the_metadata_store_is_away_costs_a_pause_and_no
     Ok(())
 }
 
-/// A way to a store that can be cut, without either side noticing more than silence.
-struct Proxy {
-    address: String,
-    cut: Arc<AtomicBool>,
-}
-
-impl Proxy {
-    async fn to(target: String) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let (address, cut) = (listener.local_addr()?.to_string(), Arc::new(AtomicBool::new(false)));
-        let is_cut = cut.clone();
-        tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                let (target, cut) = (target.clone(), is_cut.clone());
-                tokio::spawn(async move {
-                    let Ok(far) = TcpStream::connect(&target).await else { return };
-                    let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-                    tokio::spawn(carry(near_in, far_out, cut.clone()));
-                    carry(far_in, near_out, cut).await;
-                });
-            }
-        });
-        Ok(Self { address, cut })
-    }
-}
-
-async fn carry(mut from: tcp::OwnedReadHalf, mut to: tcp::OwnedWriteHalf, cut: Arc<AtomicBool>) {
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        while cut.load(Ordering::Relaxed) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        if to.write_all(&buffer[..count]).await.is_err() {
-            return;
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_behind_a_cut_network_that_stays_registered_is_left_alone() -> anyhow::Result<()> {
     let (mut cluster, client) = start(1, &[]).await?;
@@ -147,11 +100,11 @@ async fn a_store_behind_a_cut_network_that_stays_registered_is_left_alone() -> a
     let load = Load::start(&client);
     pause(3).await;
     let before = segments(&cluster)?.len();
-    proxy.cut.store(true, Ordering::Relaxed);
+    proxy.set(Weather::Cut);
     let cut = Instant::now();
     pause(12).await;
     let during = segments(&cluster)?.len() - before;
-    proxy.cut.store(false, Ordering::Relaxed);
+    proxy.set(Weather::Clear);
     let acked = load.finish().await?;
     let pauses = longest_pause(&acked);
     println!("{during} segments more in {:?}, longest pause {pauses:?}", cut.elapsed());

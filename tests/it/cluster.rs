@@ -188,6 +188,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Where its object store is.
+    pub(crate) fn objects_address(&self) -> anyhow::Result<String> {
+        let endpoint = self.s3.as_ref().context("its logs are in no object store")?.endpoint();
+        Ok(endpoint.trim_start_matches("http://").to_owned())
+    }
+
+    /// Processes that start from now on find the object store at this address.
+    pub(crate) fn objects_behind(&mut self, address: &str) {
+        self.arguments.extend(["--set".to_owned(), format!("minio.address=http://{address}")]);
+    }
+
     /// What goes wrong with its object store.
     pub(crate) fn objects(&self) -> anyhow::Result<&Faults> {
         Ok(self.s3.as_ref().context("its logs are in no object store")?.faults())
