@@ -155,7 +155,11 @@ impl World {
             unreadable: watch::Sender::new(false),
             paused: watch::Sender::new(false),
             memory_percent: Arc::new(AtomicU64::new(10)),
-            acks: Arc::new(Acks { asked: Mutex::default(), acked: Mutex::default(), answers: watch::Sender::new(true) }),
+            acks: Arc::new(Acks {
+                asked: Mutex::default(),
+                acked: Mutex::default(),
+                answers: watch::Sender::new(true),
+            }),
             clock,
         }
     }
