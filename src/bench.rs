@@ -13,6 +13,7 @@ mod paced;
 mod report;
 mod restart;
 mod stream;
+mod subscribers;
 mod transport;
 
 use std::collections::VecDeque;
@@ -20,6 +21,7 @@ use std::collections::VecDeque;
 use anyhow::Context;
 use metrics_exporter_prometheus::PrometheusHandle;
 use streaming_node::NodeCell;
+use tokio::runtime::Runtime;
 
 use crate::{
     cli::BenchArgs,
@@ -31,10 +33,11 @@ use crate::{
 use engine::Engine;
 use latency::{Latencies, Rates};
 use medium::Medium;
-use paced::{Paced, SUBSCRIBERS};
+use paced::Paced;
 use report::Report;
 use restart::Restart;
 use stream::Stream;
+use subscribers::{SUBSCRIBERS, Subscribers};
 use transport::Transport;
 
 /// Bytes of one entry in the latency measurements.
@@ -89,6 +92,9 @@ impl Plan {
 /// # Errors
 /// Something cannot be started or fails under load.
 pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
+    if !arguments.subscribe.is_empty() {
+        return subscribers::follow(&arguments).await;
+    }
     let scratch = Scratch::new(&arguments)?;
     let config = scratch.config(&arguments)?;
     let metrics = telemetry::init_metrics()?;
@@ -96,12 +102,19 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let medium = Medium::open(&config, &machine)?;
     let plan = Plan::of(&arguments, medium.blocks())?;
     let cell = NodeCell::default();
-    let cluster = Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await?;
+    // Threads of its own, as on another machine: what clients do does not stand in its queues.
+    let served = Threads(Some(crate::runtime()?));
+    let starting = {
+        let (config, machine, cell) = (config.clone(), machine.clone(), cell.clone());
+        async move { Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await }
+    };
+    let cluster = served.run(starting).await??;
     cluster.until_served().await?;
     let mut run = Run { config, machine, metrics, cluster, cell, medium, plan };
     let report = run.measure().await;
     let cleared = run.medium.clear().await;
     let stopped = run.cluster.stop().await;
+    drop(served);
     let report = report?;
     cleared.and(stopped)?;
     if arguments.json {
@@ -110,6 +123,24 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
         say!("{}", report.table()?);
     }
     Ok(())
+}
+
+/// A runtime beside the one that drops it.
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    async fn run<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> anyhow::Result<F::Output> {
+        let runtime = self.0.as_ref().context("no threads")?;
+        Ok(runtime.spawn(future).await?)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 struct Run {
@@ -235,14 +266,16 @@ impl Run {
     async fn subscribers(&self, stream: &mut Stream, report: &mut Report) -> anyhow::Result<()> {
         let Plan { rounds, operations, .. } = self.plan;
         let (mut alone, mut crowded, mut grown) = (Paced::new()?, Paced::new()?, None);
+        let messages = paced::FACTOR * operations;
         for _ in 0..rounds {
-            stream.pace(operations, &mut alone).await?;
+            stream.pace(messages, &mut alone).await?;
             let before = paced::memory()?;
-            let subscribers = stream.subscribe(SUBSCRIBERS).await?;
-            stream.pace(operations, &mut crowded).await?;
+            let subscribers =
+                Subscribers::start(self.cluster.address(), stream.producer.channel(), &stream.clock).await?;
+            stream.pace(messages, &mut crowded).await?;
             // Later rounds find memory that the first one has left.
             grown.get_or_insert(paced::memory()?.saturating_sub(before));
-            subscribers.end(stream).await;
+            subscribers.end().await?;
         }
         for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
             let (alone, crowded) = (alone.acks.at(quantile), crowded.acks.at(quantile));
@@ -310,6 +343,7 @@ impl Scratch {
     fn config(&self, arguments: &BenchArgs) -> anyhow::Result<Config> {
         let mut config = arguments.server.load()?;
         config.root_coord.port = 0;
+        config.streaming_node.port = 0;
         config.admin.enabled = false;
         if let Some(directory) = &self.directory {
             config.woodpecker.storage.root_path = directory.display().to_string();

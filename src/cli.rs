@@ -282,6 +282,9 @@ pub(crate) struct BenchArgs {
     /// Bytes of log that a process which was killed has after its checkpoint; 0B measures no restart.
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) restart: ByteSize,
+    /// Address and channel: for the process that `bench` starts by itself, whose subscribers follow the channel.
+    #[arg(long, value_names = ["ADDRESS", "CHANNEL"], num_args = 2, hide = true)]
+    pub(crate) subscribe: Vec<String>,
     /// Prints JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,

@@ -14,7 +14,7 @@ mod verbs;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{Cli, Command};
 
@@ -39,8 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    let runtime = Builder::new_multi_thread().enable_all().event_interval(EVENTS).build()?;
-    runtime.block_on(execute(command))
+    runtime()?.block_on(execute(command))
+}
+
+/// Threads for tasks, as many as there are cores.
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().event_interval(EVENTS).build()
 }
 
 async fn execute(command: Command) -> anyhow::Result<()> {

@@ -79,7 +79,8 @@ impl Properties {
 
     /// Every property, by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().flat_map(|texts| texts.entries.iter().map(|entry| (texts.at(entry.key), texts.at(entry.value))))
+        let bytes = self.0.as_ref().map_or("", |texts| &texts.bytes);
+        self.entries().iter().map(|entry| (entry.key.of(bytes), entry.value.of(bytes)))
     }
 
     /// Bytes of all keys and values.
@@ -137,8 +138,8 @@ impl Texts {
         self.entries.iter().position(is_same)
     }
 
-    fn at(&self, Span { start, end }: Span) -> &str {
-        self.bytes.get(start..end).unwrap_or_default()
+    fn at(&self, span: Span) -> &str {
+        span.of(&self.bytes)
     }
 
     fn push(&mut self, text: &str) -> Span {
@@ -169,6 +170,10 @@ fn bit(head: u64) -> u64 {
 }
 
 impl Span {
+    fn of(self, bytes: &str) -> &str {
+        bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
     fn len(self) -> usize {
         self.end - self.start
     }

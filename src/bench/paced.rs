@@ -5,22 +5,18 @@ use std::{cell::RefCell, time::Duration};
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesUnordered};
-use streaming_client::{ConsumeOptions, Delivery};
+use streaming_client::Delivery;
 use streaming_node::Memory;
-use streaming_types::{DeliverPolicy, channel::vchannel_name};
-use tokio::sync::mpsc;
-use woodpecker_base::{clock::Instant, tasks::Tasks};
+use streaming_types::channel::vchannel_name;
+use woodpecker_base::clock::Instant;
 
 use super::{SMALL, latency::Latencies, stream::Stream};
 use crate::verbs::line_message;
 
 /// Time between two messages.
 const PACE: Duration = Duration::from_millis(1);
-/// Subscribers of one channel where many of them are measured.
-pub(super) const SUBSCRIBERS: usize = 64;
-/// For all of them to be at the channel's tail.
-const READY: Duration = Duration::from_secs(30);
-const GRACE: Duration = Duration::from_secs(5);
+/// Messages for each operation of the other latency measurements: enough for a percentile of so few that take long.
+pub(super) const FACTOR: usize = 10;
 
 /// Latencies of the producer and of one consumer at the tail.
 pub(super) struct Paced {
@@ -78,42 +74,6 @@ impl Stream {
         };
         tokio::try_join!(producing, consuming)?;
         Ok(())
-    }
-
-    /// Subscribers at the tail of the channel, which read what comes until they are dropped.
-    pub(super) async fn subscribe(&self, count: usize) -> anyhow::Result<Subscribers> {
-        let subscribers = Subscribers { tasks: Tasks::new() };
-        let (ready, mut readied) = mpsc::channel(count.max(1));
-        for _ in 0..count {
-            let options = ConsumeOptions {
-                time_ticks: true,
-                ..ConsumeOptions::new(self.producer.channel(), DeliverPolicy::Latest)
-            };
-            let (mut consumer, ready) = (self.client.consume(options)?, ready.clone());
-            subscribers.tasks.spawn_until_stopped(async move {
-                let mut first = Some(ready);
-                while consumer.next().await.is_ok() {
-                    if let Some(ready) = first.take() {
-                        let _ = ready.send(()).await;
-                    }
-                }
-            });
-        }
-        for _ in 0..count {
-            self.clock.timeout(READY, readied.recv()).await.context("a subscriber got nothing")?;
-        }
-        Ok(subscribers)
-    }
-}
-
-/// See [`Stream::subscribe`].
-pub(super) struct Subscribers {
-    tasks: Tasks,
-}
-
-impl Subscribers {
-    pub(super) async fn end(self, stream: &Stream) {
-        self.tasks.drain(&stream.clock, GRACE).await;
     }
 }
 

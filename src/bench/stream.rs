@@ -115,7 +115,11 @@ impl Stream {
     }
 }
 
-async fn client(address: &str, local: Option<Arc<dyn LocalNode>>, machine: &Machine) -> anyhow::Result<Client> {
+pub(super) async fn client(
+    address: &str,
+    local: Option<Arc<dyn LocalNode>>,
+    machine: &Machine,
+) -> anyhow::Result<Client> {
     let settings = Settings { local, ..Settings::new(Discovery::Address(address.to_owned())) };
     let edges = Edges {
         connector: machine.security.connector.clone(),

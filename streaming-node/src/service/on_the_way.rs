@@ -1,9 +1,8 @@
-//! A producer's appends that are on their way: how long each takes, and its span where its message belongs to a trace.
+//! How long a producer's appends are on their way, and their spans where their messages belong to a trace.
 
 use std::{sync::Arc, time::Duration};
 
 use ::metrics::Histogram;
-use hashbrown::HashMap;
 use streaming_types::{Properties, properties::key};
 use tracing::Span;
 use woodpecker_base::{
@@ -11,7 +10,7 @@ use woodpecker_base::{
     trace,
 };
 
-use crate::metrics;
+use crate::{metrics, wal::group::Asked};
 
 /// Between two lines about slow appends of one producer.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -21,7 +20,6 @@ pub struct OnTheWay {
     pchannel: Arc<str>,
     /// An append that takes longer is worth a line in the log.
     slow: Duration,
-    begun: HashMap<i64, Begun>,
     took: Histogram,
     failed_after: Histogram,
     logged: Option<Instant>,
@@ -29,19 +27,13 @@ pub struct OnTheWay {
     unlogged: u64,
 }
 
-struct Begun {
-    at: Instant,
-    bytes: usize,
-    span: Span,
-}
-
 impl OnTheWay {
     pub fn new(clock: Clock, pchannel: Arc<str>, slow: Duration) -> Self {
         let (took, failed_after) = (metrics::append_took(&pchannel, "ok"), metrics::append_took(&pchannel, "error"));
-        Self { clock, pchannel, slow, begun: HashMap::new(), took, failed_after, logged: None, unlogged: 0 }
+        Self { clock, pchannel, slow, took, failed_after, logged: None, unlogged: 0 }
     }
 
-    pub fn begins(&mut self, request_id: i64, properties: &Properties, bytes: usize) {
+    pub fn begins(&self, request_id: i64, properties: &Properties, bytes: usize) -> Asked {
         let span = match properties.get(key::TRACE_PARENT) {
             None => Span::none(),
             Some(place) => {
@@ -50,11 +42,11 @@ impl OnTheWay {
                 span
             }
         };
-        self.begun.insert(request_id, Begun { at: self.clock.now(), bytes, span });
+        Asked { request_id, bytes, at: self.clock.now(), span }
     }
 
-    pub fn ends(&mut self, request_id: i64, durable: bool) {
-        let Some(Begun { at, bytes, span }) = self.begun.remove(&request_id) else { return };
+    pub fn ends(&mut self, Asked { at, bytes, span, .. }: Asked, durable: bool) {
+        drop(span);
         let now = self.clock.now();
         let took = now.duration_since(at);
         let histogram = if durable { &self.took } else { &self.failed_after };
@@ -62,7 +54,6 @@ impl OnTheWay {
         if took >= self.slow {
             self.tell(now, took, bytes, durable);
         }
-        drop(span);
     }
 
     fn tell(&mut self, now: Instant, took: Duration, bytes: usize, durable: bool) {

@@ -32,7 +32,7 @@ use crate::{
     wal::{
         Appends, WAL_NAME, Wal,
         allowance::Charge,
-        group::{Answer, Append, Placed, Reply},
+        group::{Answer, Append, Asked, Placed, Reply},
         sessions,
     },
 };
@@ -118,10 +118,9 @@ struct Producer {
 
 /// A message that passed all checks.
 struct Unsent {
-    request_id: i64,
+    asked: Asked,
     message: Message,
     produced: Produced,
-    bytes: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -201,7 +200,7 @@ impl Producer {
                 self.admission = None;
                 if let (Some(unsent), Some(charge)) = (self.waiting.pop_front(), charge) {
                     self.in_flight -= 1;
-                    self.in_flight_bytes -= unsent.bytes;
+                    self.in_flight_bytes -= unsent.asked.bytes;
                     self.submit(unsent, charge);
                 }
                 self.admit_first();
@@ -242,7 +241,7 @@ impl Producer {
     /// Keeps a message until there is room for it. It counts as in flight meanwhile.
     fn wait(&mut self, unsent: Unsent) {
         self.in_flight += 1;
-        self.in_flight_bytes += unsent.bytes;
+        self.in_flight_bytes += unsent.asked.bytes;
         self.waiting.push_back(unsent);
         self.admit_first();
     }
@@ -251,7 +250,7 @@ impl Producer {
         if self.admission.is_none()
             && let Some(first) = self.waiting.front()
         {
-            let admission = self.appends.clone().admit(first.produced.message_type, first.bytes);
+            let admission = self.appends.clone().admit(first.produced.message_type, first.asked.bytes);
             self.admission = Some(admission.boxed());
         }
     }
@@ -286,8 +285,8 @@ impl Producer {
     fn refuse_waiting(&mut self) -> Option<ProduceMessageResponse> {
         let unsent = self.waiting.pop_front()?;
         self.in_flight -= 1;
-        self.in_flight_bytes -= unsent.bytes;
-        Some(refused(unsent.request_id, &StreamingError::channel_fenced(&self.pchannel)))
+        self.in_flight_bytes -= unsent.asked.bytes;
+        Some(refused(unsent.asked.request_id, &StreamingError::channel_fenced(&self.pchannel)))
     }
 
     /// Sends a message on its way, or says why not. The close alone does nothing: the half-close after it counts.
@@ -296,10 +295,12 @@ impl Producer {
         let request_id = request.request_id;
         match self.check(request) {
             Ok(unsent) => {
-                self.on_the_way.begins(request_id, &unsent.message.properties, unsent.bytes);
                 let kind = unsent.produced.message_type;
-                let charge =
-                    if self.may_pass(&unsent.produced) { self.appends.try_admit(kind, unsent.bytes) } else { None };
+                let charge = if self.may_pass(&unsent.produced) {
+                    self.appends.try_admit(kind, unsent.asked.bytes)
+                } else {
+                    None
+                };
                 match charge {
                     Some(charge) => self.submit(unsent, charge),
                     None => self.wait(unsent),
@@ -335,24 +336,26 @@ impl Producer {
             self.gap.pass(header)?;
         }
         let bytes = message.payload.len() + message.properties.size();
-        Ok(Unsent { request_id: request.request_id, message, produced, bytes })
+        let asked = self.on_the_way.begins(request.request_id, &message.properties, bytes);
+        Ok(Unsent { asked, message, produced })
     }
 
     fn submit(&mut self, unsent: Unsent, charge: Charge) {
-        let Unsent { request_id, message, produced, bytes } = unsent;
+        let Unsent { asked, message, produced } = unsent;
         self.in_flight += 1;
-        self.in_flight_bytes += bytes;
-        let reply = Reply::new(Arc::clone(&self.pchannel), request_id, bytes, self.answer.clone());
+        self.in_flight_bytes += asked.bytes;
+        let reply = Reply::new(Arc::clone(&self.pchannel), asked, self.answer.clone());
         self.appends.submit(Append::new(message, &produced, charge, reply));
     }
 
-    fn answered(&mut self, answer: Answer) -> ProduceMessageResponse {
+    fn answered(&mut self, Answer { asked, result, flushed }: Answer) -> ProduceMessageResponse {
         self.in_flight -= 1;
-        self.in_flight_bytes -= answer.bytes;
-        self.on_the_way.ends(answer.request_id, answer.result.is_ok());
-        match answer.result {
-            Ok(placed) => appended(answer.request_id, placed, answer.flushed),
-            Err(error) => refused(answer.request_id, &error),
+        self.in_flight_bytes -= asked.bytes;
+        let request_id = asked.request_id;
+        self.on_the_way.ends(asked, result.is_ok());
+        match result {
+            Ok(placed) => appended(request_id, placed, flushed),
+            Err(error) => refused(request_id, &error),
         }
     }
 }

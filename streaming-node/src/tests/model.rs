@@ -28,7 +28,7 @@ use crate::{
     Settings,
     wal::{
         Stored, Wal,
-        group::{Append, Placed, Reply},
+        group::{Append, Placed, Reply, samples::asked},
         scanner::ScanOptions,
     },
 };
@@ -120,7 +120,7 @@ impl Channel {
             let appends = wal.appends().unwrap();
             let charge = appends.clone().charge(message.size()).await.unwrap();
             let (sender, mut answers) = mpsc::channel(1);
-            let reply = Reply::new(self.name.as_str().into(), 1, message.size(), sender);
+            let reply = Reply::new(self.name.as_str().into(), asked(1, message.size()), sender);
             appends.submit(Append::new(message.clone(), &produced, charge, reply));
             match answers.recv().await.unwrap().result {
                 Err(error) if error.is_fenced() => ended = Some(wal),

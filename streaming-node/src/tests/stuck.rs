@@ -14,7 +14,7 @@ use crate::{
     Settings,
     wal::{
         Wal,
-        group::{Append, Placed, Reply},
+        group::{Append, Placed, Reply, samples::asked},
         scanner::ScanOptions,
     },
 };
@@ -25,7 +25,7 @@ async fn append(world: &World, wal: &Wal) -> Result<Placed, StreamingError> {
     let appends = wal.appends().unwrap();
     let charge = appends.clone().charge(message.size()).await.unwrap();
     let (sender, mut answers) = mpsc::channel(1);
-    appends.submit(Append::new(message, &produced, charge, Reply::new(PCHANNEL.into(), 1, 1, sender)));
+    appends.submit(Append::new(message, &produced, charge, Reply::new(PCHANNEL.into(), asked(1, 1), sender)));
     world.clock.timeout(Duration::from_secs(10), answers.recv()).await.expect("an answer in time").unwrap().result
 }
 

@@ -6,7 +6,9 @@ use bytes::Bytes;
 use streaming_proto::messages::ReplicateHeader;
 use streaming_types::{Message, MessageId, MessageType, StreamingError, TimeTick, TxnContext, message::Produced};
 use tokio::sync::mpsc;
+use tracing::Span;
 use woodpecker::{AppendError, EntryId};
+use woodpecker_base::clock::Instant;
 
 use super::{allowance::Charge, record::message_id};
 
@@ -125,12 +127,21 @@ impl Placed {
     }
 }
 
+/// One request of a stream, which comes back with its answer.
+#[derive(Debug)]
+pub struct Asked {
+    pub request_id: i64,
+    /// Bytes of its message.
+    pub bytes: usize,
+    pub at: Instant,
+    /// Of the append, where the message belongs to a trace.
+    pub span: Span,
+}
+
 /// The answer to one request of a stream.
 #[derive(Debug)]
 pub struct Answer {
-    pub request_id: i64,
-    /// Bytes of the message that is answered.
-    pub bytes: usize,
+    pub asked: Asked,
     pub result: Result<Placed, StreamingError>,
     /// See [`Append::flushed`].
     pub flushed: Option<Vec<i64>>,
@@ -140,20 +151,18 @@ pub struct Answer {
 #[derive(Debug)]
 pub struct Reply {
     pchannel: Arc<str>,
-    request_id: i64,
-    bytes: usize,
-    /// Has room for every request of the stream that is in flight.
-    answers: Option<mpsc::Sender<Answer>>,
+    /// The channel has room for every request of the stream that is in flight.
+    back: Option<(Asked, mpsc::Sender<Answer>)>,
 }
 
 impl Reply {
-    pub fn new(pchannel: Arc<str>, request_id: i64, bytes: usize, answers: mpsc::Sender<Answer>) -> Self {
-        Self { pchannel, request_id, bytes, answers: Some(answers) }
+    pub fn new(pchannel: Arc<str>, asked: Asked, answers: mpsc::Sender<Answer>) -> Self {
+        Self { pchannel, back: Some((asked, answers)) }
     }
 
     /// Nobody wants to know.
     pub fn nobody() -> Self {
-        Self { pchannel: "".into(), request_id: 0, bytes: 0, answers: None }
+        Self { pchannel: "".into(), back: None }
     }
 
     pub fn send(mut self, result: Result<Placed, StreamingError>) {
@@ -161,16 +170,16 @@ impl Reply {
     }
 
     fn answer(&mut self, result: Result<Placed, StreamingError>, flushed: Option<Vec<i64>>) {
-        if let Some(answers) = self.answers.take() {
+        if let Some((asked, answers)) = self.back.take() {
             // A producer that hung up wants no answer.
-            let _ = answers.try_send(Answer { request_id: self.request_id, bytes: self.bytes, result, flushed });
+            let _ = answers.try_send(Answer { asked, result, flushed });
         }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if self.answers.is_some() {
+        if self.back.is_some() {
             self.answer(Err(StreamingError::channel_fenced(&self.pchannel)), None);
         }
     }
@@ -218,6 +227,7 @@ impl Group {
 pub mod samples {
     use streaming_proto::messages::{CreatePartitionMessageHeader, DeleteMessageHeader};
     use streaming_types::{MessageBuilder, message::check_produced};
+    use woodpecker_base::clock::Clock;
 
     use super::*;
     use crate::wal::allowance::Allowance;
@@ -237,8 +247,13 @@ pub mod samples {
         let (sender, answers) = mpsc::channel(1);
         let produced = check_produced(&message, "p", usize::MAX).unwrap();
         let charge = Allowance::new(2).of_wal(1, 1).try_charge(1).unwrap();
-        let reply = Reply::new("p".into(), request_id, message.size(), sender);
+        let reply = Reply::new("p".into(), asked(request_id, message.size()), sender);
         (Append::new(message, &produced, charge, reply), answers)
+    }
+
+    /// A request of now.
+    pub fn asked(request_id: i64, bytes: usize) -> Asked {
+        Asked { request_id, bytes, at: Clock::system().now(), span: Span::none() }
     }
 
     #[test]
@@ -246,7 +261,7 @@ pub mod samples {
         let (append, mut answers) = append(7, "p_1v0", false);
         drop(append);
         let answer = answers.try_recv().unwrap();
-        assert_eq!((answer.request_id, answer.result), (7, Err(StreamingError::channel_fenced("p"))));
+        assert_eq!((answer.asked.request_id, answer.result), (7, Err(StreamingError::channel_fenced("p"))));
         assert!(answers.try_recv().is_err(), "one answer only");
     }
 }
