@@ -207,8 +207,10 @@ impl Run {
             let what = format!("{what}{way}, beside the engine");
             report.compare(&what, "1/s", ours.median(), Some(alone.median()), Some(ours.ratio(&alone)));
         }
-        let what = format!("{what}, beside gRPC by itself");
-        report.compare(&what, "1/s", small.median(), Some(exchanged.median()), Some(small.ratio(&exchanged)));
+        for (other, name) in [(&exchanged, "gRPC by itself"), (&exchanged.after(&alone), "gRPC and then the engine")] {
+            let what = format!("{what}, beside {name}");
+            report.compare(&what, "1/s", small.median(), Some(other.median()), Some(small.ratio(other)));
+        }
         Ok(())
     }
 

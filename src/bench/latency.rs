@@ -45,6 +45,11 @@ impl Rates {
         median(self.0.clone())
     }
 
+    /// What is left when everything goes through both, one after the other, on the same cores.
+    pub(super) fn after(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(&other.0).map(|(one, other)| 1.0 / (1.0 / one + 1.0 / other)).collect())
+    }
+
     /// The median of the rounds' own ratios: what slows a machine down for a round slows both sides.
     pub(super) fn ratio(&self, to: &Self) -> f64 {
         median(self.0.iter().zip(&to.0).map(|(ours, other)| ours / other).collect())
