@@ -23,6 +23,17 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// The operating system's.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// As [`DiskFile::read_at`], into memory of its own; a disk that can fills it without clearing it first.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn read(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![0; length];
+        let read = self.read_at(&mut buffer, offset)?;
+        buffer.truncate(read);
+        Ok(buffer)
+    }
+
     /// Writes all bytes at `offset`.
     ///
     /// # Errors

@@ -82,7 +82,7 @@ impl Chunk {
         // A read ends where what the medium checks as one ends; the chunk goes on in the next.
         while entries.len() < wanted && room > 0 {
             let at = self.from + entries.len() as u64;
-            let read = self.client.retrying.once(reader.read(at, room)).await?;
+            let read = self.client.retrying.once(reader.read_before(at, self.to, room)).await?;
             if read.is_empty() {
                 let what = format!("segment {}/{}", self.log, self.segment.opened.segment);
                 let detail = format!("it should hold {} entries, and has no entry {at}", self.segment.entries);
@@ -91,7 +91,6 @@ impl Chunk {
             room = room.saturating_sub(read.iter().map(|entry| entry.len().max(1)).sum());
             entries.extend(read);
         }
-        entries.truncate(wanted);
         Ok(entries)
     }
 }

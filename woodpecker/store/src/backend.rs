@@ -61,6 +61,16 @@ pub trait SegmentReader: Send + Sync + fmt::Debug {
     /// [`StoreError::Corrupt`] instead of wrong data; [`StoreError::Unavailable`] to try again.
     async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError>;
 
+    /// As [`SegmentReader::read`], but nothing from entry `limit` on, which another call reads, maybe at the same time.
+    ///
+    /// # Errors
+    /// As [`SegmentReader::read`].
+    async fn read_before(&self, from: u64, limit: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let mut entries = self.read(from, max_bytes).await?;
+        entries.truncate(usize::try_from(limit.saturating_sub(from)).unwrap_or(usize::MAX));
+        Ok(entries)
+    }
+
     /// How many entries are durable, as far as this process can know now: everything below may be read.
     ///
     /// # Errors

@@ -266,6 +266,9 @@ pub async fn a_read_returns_at_least_one_entry_and_fits_the_limit(medium: &dyn M
     opened.fill(0, 300).await;
     for backend in [&writing, &reading] {
         let reader = open(backend, opened.key, opened.placement(), Some(300)).await;
+        assert_eq!(reader.read_before(17, 19, 100_000).await.expect("read").len(), 2);
+        assert!(reader.read_before(17, 17, 100_000).await.expect("read").is_empty());
+        assert_eq!(reader.read_before(299, 1_000, 100_000).await.expect("read").len(), 1);
         for from in [0, 1, 17, 298, 299] {
             for max_bytes in [0, 1, 150, 1_000, 100_000] {
                 let entries = reader.read(from, max_bytes).await.expect("read");

@@ -126,6 +126,21 @@ impl DiskFile for RealFile {
         Ok(filled)
     }
 
+    fn read(&self, length: usize, offset: u64) -> io::Result<Vec<u8>> {
+        let mut buffer = Vec::with_capacity(length);
+        while buffer.len() < length {
+            let at = offset + buffer.len() as u64;
+            match rustix::io::pread(&self.0, rustix::buffer::spare_capacity(&mut buffer), at) {
+                Ok(0) => break,
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // An allocator may give more than was asked for.
+        buffer.truncate(length);
+        Ok(buffer)
+    }
+
     fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(data, offset)
     }
@@ -213,6 +228,9 @@ mod tests {
         assert_eq!(file.read_at(&mut buffer, 11).unwrap(), 0);
         assert_eq!(file.read_at(&mut buffer, 1).unwrap(), 8);
         assert_eq!(&buffer, b"ello wor");
+        for (length, offset, read) in [(8, 6, "world"), (8, 11, ""), (8, 1, "ello wor"), (3, 1, "ell"), (0, 1, "")] {
+            assert_eq!(file.read(length, offset).unwrap(), read.as_bytes());
+        }
     }
 
     #[test]

@@ -23,9 +23,10 @@ use super::{
     volume::{Run, Volume},
 };
 
-/// A read of a file takes at least this much.
-const READ_AHEAD: u64 = 1 << 20;
-/// Runs that a reader keeps at most: as many as it is read from at once.
+/// A read of a file takes so much, and the rest of its last block: small reads of it share what that costs, and large ones
+/// leave something for those that go on at the same time.
+const READ_BYTES: u64 = 1 << 20;
+/// Runs that a reader keeps at most, in case that nobody asks for the rest of them.
 const RUNS: usize = 16;
 /// How often a segment that another process writes is looked at: the pause doubles while nothing comes.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
@@ -49,7 +50,7 @@ pub(super) struct Reader {
 /// What a reader keeps from one call to the next.
 #[derive(Debug, Default)]
 struct Kept {
-    /// What was read from files and not all asked for yet, or is being read.
+    /// What was read from files and is not all taken yet, or is being read. No block is in two of them.
     runs: VecDeque<Loading>,
     /// An entry, and the file it was in.
     found: (u64, u64),
@@ -64,6 +65,8 @@ type Loaded = Option<Result<Arc<[Bytes]>, StoreError>>;
 struct Loading {
     first: u64,
     next: u64,
+    /// Entries that nobody has taken yet: with the last of them it is let go.
+    left: u64,
     entries: watch::Receiver<Loaded>,
 }
 
@@ -73,19 +76,35 @@ impl Kept {
     }
 
     /// The run as whoever reads it has it. With a sender for who is to read it, unless what was wanted of it is being
-    /// read already.
-    fn start(&mut self, run: &Run, from: u64) -> (Loading, Option<watch::Sender<Loaded>>) {
+    /// read already. It ends where another one begins.
+    fn start(&mut self, run: &mut Run, from: u64) -> (Loading, Option<watch::Sender<Loaded>>) {
         self.found = (run.first(), run.number);
         if let Some(known) = self.covering(from) {
             return (known, None);
         }
+        if let Some(next) = self.runs.iter().map(|known| known.first).filter(|first| *first > from).min() {
+            run.end_before(next);
+        }
+        let (first, next) = (run.first(), run.next());
         let (loaded, entries) = watch::channel(None);
-        let loading = Loading { first: run.first(), next: run.next(), entries };
+        let loading = Loading { first, next, left: next - first, entries };
         if self.runs.len() == RUNS {
             self.runs.pop_front();
         }
         self.runs.push_back(loading.clone());
         (loading, Some(loaded))
+    }
+
+    /// So many entries of the run were taken.
+    fn took(&mut self, run: &Loading, count: usize) {
+        if let Some(at) = self.runs.iter().position(|known| known.entries.same_channel(&run.entries))
+            && let Some(known) = self.runs.get_mut(at)
+        {
+            known.left = known.left.saturating_sub(count as u64);
+            if known.left == 0 {
+                self.runs.remove(at);
+            }
+        }
     }
 }
 
@@ -130,9 +149,10 @@ impl Reader {
 
     async fn read_file(&self, from: u64, limit: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
         loop {
-            let mut run = match self.covering(from) {
+            let known = self.kept().covering(from);
+            let mut run = match known {
                 Some(run) => run,
-                None => self.load(from, max_bytes).await?,
+                None => self.load(from).await?,
             };
             // Who was reading it may be gone without an answer.
             let loaded = run.entries.wait_for(Option::is_some).await.ok().and_then(|loaded| loaded.clone());
@@ -140,7 +160,9 @@ impl Reader {
                 Some(Ok(entries)) => {
                     let skip = usize::try_from(from - run.first).unwrap_or(usize::MAX);
                     let take = usize::try_from(limit - from).unwrap_or(usize::MAX);
-                    return Ok(fitting(entries.iter().skip(skip).take(take), max_bytes));
+                    let taken = fitting(entries.iter().skip(skip).take(take), max_bytes);
+                    self.kept().took(&run, taken.len());
+                    return Ok(taken);
                 }
                 failed => {
                     self.kept().runs.retain(|kept| !kept.entries.same_channel(&run.entries));
@@ -152,26 +174,15 @@ impl Reader {
         }
     }
 
-    /// The run with this entry, if it is there. What lies wholly before it is let go: readers go forward.
-    fn covering(&self, from: u64) -> Option<Loading> {
-        let mut kept = self.kept();
-        let run = kept.covering(from);
-        if let Some(run) = &run {
-            kept.runs.retain(|kept| kept.next > run.first);
-        }
-        run
-    }
-
     /// Reads the run with this entry, unless another call does so already.
-    async fn load(&self, from: u64, max_bytes: usize) -> Result<Loading, StoreError> {
+    async fn load(&self, from: u64) -> Result<Loading, StoreError> {
         let (volume, key, from_batch) = (self.volume.clone(), self.key, self.from_batch);
         let kept = self.kept.clone();
-        let bytes = READ_AHEAD.max(max_bytes as u64);
         let load = move || {
             let found = locked(&kept).found;
             let hint = if from >= found.0 { found.1 } else { 0 };
-            let run = volume.run(key, from_batch, from, bytes, hint)?;
-            let (loading, loaded) = locked(&kept).start(&run, from);
+            let mut run = volume.run(key, from_batch, from, READ_BYTES, hint)?;
+            let (loading, loaded) = locked(&kept).start(&mut run, from);
             if let Some(loaded) = loaded {
                 // Sent also when nobody waits yet.
                 loaded.send_replace(Some(run.read(key).map(Arc::from)));
@@ -189,13 +200,21 @@ fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
 #[async_trait]
 impl SegmentReader for Reader {
     async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-        let mut limit = self.known();
-        if from >= limit && self.polls() {
-            limit = self.poll().await?;
+        self.read_before(from, u64::MAX, max_bytes).await
+    }
+
+    async fn read_before(&self, from: u64, limit: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let mut known = self.known();
+        if from >= known && self.polls() {
+            known = self.poll().await?;
         }
-        if from >= limit {
+        if from >= known {
             // A reader that waits keeps no data.
             self.kept().runs.clear();
+            return Ok(Vec::new());
+        }
+        let limit = limit.min(known);
+        if from >= limit {
             return Ok(Vec::new());
         }
         match self.live.as_ref().and_then(|live| live.remembered(from, limit, max_bytes)) {

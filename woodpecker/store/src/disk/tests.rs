@@ -2,6 +2,7 @@ mod damage;
 mod faulty;
 mod fencing;
 mod pieces;
+mod reading;
 mod space;
 
 use std::{

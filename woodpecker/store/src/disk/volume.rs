@@ -562,6 +562,12 @@ impl Run {
         self.blocks.last().map_or(0, BlockAt::next)
     }
 
+    /// Leaves out the blocks behind the first that have an entry from `limit` on.
+    pub(super) fn end_before(&mut self, limit: u64) {
+        let fitting = self.blocks.iter().skip(1).take_while(|block| block.next() <= limit).count();
+        self.blocks.truncate(1 + fitting);
+    }
+
     /// Reads the blocks at once, checks them, and takes them apart.
     ///
     /// # Errors
@@ -569,9 +575,8 @@ impl Run {
     pub(super) fn read(&self, key: SegmentKey) -> Result<Vec<Bytes>, StoreError> {
         let (Some(first), Some(last)) = (self.blocks.first(), self.blocks.last()) else { return Ok(Vec::new()) };
         let length = last.offset + u64::from(last.length) - first.offset;
-        let mut buffer = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        let got = self.file.read_at(&mut buffer, first.offset).map_err(|error| unreadable(&self.path, &error))?;
-        buffer.truncate(got);
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let buffer = self.file.read(length, first.offset).map_err(|error| unreadable(&self.path, &error))?;
         let buffer = Bytes::from(buffer);
         let mut entries = Vec::new();
         for block in &self.blocks {

@@ -265,11 +265,14 @@ impl Reader {
 #[async_trait]
 impl SegmentReader for Reader {
     async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-        let mut limit = self.known();
-        if from >= limit && self.end.is_none() && self.local().is_none() {
+        self.read_before(from, u64::MAX, max_bytes).await
+    }
+
+    async fn read_before(&self, from: u64, limit: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        if from >= self.known() && self.end.is_none() && self.local().is_none() {
             self.ask().await?;
-            limit = self.known();
         }
+        let limit = limit.min(self.known());
         if from >= limit {
             return Ok(Vec::new());
         }

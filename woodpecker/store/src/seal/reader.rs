@@ -56,9 +56,13 @@ impl SealedReader {
 #[async_trait]
 impl SegmentReader for SealedReader {
     async fn read(&self, from: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-        let (mut next, mut bytes) = (from, 0);
+        self.read_before(from, self.entries, max_bytes).await
+    }
+
+    async fn read_before(&self, from: u64, limit: u64, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let (mut next, mut bytes, limit) = (from, 0, limit.min(self.entries));
         let mut entries: Vec<Bytes> = Vec::new();
-        while next < self.entries {
+        while next < limit {
             let index = self.index(next).await?;
             let number = index.group_of(next);
             let group = self.store.group(&index, number).await?;
@@ -67,7 +71,7 @@ impl SegmentReader for SealedReader {
             if found.is_empty() {
                 return Err(corrupt(index.contents.run, &FormatError::Structure("an entry is missing")));
             }
-            for entry in found {
+            for entry in found.iter().take(usize::try_from(limit - next).unwrap_or(usize::MAX)) {
                 if !entries.is_empty() && bytes + entry.len() > max_bytes {
                     return Ok(entries);
                 }

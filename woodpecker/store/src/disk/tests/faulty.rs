@@ -45,6 +45,7 @@ pub struct Process {
     pub writes: usize,
     pub syncs: usize,
     pub reads: usize,
+    pub read_bytes: usize,
     /// The write of this number keeps so many bytes and then fails; `None` for the kind: the process dies.
     pub fail_write: Option<(usize, usize, Option<io::ErrorKind>)>,
     pub fail_sync: Option<usize>,
@@ -201,6 +202,7 @@ impl DiskFile for Handle {
         let rest = content.bytes.get(usize::try_from(offset).unwrap()..).unwrap_or_default();
         let got = rest.len().min(buffer.len());
         buffer[..got].copy_from_slice(&rest[..got]);
+        self.disk.faults().read_bytes += if self.is_data { got } else { 0 };
         Ok(got)
     }
 
