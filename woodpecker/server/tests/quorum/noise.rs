@@ -22,14 +22,20 @@ use crate::{
 
 /// The quiet one: a writer, a small entry, a pause.
 const QUIET_ENTRY: usize = 1 << 10;
-const QUIET_APPENDS: u64 = 1_000;
+const QUIET_APPENDS: u64 = 2_000;
 const QUIET_PAUSE: Duration = Duration::from_millis(2);
 /// The noisy one: many writers of large entries, without a pause.
 const NOISY_WRITERS: u64 = 16;
 const NOISY_ENTRY: usize = 256 << 10;
 const NOISY_IN_FLIGHT: u64 = 8;
-/// What the noisy one may write to each store, where it has a quota.
+/// The noisy one that has a quota, and what it may write to each store.
+const LIMITED: &str = "limited";
 const QUOTA: u64 = 32 << 20;
+/// How much longer the quiet one's p99 may be beside one that has a quota. Beside one that has none they
+/// share a machine that is used up, and a quiet one waits for its turns: that is only shown.
+const MOST: f64 = 2.0;
+/// Until what the noisy one still had on its way is written.
+const SETTLES: Duration = Duration::from_secs(2);
 
 /// How long each of the quiet one's appends took.
 async fn quiet_times(open: &Open, from: u64) -> Vec<Duration> {
@@ -92,20 +98,27 @@ async fn beside(world: &World, noisy: &str, open: &Open, from: u64) -> Vec<Durat
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "it measures: it needs a quiet machine"]
-async fn the_p99_of_a_quiet_instance_beside_a_noisy_one() {
+async fn a_noisy_instance_at_its_rate_at_most_doubles_the_p99_of_a_quiet_one() {
     let quota = Quota { bytes_per_second: QUOTA, ..Quota::default() };
-    let world = World::with_quotas(3, &BTreeMap::from([("limited".to_owned(), quota)])).await;
+    let world = World::with_quotas(3, &BTreeMap::from([(LIMITED.to_owned(), quota)])).await;
     let (backend, _tasks) = world.backend_of("quiet");
     let open = Open::create(&backend, 1).await;
-    let p99 = |what: &str, mut times: Vec<Duration>, alone: Option<Duration>| {
+    let p99 = |what: &str, mut times: Vec<Duration>| {
         let (p50, p99) = (percentile(&mut times, 500), percentile(&mut times, 990));
-        let ratio = alone.map(|alone| format!(", p99 ratio {:.2}", p99.as_secs_f64() / alone.as_secs_f64()));
-        println!("{what}: p50 {p50:?}, p99 {p99:?}{}", ratio.unwrap_or_default());
-        p99
+        println!("{what}: p50 {p50:?}, p99 {p99:?}");
+        p99.as_secs_f64()
     };
-    p99("warming up", quiet_times(&open, 0).await, None);
-    let alone = p99("alone", quiet_times(&open, QUIET_APPENDS).await, None);
-    for (round, noisy) in (2..).zip(["limited", "unlimited"]) {
-        p99(&format!("beside {noisy}"), beside(&world, noisy, &open, round * QUIET_APPENDS).await, Some(alone));
+    p99("warming up", quiet_times(&open, 0).await);
+    let mut before = p99("alone", quiet_times(&open, QUIET_APPENDS).await);
+    for (round, noisy) in (1..).zip([LIMITED, "unlimited"]) {
+        let from = 2 * round * QUIET_APPENDS;
+        let beside = p99(&format!("beside {noisy}"), beside(&world, noisy, &open, from).await);
+        Clock::system().sleep(SETTLES).await;
+        let after = p99("alone again", quiet_times(&open, from + QUIET_APPENDS).await);
+        // The worse of before and after, so that the machine's own moods are not the noisy one's.
+        let ratio = beside / before.max(after);
+        println!("beside {noisy}: p99 ratio {ratio:.2}");
+        assert!(noisy != LIMITED || ratio <= MOST, "beside {noisy} the p99 is {ratio:.2} times as long");
+        before = after;
     }
 }
