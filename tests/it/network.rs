@@ -15,11 +15,11 @@ use crate::{
 
 /// What the network does, and for how long.
 const STORMS: [(Weather, Duration); 2] = [
-    (Weather::Lossy(0.6), Duration::from_secs(10)),
-    (Weather::Slow(Duration::from_secs(20), Duration::from_secs(14)), Duration::from_secs(12)),
+    (Weather::Lossy(0.6), Duration::from_secs(8)),
+    (Weather::Slow(Duration::from_secs(20), Duration::from_secs(14)), Duration::from_secs(10)),
 ];
 /// How long after a storm appends are acknowledged again, at most.
-const RECOVERS: Duration = Duration::from_secs(12);
+const RECOVERS: Duration = Duration::from_secs(10);
 
 /// A node that was started anew has the log.
 async fn moved(cluster: &Cluster, client: &Client) -> anyhow::Result<()> {
