@@ -210,10 +210,14 @@ impl Replica {
         first
     }
 
-    /// Has `write` write down what is known to be acked, if that was heard before then; says whether it was not.
+    /// Has `write` write down what is known to be acked, if that was heard before then; says whether it was not. A replica
+    /// that has become quiet keeps no room for appends on their way.
     pub fn write_committed(&self, before: Instant, write: impl FnOnce(ReplicaRecord)) -> bool {
         let mut state = self.state();
         let busy = state.unwritten.is_some_and(|at| at > before);
+        if !busy {
+            state.on_the_way.shrink_to_fit();
+        }
         // Under the lock, so that nothing is written of a replica after its release.
         if !busy && state.unwritten.take().is_some() && !state.released {
             write(state.record());
@@ -280,6 +284,7 @@ impl State {
 
     fn subscribe(&mut self, epoch: u64, slot: &Arc<Slot>) {
         if !self.streams.iter().any(|(_, known)| Arc::ptr_eq(known, slot)) {
+            self.streams.reserve_exact(1);
             self.streams.push((epoch, slot.clone()));
         }
     }

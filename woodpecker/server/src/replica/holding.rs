@@ -57,6 +57,8 @@ impl Holding {
 
     /// Begins a part in the volume that is being written.
     pub fn begin(&mut self, placement: Placement, first: u64) {
+        // There is seldom another.
+        self.parts.reserve_exact(1);
         self.parts.push(Part { placement, first, end: None });
     }
 

@@ -55,7 +55,8 @@ impl FileIndex {
     /// Adds a batch: its number, where its body starts, its blocks, and where the next batch starts.
     pub(super) fn push(&mut self, seq: u64, body: u64, blocks: &[BlockEntry], end: u64) -> Result<(), FormatError> {
         for block in blocks {
-            let known = self.segments.entry(block.key).or_default();
+            // Of most segments there is one, where segments are many.
+            let known = self.segments.entry(block.key).or_insert_with(|| Vec::with_capacity(1));
             if known.last().is_some_and(|last| last.next() != block.first) {
                 return Err(FormatError::Structure("the entries of a segment do not follow one another"));
             }

@@ -87,7 +87,13 @@ impl Segment {
     /// The entries of a block are durable: wakes the readers and tells the owner.
     pub(super) fn ack(&self, first: u64, entries: Vec<Bytes>) {
         let next = first + entries.len() as u64;
-        self.live.tail().push_back(TailBlock { first, entries });
+        let mut tail = self.live.tail();
+        if tail.is_empty() {
+            // Of most segments there is one, and segments are many.
+            tail.reserve_exact(1);
+        }
+        tail.push_back(TailBlock { first, entries });
+        drop(tail);
         self.live.acked.raise(next);
         self.owner.acked(next);
     }
