@@ -90,8 +90,13 @@ impl Space {
 
     /// File `number` to write in, and starts on the one after it.
     pub(super) async fn take(&mut self, number: u64, zeroed: bool) -> io::Result<Room> {
-        let room = match self.next.take() {
-            Some(next) => next.finish().await?,
+        let ready = match self.next.take() {
+            Some(next) => next.finish().await.ok(),
+            None => None,
+        };
+        // What failed ahead of time, for want of room most likely, may go by now.
+        let room = match ready {
+            Some(room) => room,
             None => Room::new(&self.dir, number)?,
         };
         self.prepare(number + 1, zeroed);
@@ -115,7 +120,17 @@ impl Preparing {
     }
 }
 
+/// A file with zeros in it; none at all if that fails, because others may need its room.
 fn prepared(dir: &VolumeDir, number: u64, file_bytes: u64, enough: &AtomicBool) -> io::Result<Room> {
+    let room = zeroed(dir, number, file_bytes, enough);
+    if let Err(error) = &room {
+        tracing::warn!(volume = %dir.id, file = number, %error, "the next file cannot be made ready");
+        dir.disk.remove_file(&dir.data(number))?;
+    }
+    room
+}
+
+fn zeroed(dir: &VolumeDir, number: u64, file_bytes: u64, enough: &AtomicBool) -> io::Result<Room> {
     let mut room = Room::new(dir, number)?;
     while room.allocated < file_bytes && !enough.load(Ordering::Relaxed) {
         room.allocated = (room.allocated + STEP).min(file_bytes);

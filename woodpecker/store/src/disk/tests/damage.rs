@@ -224,6 +224,28 @@ async fn no_room_for_the_first_file_stops_the_volume() {
 }
 
 #[tokio::test]
+async fn a_file_that_found_no_room_ahead_of_time_is_made_when_it_is_needed() {
+    let one = One::new(small()).await;
+    let mut acked = 0;
+    let mut append = async |batches| {
+        for _ in 0..batches {
+            one.writer.append(vec![vec![7; 100 << 10].into()]).unwrap();
+            acked += 1;
+            one.owner.wait_acked(acked).await;
+        }
+    };
+    // Two batches fill a file.
+    append(2).await;
+    one.disk.faults().fail_preallocate = true;
+    append(1).await;
+    let third = || one.disk.names().iter().any(|name| name.ends_with("00000002.vol"));
+    assert!(!third(), "what there was of it is given back");
+    one.disk.faults().fail_preallocate = false;
+    append(2).await;
+    assert!(third());
+}
+
+#[tokio::test]
 async fn a_foreign_directory_is_refused() {
     let disk = FaultyDisk::default();
     drop(backend(ROOT, small(), Arc::new(disk.clone())).await);
