@@ -23,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// What the process says then.
 const READY: &str = "ready";
 /// The lowest priority there is.
-const LAST: i32 = 19;
+const LOWEST: &str = "-n19";
 
 /// The process; killed when it is dropped.
 pub(super) struct Subscribers(Child);
@@ -31,9 +31,11 @@ pub(super) struct Subscribers(Child);
 impl Subscribers {
     /// Starts it with the arguments of this one, and waits until all subscribers are at the tail of the channel.
     pub(super) async fn start(address: &str, channel: &str, clock: &Clock) -> anyhow::Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
+        // From its start on, because a priority is a thread's own.
+        let mut command = Command::new("nice");
+        command.arg(LOWEST).arg(std::env::current_exe()?);
         command.args(std::env::args_os().skip(1)).args(["--subscribe", address, channel]);
-        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+        let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().context("nice cannot be run")?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
         let said = clock.timeout(LIMIT, lines.next_line()).await.context("subscribers are not ready")??;
         ensure!(said.as_deref() == Some(READY), "the process of the subscribers has ended");
@@ -48,7 +50,6 @@ impl Subscribers {
 /// What the process does until it is killed: reads what comes, as each of the subscribers.
 pub(super) async fn follow(arguments: &BenchArgs) -> anyhow::Result<()> {
     let [address, channel] = arguments.subscribe.as_slice() else { return pending().await };
-    rustix::process::nice(LAST)?;
     let machine = Machine::real(&arguments.server.load()?)?;
     let client = client(address, None, &machine).await?;
     let consumer = || {

@@ -6,6 +6,7 @@
 
 mod batch;
 mod block;
+mod checksum;
 mod encode;
 
 #[cfg(test)]
@@ -14,6 +15,8 @@ mod tests;
 pub use batch::{Batch, BatchHead, BatchId, Header, Kind, Section};
 pub use block::{Block, BlockEntry};
 pub(crate) use block::{put_entries, take_entries};
+pub(crate) use checksum::Checksum;
+pub use checksum::checksum;
 pub use encode::{Pieces, encode_batch, encode_pieces};
 
 /// The version this program writes, and the only one it reads.
@@ -38,33 +41,6 @@ pub enum FormatError {
     Checksum(&'static str),
     #[error("{0}")]
     Structure(&'static str),
-}
-
-/// CRC-32C of several pieces as if they were one.
-pub fn checksum<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
-    let mut sum = Checksum::new();
-    for piece in pieces {
-        sum.add(piece);
-    }
-    sum.finish()
-}
-
-/// A CRC-32C that is being computed.
-#[derive(Debug, Clone)]
-pub(crate) struct Checksum(u32);
-
-impl Checksum {
-    pub(crate) fn new() -> Self {
-        Self(0)
-    }
-
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
-        self.0 = crc32c::crc32c_append(self.0, bytes);
-    }
-
-    pub(crate) fn finish(self) -> u32 {
-        self.0
-    }
 }
 
 /// Reads fields off the front of a slice. What is missing reads as an error, never as a panic.
