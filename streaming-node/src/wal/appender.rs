@@ -14,7 +14,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesOrdered};
 use streaming_types::{StreamingError, TimeTick};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::yield_now};
 use tokio_util::sync::CancellationToken;
 use tower::{Service, ServiceBuilder};
 use woodpecker::{AppendError, Writer};
@@ -155,8 +155,13 @@ impl Appender {
                 biased;
                 () = stop.cancelled() => return Ended::Closed,
                 Some(Ok(group)) = self.in_flight.next(), if !self.in_flight.is_empty() => {
-                    if let Err(error) = self.complete(group) {
-                        return error.into();
+                    match self.complete(group) {
+                        Ok(wrote) => {
+                            // Readers may be many: the answers leave before they take the cores.
+                            yield_now().await;
+                            self.publisher.buffer.wake(wrote);
+                        }
+                        Err(error) => return error.into(),
                     }
                 }
                 count = self.inbox.recv_many(&mut arrived, room), if room > 0 => {
@@ -264,17 +269,16 @@ impl Appender {
         self.in_flight.push_back(self.stack.call(group));
     }
 
-    /// Shows a group to readers and answers it.
-    fn complete(&mut self, group: Group) -> Result<(), AppendError> {
+    /// Answers a group, which readers find from now on; they have to be woken, and want to know whether messages were written.
+    fn complete(&mut self, group: Group) -> Result<bool, AppendError> {
         let now = self.clock.now();
         self.progress = now;
-        let wrote = group.written.is_some();
-        if let Some(closing) = self.publisher.publish(group, now)?
-            && wrote
-        {
+        let in_log = group.written.is_some();
+        let (closing, wrote) = self.publisher.publish(group, now)?;
+        if let Some(closing) = closing.filter(|_| in_log) {
             self.untold = !closing.persisted;
         }
-        Ok(())
+        Ok(wrote)
     }
 
     /// Gives readers a tick, and the log one if it ends with messages that none follows.
@@ -322,7 +326,10 @@ impl Appender {
                 biased;
                 group = self.in_flight.next() => match group {
                     Some(Ok(group)) if failed => drop(group),
-                    Some(Ok(group)) => failed = self.complete(group).is_err(),
+                    Some(Ok(group)) => match self.complete(group) {
+                        Ok(wrote) => self.publisher.buffer.wake(wrote),
+                        Err(_) => failed = true,
+                    },
                     None => return,
                 },
                 // Lets a group through that waits for the lock.

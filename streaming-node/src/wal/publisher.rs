@@ -34,8 +34,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes what the log answered, and says by which tick the group was closed.
-    pub fn publish(&self, mut group: Group, now: Instant) -> Result<Option<Closing>, AppendError> {
+    /// Publishes what the log answered, except that readers have to be [woken](Buffer::wake). Says by which tick the group was
+    /// closed, and whether messages were written.
+    pub fn publish(&self, mut group: Group, now: Instant) -> Result<(Option<Closing>, bool), AppendError> {
         // Dropping a message tells its producer that the WAL is gone. That goes for settled ones too, which may rest on one
         // that the log did not take.
         if let Some(Err(error)) = group.written {
@@ -55,9 +56,7 @@ impl Publisher {
         for append in group.appends.into_iter().chain(group.settled) {
             append.answer();
         }
-        // Not before, because readers may be many, and would be ahead of those who wait for their answers.
-        self.buffer.wake(wrote);
-        Ok(group.closing)
+        Ok((group.closing, wrote))
     }
 
     /// Gives readers a tick, by which everything up to it is there.

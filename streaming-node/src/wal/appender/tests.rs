@@ -205,7 +205,7 @@ impl Run {
         while poll_fn(|cx| Poll::Ready(self.stack.poll_ready(cx).is_pending())).await {
             self.log.answer();
             self.collect();
-            tokio::task::yield_now().await;
+            yield_now().await;
         }
     }
 
