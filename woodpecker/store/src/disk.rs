@@ -338,9 +338,8 @@ fn claim(root: &Path, disk: &dyn Disk, process: u128) -> Result<(), StoreError> 
     let empty = disk.list(&root.join("volumes")).map_err(failed)?.is_empty();
     match disk.open(&root.join("format"), OpenMode::Read) {
         Ok(file) => {
-            let mut said = vec![0; IDENTITY.len() + 1];
-            let got = file.read_at(&mut said, 0).map_err(failed)?;
-            let said = String::from_utf8_lossy(said.get(..got).unwrap_or_default()).into_owned();
+            let said = file.read(IDENTITY.len() + 1, 0).map_err(failed)?;
+            let said = String::from_utf8_lossy(&said);
             if said == IDENTITY {
                 Ok(())
             } else {

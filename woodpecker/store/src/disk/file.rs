@@ -85,9 +85,8 @@ impl VolumeDir {
     /// The index that was written beside a full file, if it is there and holds.
     pub(super) fn read_sidecar(&self, number: u64) -> Option<FileIndex> {
         let file = self.disk.open(&self.sidecar(number), OpenMode::Read).ok()?;
-        let mut bytes = vec![0; usize::try_from(file.len().ok()?).ok()?];
-        let got = file.read_at(&mut bytes, 0).ok()?;
-        FileIndex::from_bytes(bytes.get(..got)?, self.id, number).ok()
+        let bytes = file.read(usize::try_from(file.len().ok()?).ok()?, 0).ok()?;
+        FileIndex::from_bytes(&bytes, self.id, number).ok()
     }
 
     /// Writes the index beside a file that gets no more batches. Not synced: its checksum says if it is whole.

@@ -16,9 +16,7 @@ pub(super) fn claim(root: &Path, disk: &dyn Disk, process: u128, instance: &str)
     };
     let read = || -> io::Result<String> {
         let file = disk.open(&root.join("instance"), OpenMode::Read)?;
-        let mut said = vec![0; 256];
-        let got = file.read_at(&mut said, 0)?;
-        Ok(String::from_utf8_lossy(said.get(..got).unwrap_or_default()).trim_end().to_owned())
+        Ok(String::from_utf8_lossy(&file.read(256, 0)?).trim_end().to_owned())
     };
     match read() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

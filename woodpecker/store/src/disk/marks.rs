@@ -147,9 +147,7 @@ impl Marks {
         let Ok(missing) = usize::try_from(len - self.read) else {
             return Err(io::Error::other("the marks file is too large"));
         };
-        let mut bytes = vec![0; missing];
-        let got = file.read_at(&mut bytes, self.read)?;
-        bytes.truncate(got);
+        let bytes = file.read(missing, self.read)?;
         let mut rest = bytes.as_slice();
         while let Some(record) = rest.first_chunk::<RECORD_BYTES>() {
             let taken = match Mark::from_bytes(record) {
@@ -165,7 +163,7 @@ impl Marks {
             };
             rest = rest.get(taken..).unwrap_or_default();
         }
-        self.read += (got - rest.len()) as u64;
+        self.read += (bytes.len() - rest.len()) as u64;
         Ok(())
     }
 

@@ -101,10 +101,8 @@ impl Scan<'_> {
     }
 
     fn read(&self, at: u64, bytes: u64) -> Result<Bytes, StoreError> {
-        let mut buffer = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-        let got = self.file.read_at(&mut buffer, at).map_err(|error| unreadable(self.path, &error))?;
-        buffer.truncate(got);
-        Ok(buffer.into())
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.file.read(bytes, at).map(Bytes::from).map_err(|error| unreadable(self.path, &error))
     }
 
     /// The head of the batch that starts at `at`.
