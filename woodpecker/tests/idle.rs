@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use test_peers::Etcd;
+use test_peers::{
+    Etcd,
+    usage::{busy, memory},
+};
 use woodpecker::{Client, Position, Reader, Settings, Writer};
 use woodpecker_base::{
     clock::Clock,
@@ -38,25 +41,13 @@ struct Held {
 
 impl Held {
     fn now() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
         Self {
-            memory: kib << 10,
+            memory: memory(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             threads: fs::read_dir("/proc/self/task").unwrap().count(),
             files: fs::read_dir("/proc/self/fd").unwrap().count(),
         }
     }
-}
-
-/// Processor time of the process so far, threads that have ended included.
-fn busy() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    // The name before the last parenthesis may hold anything; user and system time are the 12th and 13th field behind it.
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(10 * ticks)
 }
 
 async fn client(root: &Path, etcd: &Etcd) -> Client {

@@ -37,6 +37,11 @@ fn topology(source: &str, target: &str) -> ReplicateConfiguration {
     }
 }
 
+/// The topology in which nobody follows anybody.
+fn alone() -> ReplicateConfiguration {
+    ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") }
+}
+
 /// Asks for a topology; the answer comes when it is in force.
 fn update(address: &str, wanted: ReplicateConfiguration, tasks: &Tasks) -> JoinHandle<Result<(), Status>> {
     ask(address, wanted, false, tasks)
@@ -174,7 +179,7 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
     let cluster = Cluster::new();
     let tasks = Tasks::new();
     let coordinator = cluster.coordinator(settings(2)).await;
-    let alone = ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") };
+    let alone = alone();
     let refused = ask(&coordinator.address, alone.clone(), true, &tasks).await.unwrap().unwrap_err();
     assert_eq!(code(&refused), StreamingCode::InvaildArgument, "it follows nobody");
     let first = update(&coordinator.address, topology("far", "by-dev"), &tasks);
@@ -250,7 +255,7 @@ async fn promotion_completes_what_the_source_broadcast_to_some_channels_only_who
     }
     ack(&coordinator.address, &broadcast(2), V[1], 11).await.unwrap();
     ack(&coordinator.address, &broadcast(1), V[1], 10).await.expect("a node that died says it again");
-    let alone = ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") };
+    let alone = alone();
     node.logs.lock().unwrap().fails.insert(V[1].to_owned());
     let promoted = ask(&coordinator.address, alone.clone(), true, &tasks);
     let message = change(&cluster.store).await;
@@ -291,7 +296,7 @@ async fn copy_that_a_log_refuses_for_good_does_not_hold_a_promotion_up() {
     update(&coordinator.address, topology("far", "by-dev"), &tasks).await.unwrap().unwrap();
     ack(&coordinator.address, &broadcast(1), V[0], 10).await.unwrap();
     node.logs.lock().unwrap().refuses.insert(V[1].to_owned());
-    let alone = ReplicateConfiguration { cross_cluster_topology: Vec::new(), ..topology("far", "by-dev") };
+    let alone = alone();
     let promoted = ask(&coordinator.address, alone, true, &tasks);
     let message = change(&cluster.store).await;
     for copy in COPIES {

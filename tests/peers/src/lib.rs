@@ -4,6 +4,7 @@ pub mod authority;
 pub mod etcd;
 pub mod port;
 pub mod s3;
+pub mod usage;
 
 pub use authority::Authority;
 pub use etcd::{Etcd, EtcdOptions};

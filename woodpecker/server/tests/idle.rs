@@ -2,12 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs, ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use streaming_proto::logstore::{
     AppendRequest, AppendResponse, Replica, append_response::Outcome, log_store_client::LogStoreClient,
 };
+use test_peers::usage::{busy, memory};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
@@ -27,23 +28,6 @@ const FIRST: u64 = 1_000;
 /// Until a replica counts as quiet and what is known to be acked of it is written down.
 const QUIET: Duration = Duration::from_millis(200);
 const WINDOW: Duration = Duration::from_secs(3);
-
-/// Resident memory of the process.
-fn memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let kib: u64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
-    kib << 10
-}
-
-/// Processor time of the process so far.
-fn busy() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    // The name before the last parenthesis may hold anything; user and system time are the 12th and 13th field behind it.
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(10 * ticks)
-}
 
 async fn start(directory: &tempfile::TempDir) -> (LogStore, LogStoreClient<Channel>, Tasks) {
     let facts = RedbStore::open(&directory.path().join("store.redb"), Clock::system()).await.unwrap();
