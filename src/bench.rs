@@ -102,19 +102,18 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
     let medium = Medium::open(&config, &machine)?;
     let plan = Plan::of(&arguments, medium.blocks())?;
     let cell = NodeCell::default();
-    // Threads of its own, as on another machine: what clients do does not stand in its queues.
-    let served = Threads(Some(crate::runtime()?));
+    // Threads of its own, as on another machine: what clients do does not stand in its queues. They end with the process.
+    let served: &Runtime = Box::leak(Box::new(crate::runtime()?));
     let starting = {
         let (config, machine, cell) = (config.clone(), machine.clone(), cell.clone());
         async move { Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await }
     };
-    let cluster = served.run(starting).await??;
+    let cluster = served.spawn(starting).await??;
     cluster.until_served().await?;
     let mut run = Run { config, machine, metrics, cluster, cell, medium, plan };
     let report = run.measure().await;
     let cleared = run.medium.clear().await;
     let stopped = run.cluster.stop().await;
-    drop(served);
     let report = report?;
     cleared.and(stopped)?;
     if arguments.json {
@@ -123,24 +122,6 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
         say!("{}", report.table()?);
     }
     Ok(())
-}
-
-/// A runtime beside the one that drops it.
-struct Threads(Option<Runtime>);
-
-impl Threads {
-    async fn run<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> anyhow::Result<F::Output> {
-        let runtime = self.0.as_ref().context("no threads")?;
-        Ok(runtime.spawn(future).await?)
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
 }
 
 struct Run {
