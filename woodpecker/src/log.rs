@@ -1,6 +1,6 @@
 //! A named log: its chain of segments, its truncation point, and the way to its writer and readers.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use woodpecker_base::metadata::MetadataError;
 use woodpecker_core::{
@@ -16,7 +16,7 @@ use crate::{
     catalog::{Found, PATIENCE},
     client::Inner,
     takeover::take_over,
-    view::{Extent, View},
+    view::{Extent, Form, View},
 };
 
 /// A handle on a log. Cheap to clone.
@@ -223,7 +223,11 @@ impl SegmentDescription {
 impl Inner {
     /// The log's record, read now.
     pub async fn read(&self, view: &View) -> Result<Found, LogError> {
-        match self.catalog.log(&view.name, Some(PATIENCE)).await? {
+        self.read_for(view, Some(PATIENCE)).await
+    }
+
+    async fn read_for(&self, view: &View, patience: Option<Duration>) -> Result<Found, LogError> {
+        match self.catalog.log(&view.name, patience).await? {
             Some(found) if found.0.id == view.id => {
                 view.learn(found.clone(), []);
                 Ok(found)
@@ -233,6 +237,23 @@ impl Inner {
                 Err(LogError::NotFound(view.name.clone()))
             }
         }
+    }
+
+    /// Whether a segment that could not be read in one form is in another by now: sealed, say, and its old place was freed;
+    /// or gone with what was truncated.
+    pub async fn has_moved(
+        &self,
+        view: &View,
+        segment: u64,
+        from: Form,
+        patience: Option<Duration>,
+    ) -> Result<bool, LogError> {
+        self.read_for(view, patience).await?;
+        match self.catalog.segment(view.id, segment, patience).await? {
+            Some(closed) => view.learn(view.log(), [closed]),
+            None => view.forget(segment),
+        }
+        Ok(view.place(segment).form() != from)
     }
 
     /// The log's record as it is now. While a writer of it is in this process, what is known here is just that.

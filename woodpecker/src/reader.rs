@@ -4,19 +4,16 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use tokio::select;
-use woodpecker_core::{
-    ids::{SealId, SegmentKey},
-    record::OpenSegment,
-};
+use woodpecker_core::{ids::SegmentKey, record::OpenSegment};
 use woodpecker_store::backend::{SegmentReader, StoreError};
 
 use self::ahead::{Ahead, CHUNK_BYTES};
 use crate::{
-    EntryId, ReadError,
+    EntryId, LogError, ReadError,
     catalog::{ONCE, PATIENCE},
     client::Inner,
     holds::Hold,
-    view::{Place, View},
+    view::{Form, Place, View},
 };
 
 mod ahead;
@@ -114,7 +111,7 @@ impl Reader {
             if let Some(read) = self.ahead.next().await {
                 match read {
                     Ok((first, entries)) => return Ok(self.deliver(first, entries)),
-                    Err((segment, error)) => self.recover(segment, error).await?,
+                    Err((segment, form, error)) => self.recover(segment, form, error).await?,
                 }
                 continue;
             }
@@ -124,7 +121,7 @@ impl Reader {
                 Place::Open(open) => match self.read_tail(&open, next).await {
                     Ok(Some(entries)) => return Ok(self.deliver(next, entries)),
                     Ok(None) => {}
-                    Err(error) => self.recover(next.segment, error).await?,
+                    Err(error) => self.recover(next.segment, Form::Open, error).await?,
                 },
                 Place::Ahead => self.wait().await,
                 Place::Unknown => self.find_segment(next).await?,
@@ -246,30 +243,15 @@ impl Reader {
 
     /// After an error: reading goes on if the segment is somewhere else by now, sealed say, and its old place was freed.
     /// Otherwise it was truncated or deleted, most likely, and that is the better answer.
-    async fn recover(&mut self, segment: u64, error: StoreError) -> Result<(), ReadError> {
+    async fn recover(&mut self, segment: u64, form: Form, error: StoreError) -> Result<(), ReadError> {
         self.ahead.clear();
         self.tail = None;
-        let before = self.form(segment);
-        match self.client.catalog.log(&self.view.name, ONCE).await {
-            Ok(Some(found)) if found.0.id == self.view.id => self.view.learn(found, []),
-            Ok(_) => return Err(ReadError::Deleted),
+        let moved = match self.client.has_moved(&self.view, segment, form, ONCE).await {
+            Ok(moved) => moved,
+            Err(LogError::NotFound(_)) => return Err(ReadError::Deleted),
             Err(_) => return Err(error.into()),
-        }
-        match self.client.catalog.segment(self.view.id, segment, ONCE).await {
-            Ok(Some(closed)) => self.view.learn(self.view.log(), [closed]),
-            Ok(None) => self.view.forget(segment),
-            Err(_) => return Err(error.into()),
-        }
+        };
         self.check_truncated(self.next.unwrap_or(EntryId { segment, entry: 0 }))?;
-        if self.form(segment) == before { Err(error.into()) } else { Ok(()) }
-    }
-
-    /// In which form a segment is known: open, closed, or sealed by some attempt.
-    fn form(&self, segment: u64) -> (bool, bool, Option<SealId>) {
-        match self.view.place(segment) {
-            Place::Ended(extent) => (true, false, extent.sealed.map(|sealed| sealed.id)),
-            Place::Open(_) => (true, true, None),
-            Place::Ahead | Place::Unknown | Place::Deleted => (false, false, None),
-        }
+        if moved { Ok(()) } else { Err(error.into()) }
     }
 }

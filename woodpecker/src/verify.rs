@@ -1,9 +1,10 @@
 //! Reading all of a log to see that it is whole.
 
+use woodpecker_core::record::LogRecord;
 use woodpecker_store::backend::{SegmentReader, StoreError};
 
 use crate::{
-    EntryId, Log, LogError,
+    Log, LogError,
     catalog::PATIENCE,
     view::{Extent, Place},
 };
@@ -33,8 +34,9 @@ pub struct Verified {
 
 impl Log {
     /// Reads every entry that was not truncated, from where readers would read it, and checks checksums and continuity:
-    /// no segment number is missing, and every segment holds exactly the entries that its record says. `progress` is
-    /// called after every read.
+    /// no segment number is missing, and every segment holds exactly the entries that its record says. A segment that is
+    /// sealed meanwhile is read in its new form, and one that is truncated is left out. `progress` is called after every
+    /// read.
     ///
     /// # Errors
     /// The metadata store's. What is wrong with a segment is part of its report, and does not end the verification.
@@ -45,52 +47,70 @@ impl Log {
         let mut so_far = Verified::default();
         let mut segments = Vec::new();
         for number in earliest.segment..=log.last {
-            let mut found =
-                VerifiedSegment { segment: number, from: String::new(), entries: 0, bytes: 0, problem: None };
-            let from = if number == earliest.segment { earliest.entry } else { 0 };
-            if let Err(problem) = self
-                .verify_segment(EntryId { segment: number, entry: from }, &mut found, |bytes, entries| {
-                    so_far.bytes += bytes;
-                    so_far.entries += entries;
-                    progress(so_far);
-                })
-                .await
-            {
-                found.problem = Some(problem.to_string());
-            }
+            let found = self.verify_segment(number, |bytes, entries| {
+                so_far.bytes += bytes;
+                so_far.entries += entries;
+                progress(so_far);
+            });
+            segments.extend(found.await?);
             so_far.segments += 1;
-            segments.push(found);
         }
         Ok(segments)
     }
 
+    /// What is found of a segment; `None` if it was truncated meanwhile.
     async fn verify_segment(
         &self,
-        from: EntryId,
+        number: u64,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Option<VerifiedSegment>, LogError> {
+        loop {
+            let earliest = self.view.ask(LogRecord::earliest);
+            if number < earliest.segment {
+                return Ok(None);
+            }
+            let from = if number == earliest.segment { earliest.entry } else { 0 };
+            let mut found =
+                VerifiedSegment { segment: number, from: String::new(), entries: 0, bytes: 0, problem: None };
+            let place = self.view.place(number);
+            if let Err(problem) = self.read_segment(&place, from, &mut found, &mut progress).await {
+                if self.client.has_moved(&self.view, number, place.form(), Some(PATIENCE)).await? {
+                    continue;
+                }
+                found.problem = Some(problem.to_string());
+            }
+            return Ok(Some(found));
+        }
+    }
+
+    async fn read_segment(
+        &self,
+        place: &Place,
+        from: u64,
         found: &mut VerifiedSegment,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<(), StoreError> {
         let client = &self.client;
-        let (reader, end) = match self.view.place(from.segment) {
+        let (reader, end) = match place {
             Place::Ended(extent) => {
-                found.from = form(&extent);
-                if from.entry >= extent.entries {
+                found.from = form(extent);
+                if from >= extent.entries {
                     return Ok(());
                 }
-                (client.open_extent(self.view.id, &extent).await?, extent.entries)
+                (client.open_extent(self.view.id, extent).await?, extent.entries)
             }
             Place::Open(open) => {
                 found.from.clone_from(&open.backend);
-                let reader = client.open_segment(self.view.id, &open, None).await?;
+                let reader = client.open_segment(self.view.id, open, None).await?;
                 let tail = client.retrying.run(Some(PATIENCE), || reader.tail()).await?;
                 (reader, tail)
             }
             Place::Ahead | Place::Unknown | Place::Deleted => {
-                let what = format!("the record of segment {}/{}", self.view.id, from.segment);
+                let what = format!("the record of segment {}/{}", self.view.id, found.segment);
                 return Err(StoreError::NotFound { what });
             }
         };
-        let mut next = from.entry;
+        let mut next = from;
         while next < end {
             let (entries, bytes) = self.read_some(&*reader, next, end).await?;
             (found.entries, found.bytes, next) = (found.entries + entries, found.bytes + bytes, next + entries);

@@ -8,7 +8,7 @@ use std::{
 
 use woodpecker_base::{level::Level, metadata::Revision};
 use woodpecker_core::{
-    ids::{EntryId, LogId},
+    ids::{EntryId, LogId, SealId},
     record::{ClosedSegment, LogRecord, OpenSegment, Sealed},
 };
 
@@ -66,6 +66,32 @@ pub(crate) enum Place {
     /// Neither open nor among the closed ones known here.
     Unknown,
     Deleted,
+}
+
+/// In which form a segment is known. Whoever fails to read one form may find another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Open,
+    Closed,
+    Sealed(SealId),
+    /// It is not there.
+    None,
+}
+
+impl Extent {
+    pub fn form(&self) -> Form {
+        self.sealed.as_ref().map_or(Form::Closed, |sealed| Form::Sealed(sealed.id))
+    }
+}
+
+impl Place {
+    pub fn form(&self) -> Form {
+        match self {
+            Self::Ended(extent) => extent.form(),
+            Self::Open(_) => Form::Open,
+            Self::Ahead | Self::Unknown | Self::Deleted => Form::None,
+        }
+    }
 }
 
 impl View {

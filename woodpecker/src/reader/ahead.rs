@@ -12,7 +12,7 @@ use woodpecker_store::backend::{SegmentReader, StoreError};
 use crate::{
     EntryId,
     client::Inner,
-    view::{Extent, Place, View},
+    view::{Extent, Form, Place, View},
 };
 
 /// What one chunk is meant to hold; about twice of it is the most it holds.
@@ -21,7 +21,7 @@ const CHUNKS: usize = 8;
 /// The size of entries that nothing is known of.
 const GUESSED_ENTRY_BYTES: u64 = 1 << 10;
 
-/// One reader per segment, opened by the first chunk that needs it.
+/// One reader per segment and form of it, opened by the first chunk that needs it.
 type Opened = Arc<OnceCell<Arc<dyn SegmentReader>>>;
 
 /// Chunks that are being read, in order.
@@ -30,8 +30,8 @@ pub(super) struct Ahead {
     chunks: VecDeque<Reading>,
     /// Where the next chunk starts; meaningless while there are none.
     cursor: Option<EntryId>,
-    /// The ended segment that was opened last.
-    opened: Option<(u64, Opened)>,
+    /// The ended segment that was opened last, and in which form.
+    opened: Option<(u64, Form, Opened)>,
     /// Of what was read last.
     entry_bytes: Option<u64>,
 }
@@ -39,6 +39,7 @@ pub(super) struct Ahead {
 /// A chunk and the segment it is of.
 struct Reading {
     segment: u64,
+    form: Form,
     task: Held<Chunk>,
     room: Room,
 }
@@ -46,14 +47,15 @@ struct Reading {
 /// A chunk's part of what readers may read ahead; the chunk that a reader waits for needs none.
 type Room = Option<OwnedSemaphorePermit>;
 
-/// An error and the segment it is about.
-type Failure = (u64, StoreError);
+/// An error and the segment it is about, in the form that was read.
+type Failure = (u64, Form, StoreError);
 
 /// Entries `from..to` of one segment, as far as they fit.
 struct Chunk {
     client: Arc<Inner>,
     log: LogId,
     segment: Extent,
+    form: Form,
     from: u64,
     to: u64,
     /// Nothing was known of the size of the entries.
@@ -66,12 +68,12 @@ impl Chunk {
     /// Begins to read. It is a task because others may wait for what it loads into the caches, and whoever reads ahead
     /// may rest for as long as it likes.
     fn start(mut self, room: Room) -> Reading {
-        let (segment, tasks) = (self.segment.opened.segment, self.client.tasks.clone());
+        let (segment, form, tasks) = (self.segment.opened.segment, self.form, self.client.tasks.clone());
         let task = tasks.spawn_held(async move {
             self.entries = self.try_read().await;
             self
         });
-        Reading { segment, task, room }
+        Reading { segment, form, task, room }
     }
 
     async fn try_read(&self) -> Result<Vec<Bytes>, StoreError> {
@@ -117,11 +119,12 @@ impl Ahead {
             }
             let entry_bytes = view.entry_bytes(at.segment).or(self.entry_bytes);
             let Some(room) = self.room(client, entry_bytes) else { return };
+            let form = segment.form();
             let opened = match &self.opened {
-                Some((known, opened)) if *known == at.segment => opened.clone(),
-                _ => self.opened.insert((at.segment, Opened::default())).1.clone(),
+                Some((known, of, opened)) if (*known, *of) == (at.segment, form) => opened.clone(),
+                _ => self.opened.insert((at.segment, form, Opened::default())).2.clone(),
             };
-            self.start((client, view.id), segment, at, entry_bytes, opened, room);
+            self.start((client, view.id), (segment, form), at, entry_bytes, opened, room);
         }
     }
 
@@ -141,7 +144,7 @@ impl Ahead {
         let extent = Extent { opened: open.clone(), entries: durable, sealed: None };
         while at.entry < durable {
             let Some(room) = self.room(client, self.entry_bytes) else { return };
-            self.start((client, log), extent.clone(), at, self.entry_bytes, opened.clone(), room);
+            self.start((client, log), (extent.clone(), Form::Open), at, self.entry_bytes, opened.clone(), room);
             at = self.cursor.unwrap_or(at);
         }
     }
@@ -165,7 +168,7 @@ impl Ahead {
     fn start(
         &mut self,
         (client, log): (&Arc<Inner>, LogId),
-        segment: Extent,
+        (segment, form): (Extent, Form),
         at: EntryId,
         entry_bytes: Option<u64>,
         opened: Opened,
@@ -176,7 +179,7 @@ impl Ahead {
         let to = segment.entries.min(at.entry.saturating_add(count.max(1)));
         self.cursor = Some(EntryId { segment: number, entry: to });
         let (guessed, entries) = (entry_bytes.is_none(), Ok(Vec::new()));
-        let chunk = Chunk { client: client.clone(), log, segment, from: at.entry, to, guessed, opened, entries };
+        let chunk = Chunk { client: client.clone(), log, segment, form, from: at.entry, to, guessed, opened, entries };
         self.chunks.push_back(chunk.start(room));
     }
 
@@ -184,15 +187,15 @@ impl Ahead {
     /// which may be a later one than the last entries were of. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<(EntryId, Vec<Bytes>), Failure>> {
         let reading = self.chunks.front_mut()?;
-        let (segment, chunk) = (reading.segment, (&mut reading.task).await);
+        let (segment, form, chunk) = (reading.segment, reading.form, (&mut reading.task).await);
         let room = self.chunks.pop_front().and_then(|reading| reading.room);
         let Some(mut chunk) = chunk.ok().flatten() else {
-            return Some(Err((segment, StoreError::Unavailable("the client is closed".into()))));
+            return Some(Err((segment, form, StoreError::Unavailable("the client is closed".into()))));
         };
-        let first = EntryId { segment: chunk.segment.opened.segment, entry: chunk.from };
+        let first = EntryId { segment, entry: chunk.from };
         let entries = match std::mem::replace(&mut chunk.entries, Ok(Vec::new())) {
             Ok(entries) => entries,
-            Err(error) => return Some(Err((first.segment, error))),
+            Err(error) => return Some(Err((segment, form, error))),
         };
         let count = entries.len() as u64;
         let bytes: usize = entries.iter().map(Bytes::len).sum();

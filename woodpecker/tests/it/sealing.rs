@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription};
 use woodpecker_base::{
     metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome, Write},
@@ -100,7 +100,9 @@ async fn a_reader_inside_a_source_that_is_freed_goes_on_without_a_gap(mut world:
     }
     soon("close", writer.close()).await.unwrap();
     let other = world.process().await;
-    let mut readers = [log.reader(Position::Earliest), other.log("log").await.reader(Position::Earliest)];
+    let elsewhere = other.log("log").await;
+    // Two of a process know the same of the log: what the one learns must not keep the other from going on.
+    let mut readers = [&log, &elsewhere, &log, &elsewhere].map(|log| log.reader(Position::Earliest));
     let mut seen = Vec::new();
     for reader in &mut readers {
         let first = soon("first", reader.next()).await.unwrap();
@@ -299,4 +301,37 @@ async fn what_is_sealed_is_found_damaged_when_it_is() {
         }
     };
     assert_eq!(error.code(), "STORE_CORRUPT");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sealed_or_truncated_while_a_log_is_verified_is_no_damage() {
+    for truncating in [false, true] {
+        let mut world = World::memory().await;
+        let (process, all) = written(&mut world).await;
+        let log = process.log("log").await;
+        let up_to = all[all.len() - 20].0;
+        let meanwhile = async {
+            if truncating {
+                log.truncate(up_to).await.unwrap();
+            }
+            let done = process.maintain().await;
+            assert_eq!((done.failed, done.collected > 0, done.freed > 0), (0, truncating, true), "{done:?}");
+        };
+        let mut meanwhile = Some(meanwhile);
+        let verifying = log.verify(|_| {
+            if let Some(meanwhile) = meanwhile.take() {
+                tokio::task::block_in_place(|| Handle::current().block_on(meanwhile));
+            }
+        });
+        let report = soon("verification", Box::pin(verifying)).await.unwrap();
+        assert!(report.iter().all(|segment| segment.problem.is_none()), "{report:?}");
+        let read: Vec<_> = report.iter().map(|segment| segment.segment).collect();
+        let last = all.last().unwrap().0.segment;
+        if truncating {
+            assert_eq!(read, [1].into_iter().chain(up_to.segment..=last).collect::<Vec<_>>(), "{report:?}");
+        } else {
+            assert_eq!(report.iter().map(|segment| segment.entries).sum::<u64>(), all.len() as u64);
+            assert!(report.iter().any(|segment| segment.from == "sealed"), "{report:?}");
+        }
+    }
 }

@@ -30,11 +30,14 @@ async fn a_store_that_was_away_while_its_segments_were_sealed_gives_up_what_it_h
     }
     let (mut sites, registry) = world.sites().await;
     let complete = async {
-        while sites[0].store().status().replicas < 3 {
+        let held = |site: usize| (sites[site].store().status().replicas, sites[site].store().status().bytes_held);
+        while held(0).0 < 3 || held(0) != held(1) || held(0) != held(2) {
             Clock::system().sleep(Duration::from_millis(1)).await;
         }
+        // Confirmed a moment later. A segment that waits for a store to confirm ends with the store.
+        Clock::system().sleep(Duration::from_millis(200)).await;
     };
-    soon("the third replica of each", complete).await;
+    soon("all on all three", complete).await;
     sites[0].stop().await;
     soon("close", writers[0].close()).await.unwrap();
     soon("delete", process.client.delete_log("deleted")).await.unwrap();
