@@ -360,5 +360,5 @@ impl Read {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_reader_sees_exactly_what_was_committed_in_tick_order() {
-    join_all((0..PCHANNELS).map(async |index| Channel::new(index).run().await)).await;
+    join_all((0..PCHANNELS).map(async |index| Box::pin(Channel::new(index).run()).await)).await;
 }
