@@ -164,10 +164,11 @@ impl Table {
         }
     }
 
-    /// The `CreateSegment` of a segment got its tick.
+    /// The `CreateSegment` of a segment is in the log, at this tick. The segment may be sealed by then.
     pub fn created(&mut self, vchannel: &str, id: i64, tick: u64) {
-        let shard = self.vchannels.get_mut(vchannel);
-        if let Some(segment) = shard.and_then(|shard| shard.growing.iter_mut().find(|segment| segment.id == id)) {
+        let growing = self.vchannels.get_mut(vchannel).into_iter().flat_map(|shard| &mut shard.growing);
+        let mut all = growing.chain(self.sealed.iter_mut().map(|sealed| &mut sealed.segment));
+        if let Some(segment) = all.find(|segment| segment.id == id) {
             segment.created_tick = Some(tick);
         }
     }
@@ -228,5 +229,28 @@ impl Table {
     /// The sealed segments, for whoever flushes them.
     pub fn sealed(&mut self) -> &mut Vec<Sealed> {
         &mut self.sealed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use streaming_proto::messages::CreateSegmentMessageHeader;
+    use woodpecker_base::clock::Clock;
+
+    use super::*;
+
+    const V: &str = "p_1v0";
+
+    #[tokio::test]
+    async fn segment_that_is_sealed_before_the_log_has_it_is_fenced_like_others() {
+        let mut table = Table::default();
+        table.create(V, 1, [10]);
+        let header = CreateSegmentMessageHeader { segment_id: 7, ..Default::default() };
+        table.grow(V, Segment::created(&header, Clock::system().now()));
+        table.seal(7, Policy::Capacity);
+        assert_eq!(table.fence(V, 1, 10), [] as [i64; 0], "nobody knows its tick yet");
+        table.created(V, 7, 5);
+        assert_eq!(table.fence(V, 1, 5), [] as [i64; 0], "it is not older than that");
+        assert_eq!(table.fence(V, 1, 10), [7]);
     }
 }
