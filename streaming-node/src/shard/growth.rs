@@ -4,6 +4,9 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{layer::Shards, segment::Policy};
 
+/// Bytes of a segment, its id and where it grows.
+type Growing = (u64, i64, Shards);
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Growth {
@@ -25,23 +28,83 @@ impl Growth {
 
     /// Seals the largest segments until at most `low` bytes grow.
     pub fn seal_down_to(&self, low: u64, policy: Policy) {
-        let mut growing = self.growing();
-        growing.sort_unstable_by_key(|(bytes, id, _)| (std::cmp::Reverse(*bytes), *id));
-        let mut left: u64 = growing.iter().map(|(bytes, ..)| bytes).sum();
-        for (_, id, shards) in growing {
-            if left <= low {
-                return;
-            }
-            left = left.saturating_sub(shards.lock().seal(id, policy).unwrap_or(0));
-        }
+        seal_largest(self.growing(), low, policy);
     }
 
-    fn growing(&self) -> Vec<(u64, i64, Shards)> {
-        let wals = self.wals.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    fn growing(&self) -> Vec<Growing> {
+        let wals = self.wals.lock().unwrap_or_else(PoisonError::into_inner);
+        // A clone of ours would count as a use.
+        let used: Vec<_> = wals.iter().filter(|shards| shards.is_used()).cloned().collect();
+        drop(wals);
         let of = |shards: Shards| {
             let growing: Vec<_> = shards.lock().growing().collect();
             growing.into_iter().map(move |(id, bytes)| (bytes, id, shards.clone()))
         };
-        wals.into_iter().filter(Shards::is_used).flat_map(of).collect()
+        used.into_iter().flat_map(of).collect()
+    }
+}
+
+/// Every WAL's sealer looks after the node: what another one has sealed by now counts as if we had, or both would seal too much.
+fn seal_largest(mut growing: Vec<Growing>, low: u64, policy: Policy) {
+    growing.sort_unstable_by_key(|(bytes, id, _)| (std::cmp::Reverse(*bytes), *id));
+    let mut left: u64 = growing.iter().map(|(bytes, ..)| bytes).sum();
+    for (bytes, id, shards) in growing {
+        if left <= low {
+            return;
+        }
+        shards.lock().seal(id, policy);
+        left -= bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use streaming_proto::messages::CreateSegmentMessageHeader;
+    use woodpecker_base::clock::Clock;
+
+    use super::{
+        super::{segment::Segment, table::Table},
+        *,
+    };
+
+    /// A WAL on which segments with these ids and bytes grow.
+    fn wal(segments: &[(i64, u64)]) -> Shards {
+        let (mut table, now) = (Table::default(), Clock::system().now());
+        table.create("p_1v0", 1, [10]);
+        for &(segment_id, bytes) in segments {
+            let header = CreateSegmentMessageHeader { segment_id, ..Default::default() };
+            let mut segment = Segment::created(&header, now);
+            segment.add(bytes, 1, now);
+            table.grow("p_1v0", segment);
+        }
+        Shards::new(table)
+    }
+
+    #[tokio::test]
+    async fn segments_of_a_closed_wal_do_not_count() {
+        let growth = Growth::default();
+        let (open, closed) = (wal(&[(1, 5)]), wal(&[(2, 70)]));
+        growth.add(open.clone());
+        growth.add(closed.clone());
+        assert_eq!(growth.bytes(), 75);
+        drop(closed);
+        assert_eq!(growth.bytes(), 5);
+        drop(open);
+        assert_eq!(growth.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn sealers_that_find_too_much_at_once_seal_the_same() {
+        let growth = Growth::default();
+        let shards = wal(&[(1, 30), (2, 20), (3, 40), (4, 10)]);
+        growth.add(shards.clone());
+        let listed = [growth.growing(), growth.growing()];
+        for growing in listed {
+            seal_largest(growing, 50, Policy::Growth);
+        }
+        let left: Vec<_> = shards.lock().growing().collect();
+        assert_eq!(left, [(2, 20), (4, 10)]);
+        growth.seal_down_to(10, Policy::Growth);
+        assert_eq!(growth.bytes(), 10);
     }
 }

@@ -207,17 +207,15 @@ impl Table {
         }
     }
 
-    /// Seals one segment, if it grows here; returns the bytes in it.
-    pub fn seal(&mut self, id: i64, policy: Policy) -> Option<u64> {
+    /// Seals one segment, if it grows here.
+    pub fn seal(&mut self, id: i64, policy: Policy) {
         for (name, shard) in &mut self.vchannels {
             if let Some(index) = shard.growing.iter().position(|segment| segment.id == id) {
                 let segment = shard.growing.remove(index);
-                let bytes = segment.bytes;
                 self.sealed.push(Sealed::new(name, segment, policy));
-                return Some(bytes);
+                return;
             }
         }
-        None
     }
 
     /// What grows here: ids and bytes.
