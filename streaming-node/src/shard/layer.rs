@@ -356,14 +356,14 @@ pub mod samples {
 
     /// The layer of pchannel `p`, on which no collection lives.
     pub fn layer() -> ShardLayer {
-        let clock = Clock::system();
+        let (clock, random) = (Clock::system(), Random::seeded(1));
         ShardLayer {
             pchannel: "p".into(),
             shards: Shards::default(),
-            ids: IdPool::new(Arc::new(Ids::default()), clock.clone()),
+            ids: IdPool::new(Arc::new(Ids::default()), clock.clone(), &random),
             limits: Limits::default(),
             clock,
-            random: Random::seeded(1),
+            random,
         }
     }
 }

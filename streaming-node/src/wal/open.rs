@@ -255,7 +255,7 @@ impl Opener {
         ShardLayer {
             pchannel: Arc::clone(pchannel),
             shards,
-            ids: IdPool::new(Arc::clone(&self.ids), self.clock.clone()),
+            ids: IdPool::new(Arc::clone(&self.ids), self.clock.clone(), &self.random),
             limits: self.settings.segments.clone(),
             clock: self.clock.clone(),
             random: self.random.clone(),
