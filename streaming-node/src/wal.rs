@@ -180,6 +180,9 @@ impl Wal {
                 tracing::warn!(pchannel = self.channel.name(), "closing took too long, the next owner fences the log");
             }
         }
+        if let Some(buffer) = &self.scan.buffer {
+            buffer.clear();
+        }
     }
 }
 

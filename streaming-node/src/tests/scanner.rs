@@ -7,7 +7,7 @@ use streaming_types::{
 use woodpecker_base::tasks::Tasks;
 
 use super::{
-    harness::{PCHANNEL, VCHANNEL, World, insert, ro, rw, text},
+    harness::{PCHANNEL, VCHANNEL, World, eventually, insert, ro, rw, text},
     parts::{begin, commit, delete},
 };
 use crate::{
@@ -116,4 +116,21 @@ async fn transaction_that_found_no_room_is_read_again_at_its_place() {
     assert_eq!(seen, expected);
     assert!(ticks[21..42].iter().all(|tick| *tick == ticks[41]), "bodies stand at their commit");
     assert_eq!(opener.allowance.left_to_hold(), 3000);
+}
+
+#[tokio::test]
+async fn reader_who_does_not_read_keeps_no_room_of_the_node_for_a_wal_that_was_closed() {
+    let (world, tasks) = (World::new(), Tasks::new());
+    let opener = world.opener(Settings::default(), &tasks, &tasks);
+    let wal = opener.open(&rw(1), 1).await.unwrap();
+    let options =
+        ScanOptions { vchannel: String::new(), policy: DeliverPolicy::All, filters: Vec::new(), ignores_pause: false };
+    let scanner = wal.scanner(options);
+    wal.appends().unwrap().append_own(MessageType::Delete, delete(VCHANNEL, "x", None)).await;
+    eventually(&world, "a message in the buffer", async || (opener.buffers.held() > 0).then_some(())).await;
+    wal.close().await;
+    drop(wal);
+    assert_eq!(opener.buffers.held(), 0);
+    drop(scanner);
+    tasks.stop();
 }

@@ -50,8 +50,13 @@ impl NodeBudget {
         Self { limit, held: AtomicUsize::new(0) }
     }
 
+    /// Bytes that they hold.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     fn is_exceeded(&self) -> bool {
-        self.held.load(Ordering::Relaxed) > self.limit
+        self.held() > self.limit
     }
 }
 
@@ -135,6 +140,14 @@ impl Buffer {
             state.evict(&self.capacity, now);
         }
         self.changed.send_replace(());
+    }
+
+    /// Lets go of everything: the WAL has ended, and a reader who does not read keeps the buffer.
+    pub fn clear(&self) {
+        let mut state = self.lock();
+        self.capacity.node.held.fetch_sub(std::mem::take(&mut state.bytes), Ordering::Relaxed);
+        state.entries = VecDeque::new();
+        state.evicted = state.watermark.last;
     }
 
     /// Messages after `cursor`, about `max_bytes` of them.
@@ -297,7 +310,19 @@ mod tests {
         two.publish([at(3), at(4)], (300, None), now);
         assert_eq!(two.bytes(), at(1).bytes * 3);
         drop(two);
-        assert_eq!(node.held.load(Ordering::Relaxed), 0);
+        assert_eq!(node.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn cleared_buffer_holds_nothing_and_sends_readers_to_the_log() {
+        let node = Arc::new(NodeBudget::new(usize::MAX));
+        let buffer = buffer_of(&node, usize::MAX);
+        buffer.publish([at(1), at(2)], (200, None), Clock::system().now());
+        buffer.clear();
+        assert_eq!((buffer.bytes(), node.held()), (0, 0));
+        assert!(!buffer.covers(id(1)) && buffer.covers(id(2)));
+        drop(buffer);
+        assert_eq!(node.held(), 0);
     }
 
     #[tokio::test]
