@@ -107,7 +107,7 @@ impl Keeper {
             let root = &self.services.settings.metadata_root;
             let registered = match server_id::allocate(&*self.parts.metadata, root).await {
                 Ok(server_id) => {
-                    self.services.identity.set_server_id(server_id);
+                    self.services.wals.begin_anew(server_id);
                     self.register().await
                 }
                 Err(error) => Err(error.into()),

@@ -36,6 +36,8 @@ pub struct Wals {
 struct State {
     channels: BTreeMap<String, Arc<Channel>>,
     closing: bool,
+    /// Whether the node's server id is over and it has no other yet.
+    releasing: bool,
 }
 
 /// One pchannel on this node.
@@ -63,7 +65,7 @@ impl Wals {
     pub async fn assign(&self, asked: &PChannel) -> Result<(), StreamingError> {
         let channel = {
             let mut state = self.lock();
-            if state.closing {
+            if state.closing || state.releasing {
                 return Err(StreamingError::manager_closed());
             }
             let channel = state.channels.entry(asked.name().to_owned()).or_insert_with(|| self.drive(asked.name()));
@@ -138,9 +140,14 @@ impl Wals {
         self.release().await;
     }
 
-    /// Closes what is open, all at a time; its terms are over.
+    /// Closes what is open, all at a time; its terms are over. Opens nothing more until the node [begins anew](Self::begin_anew):
+    /// what it is told until then is meant for who it was.
     pub async fn release(&self) {
-        let channels: Vec<_> = self.lock().channels.values().map(Arc::clone).collect();
+        let channels: Vec<_> = {
+            let mut state = self.lock();
+            state.releasing = true;
+            state.channels.values().map(Arc::clone).collect()
+        };
         join_all(channels.iter().map(|channel| async {
             let term = channel.lock().term();
             // Whatever the outcome, nothing of this term is open then.
@@ -148,6 +155,13 @@ impl Wals {
             let _ = channel.outcome(|lifetime| lifetime.remove_outcome(term)).await;
         }))
         .await;
+    }
+
+    /// The node is `server_id` from now on.
+    pub fn begin_anew(&self, server_id: i64) {
+        let mut state = self.lock();
+        self.identity.set_server_id(server_id);
+        state.releasing = false;
     }
 
     fn drive(&self, name: &str) -> Arc<Channel> {

@@ -14,6 +14,7 @@ use streaming_proto::{
         streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
     },
 };
+use streaming_types::PChannel;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use woodpecker_base::{
@@ -34,6 +35,13 @@ async fn session(world: &World, server_id: i64) -> Option<SessionRecord> {
     Some(SessionRecord::decode(&found.value).unwrap())
 }
 
+/// Ends the session of node 1.
+async fn revoke(world: &World) {
+    let key = "by-dev/meta/session/streamingnode-1";
+    let lease = world.metadata.get(key).await.unwrap().unwrap().lease.unwrap();
+    world.metadata.revoke_lease(lease).await.unwrap();
+}
+
 #[tokio::test]
 async fn node_that_lost_its_session_closes_what_it_had_and_comes_back_under_a_new_id() {
     let world = World::new();
@@ -43,9 +51,7 @@ async fn node_that_lost_its_session_closes_what_it_had_and_comes_back_under_a_ne
     let mut produce = node.producer(&rw(1)).await;
     produce.append(insert(VCHANNEL, "x")).await.unwrap();
 
-    let key = "by-dev/meta/session/streamingnode-1";
-    let lease = world.metadata.get(key).await.unwrap().unwrap().lease.unwrap();
-    world.metadata.revoke_lease(lease).await.unwrap();
+    revoke(&world).await;
     let record = eventually(&world, "a new session", async || session(&world, 2).await).await;
     assert_eq!(record.server_id, 2);
     assert!(matches!(produce.next().await, Some(Ok(Closed(_)))));
@@ -55,6 +61,29 @@ async fn node_that_lost_its_session_closes_what_it_had_and_comes_back_under_a_ne
     let mut new = Request::new(StreamingNodeManagerAssignRequest { pchannel: Some(rw(2).to_proto()) });
     new.metadata_mut().insert("serverid", "2".parse().unwrap());
     node.manager().assign(new).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_assigned_while_a_node_gives_its_old_id_up_is_refused() {
+    let world = World::new();
+    let mut node = world.serving().await;
+    let mut produce = node.producer(&rw(1)).await;
+    produce.append(insert(VCHANNEL, "x")).await.unwrap();
+    world.hung.send_replace(true);
+    produce.send(insert(VCHANNEL, "in flight")).await;
+    revoke(&world).await;
+    eventually(&world, "the end of what was open", async || node.status().await.is_empty().then_some(())).await;
+
+    let late = PChannel::read_write("by-dev-rootcoord-dml_1", 1).unwrap();
+    let (assigned, ()) = futures::join!(node.assign(&late), async {
+        world.clock.sleep(Duration::from_millis(200)).await;
+        world.hung.send_replace(false);
+    });
+    assert_eq!(assigned.unwrap_err().code(), StreamingCode::OnShutdown);
+    eventually(&world, "a new session", async || session(&world, 2).await).await;
+    node.server_id = 2;
+    assert!(node.status().await.is_empty());
+    node.assign(&late).await.unwrap();
 }
 
 #[tokio::test]
