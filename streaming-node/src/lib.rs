@@ -13,6 +13,7 @@ mod serve;
 mod service;
 mod settings;
 mod shard;
+mod tenure;
 #[cfg(test)]
 mod tests;
 mod timestamps;

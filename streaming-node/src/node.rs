@@ -23,6 +23,7 @@ use crate::{
     registration::Registration,
     service::Services,
     settings::{Flow, Settings, SettingsError},
+    tenure::Tenure,
     timestamps::TimestampSource,
     wal::{allowance::Allowance, buffer::NodeBudget, open::Opener},
     wals::Wals,
@@ -132,6 +133,7 @@ impl Node {
         let mut set = parts.paused.clone();
         let paused = watch::Sender::new(*set.borrow_and_update());
         tasks.spawn_until_stopped(follow(set, paused.clone()));
+        let tenure = Tenure::new(parts.clock.clone());
         let opener = Opener {
             settings: Arc::clone(&settings),
             metadata: Arc::clone(&parts.metadata),
@@ -141,6 +143,7 @@ impl Node {
             acks: Arc::clone(&parts.acks),
             memory: parts.memory.clone(),
             growth: Arc::default(),
+            tenure: tenure.clone(),
             paused: paused.clone(),
             clock: parts.clock.clone(),
             random: parts.random.clone(),
@@ -153,7 +156,7 @@ impl Node {
         Ok(Self {
             services: Services { settings, identity, wals, clock: parts.clock.clone() },
             parts,
-            registration: Registration::default(),
+            registration: Registration::new(tenure),
             paused,
             tasks,
         })

@@ -1,6 +1,9 @@
 //! The node's session: registered, kept, replaced when it is lost, and ended in good order.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 use woodpecker_base::{
@@ -14,6 +17,7 @@ use woodpecker_base::{
 use crate::{
     node::Parts,
     service::{ROLE, Services},
+    tenure::Tenure,
 };
 
 /// Deadline of a farewell that the metadata store does not hear.
@@ -22,13 +26,18 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Tells the task that keeps the session what the node is about to do.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Registration {
+    tenure: Tenure,
     leaving: CancellationToken,
     left: CancellationToken,
 }
 
 impl Registration {
+    pub fn new(tenure: Tenure) -> Self {
+        Self { tenure, leaving: CancellationToken::new(), left: CancellationToken::new() }
+    }
+
     /// Registers the node and keeps it registered until it leaves.
     pub async fn begin(
         &self,
@@ -42,9 +51,12 @@ impl Registration {
             parts: parts.clone(),
             tasks: tasks.clone(),
             address: address.to_owned(),
+            tenure: self.tenure.clone(),
             leaving: self.leaving.clone(),
             left: self.left.clone(),
         };
+        // The coordinator may give the node something before we hear that there is a session.
+        self.tenure.rest_on(Weak::new());
         let session = keeper.register().await?;
         tasks.spawn(keeper.keep(session));
         Ok(())
@@ -66,12 +78,13 @@ struct Keeper {
     parts: Parts,
     tasks: Tasks,
     address: String,
+    tenure: Tenure,
     leaving: CancellationToken,
     left: CancellationToken,
 }
 
 impl Keeper {
-    async fn register(&self) -> Result<Session, SessionError> {
+    async fn register(&self) -> Result<Arc<Session>, SessionError> {
         let settings = &self.services.settings;
         let identity = &self.services.identity;
         let record = SessionRecord {
@@ -79,10 +92,13 @@ impl Keeper {
             ..SessionRecord::new(ROLE, identity.server_id(), &self.address, &settings.version)
         };
         let (store, root) = (Arc::clone(&self.parts.metadata), &settings.metadata_root);
-        Session::register(store, &self.parts.clock, &self.tasks, root, record, settings.session_ttl).await
+        let (clock, ttl) = (&self.parts.clock, settings.session_ttl);
+        let session = Arc::new(Session::register(store, clock, &self.tasks, root, record, ttl).await?);
+        self.tenure.rest_on(Arc::downgrade(&session));
+        Ok(session)
     }
 
-    async fn keep(self, mut session: Session) {
+    async fn keep(self, mut session: Arc<Session>) {
         loop {
             tokio::select! {
                 biased;
@@ -101,7 +117,7 @@ impl Keeper {
         }
     }
 
-    async fn register_anew(&self) -> Session {
+    async fn register_anew(&self) -> Arc<Session> {
         let mut backoff = Backoff::new(self.parts.clock.clone(), &self.parts.random, FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let root = &self.services.settings.metadata_root;
@@ -120,12 +136,13 @@ impl Keeper {
         }
     }
 
-    async fn leave(&self, session: Session) {
+    async fn leave(&self, session: Arc<Session>) {
         let clock = &self.parts.clock;
         if !matches!(clock.timeout(FAREWELL, session.announce_stopping()).await, Ok(Ok(()))) {
             tracing::warn!("the metadata store did not hear that the node is stopping");
         }
         self.left.cancelled().await;
+        let Some(session) = Arc::into_inner(session) else { return };
         if !matches!(clock.timeout(FAREWELL, session.revoke()).await, Ok(Ok(()))) {
             tracing::warn!("the session was not ended; it ends with its lease");
         }

@@ -52,6 +52,7 @@ use crate::{
         keeper::Progress,
         state::Checkpoint,
     },
+    tenure::Tenure,
 };
 
 /// What clients are told the kind of log is; it names the codec of message ids.
@@ -74,6 +75,7 @@ struct Live {
     progress: Arc<Progress>,
     mvcc: Arc<Mvcc>,
     replication: SharedReplication,
+    tenure: Tenure,
     tasks: Tasks,
 }
 
@@ -107,9 +109,10 @@ impl Wal {
     }
 
     /// The tick that a reader of the vchannel has to reach to have seen everything that was acked before this call. `None`
-    /// when the WAL has ended, or this node does not append to it: then nobody here knows. Waits for nothing.
+    /// when the WAL has ended, may be someone else's by now, or this node does not append to it: then nobody here knows. Waits
+    /// for nothing.
     pub fn read_point(&self, vchannel: &str) -> Option<u64> {
-        let live = self.live.as_ref().filter(|_| !self.scan.ended.is_cancelled())?;
+        let live = self.live.as_ref().filter(|live| !self.scan.ended.is_cancelled() && live.tenure.is_sure())?;
         Some(live.mvcc.latest(vchannel))
     }
 

@@ -1,9 +1,13 @@
 //! Two nodes that both believe they own a WAL.
 
-use streaming_proto::streaming::{StreamingCode, produce_response::Response};
-use streaming_types::{DeliverPolicy, TimeTick};
+use std::time::Duration;
 
-use super::harness::{VCHANNEL, World, code, insert, rw};
+use streaming_proto::streaming::{StreamingCode, consume_response::Response::Consume, produce_response::Response};
+use streaming_types::{DeliverPolicy, ImmutableMessage, TimeTick};
+use woodpecker_base::metadata::MetadataStore;
+
+use super::harness::{VCHANNEL, World, code, eventually, insert, rw};
+use crate::Settings;
 
 #[tokio::test]
 async fn older_owner_is_fenced_in_band_and_its_term_is_over() {
@@ -39,6 +43,35 @@ async fn older_owner_is_fenced_in_band_and_its_term_is_over() {
 }
 
 #[tokio::test]
+async fn idle_owner_whose_lease_ran_out_unheard_tells_nobody_how_far_its_log_has_got() {
+    let mut world = World::new();
+    let settings = Settings { session_ttl: Duration::from_secs(2), ..Settings::default() };
+    let old = world.node_with(1, settings).await;
+    old.assign(&rw(1)).await.unwrap();
+    let mut consume = old.consumer(&rw(1), DeliverPolicy::Latest, &[]).await;
+    consume.any().await;
+    old.node.local().latest_time_tick(&rw(1), VCHANNEL).unwrap();
+
+    let cut = world.metadata.clone();
+    world.metadata = cut.connect();
+    cut.set_reachable(false);
+    let session = "by-dev/meta/session/streamingnode-1";
+    let gone = async || world.metadata.get(session).await.unwrap().is_none().then_some(());
+    eventually(&world, "the end of the session", gone).await;
+    let new = world.node(2).await;
+    new.assign(&rw(2)).await.unwrap();
+    let acked = new.producer(&rw(2)).await.append(insert(VCHANNEL, "not on the old one")).await.unwrap();
+
+    let refused = old.node.local().latest_time_tick(&rw(1), VCHANNEL).unwrap_err();
+    assert_eq!(refused.code(), StreamingCode::ChannelNotExist);
+    while let Some(Ok(Consume(told))) = consume.next().await {
+        let told = ImmutableMessage::try_from(told.message.unwrap()).unwrap().time_tick().unwrap();
+        assert!(told < TimeTick(acked.timetick), "a reader that goes on from there misses what was acked");
+    }
+    assert!(old.status().await.is_empty(), "the log said that it is someone else's");
+}
+
+#[tokio::test]
 async fn race_of_two_owners_keeps_every_ack_once_and_in_order() {
     let world = World::new();
     let nodes = [world.node(1).await, world.node(2).await];
@@ -63,7 +96,7 @@ async fn race_of_two_owners_keeps_every_ack_once_and_in_order() {
             acked
         };
         let (written, assigned) = futures::join!(writing, async {
-            world.clock.sleep(std::time::Duration::from_millis(30)).await;
+            world.clock.sleep(Duration::from_millis(30)).await;
             next.assign(&rw(term + 1)).await
         });
         assigned.unwrap();

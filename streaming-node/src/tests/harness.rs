@@ -48,6 +48,7 @@ use woodpecker_store::{
 use super::hanging::Hanging;
 use crate::{
     AckError, BroadcastAcks, IdError, IdSource, Memory, Node, Parts, Settings, TimestampError, TimestampSource, Usage,
+    tenure::Tenure,
     wal::{allowance::Allowance, buffer::NodeBudget, open::Opener},
 };
 
@@ -201,6 +202,7 @@ impl World {
             acks: Arc::clone(&self.acks) as Arc<dyn BroadcastAcks>,
             memory: self.memory(),
             growth: Arc::default(),
+            tenure: Tenure::new(self.clock.clone()),
             paused: watch::Sender::new(false),
             clock: self.clock.clone(),
             random: Random::seeded(5),

@@ -14,7 +14,7 @@ use streaming_proto::{
         streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
     },
 };
-use streaming_types::PChannel;
+use streaming_types::{DeliverPolicy, PChannel};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 use woodpecker_base::{
@@ -99,6 +99,13 @@ async fn node_that_cannot_see_the_metadata_store_goes_on() {
         produce.append(insert(VCHANNEL, "x")).await.unwrap();
         world.clock.sleep(Duration::from_millis(50)).await;
     }
+    // Its lease has run out: only the log knows whose it is, and says so with every tick that it takes.
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::Latest, &[]).await;
+    let (first, second) = (consume.any().await, consume.any().await);
+    assert!(second.time_tick().unwrap() > first.time_tick().unwrap());
+    assert!(!first.properties.is_not_persisted() && !second.properties.is_not_persisted());
+    let refused = node.node.local().latest_time_tick(&rw(1), VCHANNEL).unwrap_err();
+    assert_eq!(refused.code(), StreamingCode::ChannelNotExist);
     world.metadata.set_reachable(true);
 }
 

@@ -35,6 +35,7 @@ use super::{
 use crate::{
     metrics::Reading,
     shard::{ShardLayer, Sharding},
+    tenure::Tenure,
 };
 
 /// Bytes that are appended together; a larger message goes alone.
@@ -96,6 +97,7 @@ pub struct Appender {
     pub stack: Stack,
     pub ticks: SharedTicks,
     pub sessions: SharedSessions,
+    pub tenure: Tenure,
     pub writer: Arc<Writer>,
     pub publisher: Publisher,
     pub inbox: mpsc::Receiver<Box<Append>>,
@@ -273,15 +275,14 @@ impl Appender {
     fn complete(&mut self, group: Group) -> Result<bool, AppendError> {
         let now = self.clock.now();
         self.progress = now;
-        let in_log = group.written.is_some();
         let (closing, wrote) = self.publisher.publish(group, now)?;
-        if let Some(closing) = closing.filter(|_| in_log) {
+        if let Some(closing) = closing {
             self.untold = !closing.persisted;
         }
         Ok(wrote)
     }
 
-    /// Gives readers a tick, and the log one if it ends with messages that none follows.
+    /// Gives readers a tick; the log one if it ends with messages that none follows, or may be someone else's.
     fn beat(&mut self) {
         self.beat_due = false;
         let parked = std::mem::take(&mut self.parked);
@@ -290,10 +291,11 @@ impl Appender {
         self.beat_due = false;
         let now = self.clock.now();
         if self.is_idle() {
-            if self.untold {
+            let tick = self.ticks.lock().take();
+            // Asked once there is the tick: whoever was given the WAL later begins above it, however long we stand still here.
+            if self.untold || !self.tenure.is_sure() {
                 self.tick_due = true;
             } else {
-                let tick = self.ticks.lock().take();
                 self.publisher.tick(tick, self.sessions.at(tick), now);
             }
         }

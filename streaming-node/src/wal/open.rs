@@ -41,6 +41,7 @@ use crate::{
     },
     settings::{Flow, Settings},
     shard::{Growth, IdPool, Sealer, ShardLayer, Shards, Table},
+    tenure::Tenure,
     timestamps::TimestampSource,
 };
 
@@ -68,6 +69,7 @@ pub struct Opener {
     pub buffers: Arc<NodeBudget>,
     pub allowance: Allowance,
     pub growth: Arc<Growth>,
+    pub tenure: Tenure,
     pub paused: watch::Sender<bool>,
     pub flow: watch::Receiver<Flow>,
 }
@@ -201,6 +203,7 @@ impl Opener {
             stack,
             ticks,
             sessions: sessions.clone(),
+            tenure: self.tenure.clone(),
             writer,
             progress: self.clock.now(),
             inbox: arrivals,
@@ -233,7 +236,8 @@ impl Opener {
         let progress = self.keep(kept, (bytes, broadcasts), &first, Arc::clone(&buffer), ends, &tasks);
         let gauges = Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress) };
         self.look_after(channel, &tasks, &appends, (shards, sessions), gauges, still);
-        let live = Live { appends, close_timeout: settings.close_timeout, catalog, progress, mvcc, replication, tasks };
+        let (close_timeout, tenure) = (settings.close_timeout, self.tenure.clone());
+        let live = Live { appends, close_timeout, catalog, progress, mvcc, replication, tenure, tasks };
         Ok((live, buffer))
     }
 

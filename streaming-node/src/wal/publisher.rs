@@ -35,15 +35,17 @@ impl Publisher {
     }
 
     /// Publishes what the log answered, except that readers have to be [woken](Buffer::wake). Says by which tick the group was
-    /// closed, and whether messages were written.
+    /// closed, if the log has something of it, and whether messages were written.
     pub fn publish(&self, mut group: Group, now: Instant) -> Result<(Option<Closing>, bool), AppendError> {
         // Dropping a message tells its producer that the WAL is gone. That goes for settled ones too, which may rest on one
         // that the log did not take.
         if let Some(Err(error)) = group.written {
             return Err(error);
         }
+        // What needed nothing of the log proves nothing about it: it may be someone else's, and hold what we have not seen.
+        let closing = group.closing.filter(|_| group.written.is_some());
         let mut wrote = false;
-        if let Some(closing) = group.closing {
+        if let Some(closing) = closing {
             self.metrics.appended(group.appends.iter().map(|append| append.bytes));
             self.metrics.synced(closing.persisted);
             self.mvcc.appended(&group.appends, &self.pchannel);
@@ -56,7 +58,7 @@ impl Publisher {
         for append in group.appends.into_iter().chain(group.settled) {
             append.answer();
         }
-        Ok((group.closing, wrote))
+        Ok((closing, wrote))
     }
 
     /// Gives readers a tick, by which everything up to it is there.
@@ -94,4 +96,37 @@ fn entry_id(id: MessageId) -> EntryId {
 
 fn unreadable(error: &BadRecord) -> StreamingError {
     StreamingError::inner(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use woodpecker_base::clock::Clock;
+
+    use super::*;
+    use crate::wal::{
+        buffer::{Capacity, NodeBudget},
+        group::samples,
+        record,
+    };
+
+    #[tokio::test]
+    async fn what_needs_nothing_of_the_log_is_answered_and_tells_readers_nothing() {
+        let id = EntryId { segment: 1, entry: 0 };
+        let first = Stored::new(id, record::tick(100, None, 1)).unwrap();
+        let node = Arc::new(NodeBudget::new(usize::MAX));
+        let capacity = Capacity { bytes: 1 << 20, age: Duration::from_secs(30), node };
+        let buffer = Arc::new(Buffer::new(&first, None, capacity));
+        let publisher = Publisher::of(&PChannel::read_write("p", 1).unwrap(), &buffer, &Arc::default());
+        let closing = Closing { tick: 200, persisted: false, confirmed: None };
+        for (written, told, tick) in [(None, None, 100), (Some(Ok(id)), Some(closing), 200)] {
+            let (mut refused, mut answers) = samples::append(1, "p_1v0", false);
+            refused.outcome = Some(Err(StreamingError::inner("refused")));
+            let group = Group { settled: vec![refused], closing: Some(closing), written, ..Group::default() };
+            assert_eq!(publisher.publish(group, Clock::system().now()).unwrap(), (told, false));
+            assert!(answers.try_recv().is_ok());
+            assert_eq!(buffer.watermark().tick, tick);
+        }
+    }
 }
