@@ -334,11 +334,13 @@ impl State {
         Ok(())
     }
 
-    /// Whether what is in force came after the arrival, or with it.
+    /// Whether what is in force came after the arrival, or with it. Of the vchannels of a pchannel any may have the copy: a
+    /// source's control channel is on a pchannel of its own choice.
     fn has_seen(&self, arrival: &Arrival) -> bool {
         let Some(acked) = &self.meta.acked_result else { return false };
+        let (pchannel, tick) = (to_physical(&arrival.vchannel), arrival.checkpoint.time_tick);
         let mut places = acked.channels.iter().zip(&acked.acked_checkpoints);
-        places.any(|(channel, at)| *channel == arrival.vchannel && at.time_tick >= arrival.checkpoint.time_tick)
+        places.any(|(channel, at)| to_physical(channel) == pchannel && at.time_tick >= tick)
     }
 }
 

@@ -23,6 +23,8 @@ use super::cluster::{Cluster, ROOT, TestNode, code, eventually, settings};
 const CHANNELS: [&str; 2] = ["by-dev-rootcoord-dml_0", "by-dev-rootcoord-dml_1"];
 /// The pchannel with the control channel gets its copy there.
 const COPIES: [&str; 2] = ["by-dev-rootcoord-dml_0_vcchan", "by-dev-rootcoord-dml_1"];
+/// The copies of a source whose control channel has another counterpart.
+const REPLICATED: [&str; 2] = ["by-dev-rootcoord-dml_0", "by-dev-rootcoord-dml_1_vcchan"];
 
 fn topology(source: &str, target: &str) -> ReplicateConfiguration {
     let cluster = |id: &str, pchannels: [&str; 2]| MilvusCluster {
@@ -100,6 +102,7 @@ fn as_the_source_sends_it(ours: &Message, wanted: &ReplicateConfiguration) -> Me
     let mut replicated = ours.clone();
     let mut broadcast = ours.properties.broadcast().unwrap().unwrap();
     broadcast.broadcast_id += 1000;
+    broadcast.vchannels = REPLICATED.map(str::to_owned).into();
     replicated.properties.set_broadcast(&broadcast);
     replicated.properties.set_replicate(&ReplicateHeader { cluster_id: "far".into(), ..Default::default() });
     let header = AlterReplicateConfigMessageHeader {
@@ -158,14 +161,14 @@ async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
     let wanted = topology("by-dev", "far");
     let asked = update(&coordinator.address, wanted.clone(), &tasks);
     let replicated = as_the_source_sends_it(&message, &wanted);
-    ack(&coordinator.address, &replicated, COPIES[1], 30).await.unwrap();
+    ack(&coordinator.address, &replicated, REPLICATED[1], 30).await.unwrap();
     assert!(!asked.is_finished());
-    ack(&coordinator.address, &replicated, COPIES[0], 31).await.unwrap();
+    ack(&coordinator.address, &replicated, REPLICATED[0], 31).await.unwrap();
     asked.await.unwrap().unwrap();
 
     // Nodes may say anything again after a crash.
-    for (word, tick) in [(&message, 10), (&replicated, 30)] {
-        ack(&coordinator.address, word, COPIES[1], tick).await.unwrap();
+    for (word, copy, tick) in [(&message, COPIES[1], 10), (&replicated, REPLICATED[1], 30)] {
+        ack(&coordinator.address, word, copy, tick).await.unwrap();
     }
     let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
     assert_eq!(meta.replicate_configuration, Some(wanted));
@@ -193,7 +196,7 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
 
     // The source is lost when one of two channels has its change.
     let replicated = as_the_source_sends_it(&message, &topology("by-dev", "far"));
-    ack(&coordinator.address, &replicated, COPIES[1], 30).await.unwrap();
+    ack(&coordinator.address, &replicated, REPLICATED[1], 30).await.unwrap();
     let promoted = ask(&coordinator.address, alone.clone(), true, &tasks);
     let by_force = |message: &Message| {
         message.header::<AlterReplicateConfigMessageHeader>().is_ok_and(|header| header.force_promote)
@@ -202,12 +205,12 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
     let other = ask(&coordinator.address, topology("by-dev", "far"), true, &tasks).await.unwrap().unwrap_err();
     assert_eq!(code(&other), StreamingCode::ResourceAcquired);
     ack(&coordinator.address, &message, COPIES[0], 40).await.unwrap();
-    ack(&coordinator.address, &replicated, COPIES[0], 31).await.expect("its node says no more before it is heard");
+    ack(&coordinator.address, &replicated, REPLICATED[0], 31).await.expect("its node says no more before it is heard");
     assert!(!promoted.is_finished());
     ack(&coordinator.address, &message, COPIES[1], 41).await.unwrap();
     promoted.await.unwrap().unwrap();
 
-    for (copy, tick) in [(COPIES[0], 31), (COPIES[1], 30)] {
+    for (copy, tick) in [(REPLICATED[0], 31), (REPLICATED[1], 30)] {
         ack(&coordinator.address, &replicated, copy, tick).await.expect("it stands before the promotion");
     }
     let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
