@@ -85,22 +85,8 @@ impl Active {
         claim_rank(&catalog, server_id).await?;
         let stored = catalog.load(&settings.channel_names()).await?;
         let policy = PolicyControl::load(catalog.clone(), settings.balance.allow_rebalance).await?;
-        let (timestamps, ceiling) = catalog.number("timestamp-ceiling").await?;
-        let window = Timestamps::recover(ceiling, settings.timestamp_window);
-        let timestamps = Allocator::start(window, timestamps, catalog.clone(), parts.clock.clone(), tasks);
-        let (ids, ceiling) = catalog.number("id-ceiling").await?;
-        let ids = Allocator::start(Ids::recover(ceiling), ids, catalog.clone(), parts.clock.clone(), tasks);
-
-        let (watcher, nodes) = Watcher::new(settings.clone(), parts.connector.clone(), parts.clock.clone());
-        let sessions = watch_sessions(
-            parts.metadata.clone(),
-            &settings.metadata_root,
-            SessionKeys::Shared("streamingnode"),
-            parts.clock.clone(),
-            &parts.random,
-        );
-        tasks.spawn_until_stopped(watcher.run(sessions));
-        let (reports, receiver) = mpsc::channel(REPORTS);
+        let timestamps = catalog.number("timestamp-ceiling").await?;
+        let ids = catalog.number("id-ceiling").await?;
         let edges = replication::Edges {
             cluster: settings.cluster.clone(),
             pchannels: stored.channels.keys().cloned().collect(),
@@ -113,6 +99,23 @@ impl Active {
             tasks: tasks.clone(),
         };
         let replication = ReplicationControl::load(edges).await?;
+
+        // Nothing fails from here on: what runs, runs once in a reign.
+        let (record, ceiling) = timestamps;
+        let window = Timestamps::recover(ceiling, settings.timestamp_window);
+        let timestamps = Allocator::start(window, record, catalog.clone(), parts.clock.clone(), tasks);
+        let (record, ceiling) = ids;
+        let ids = Allocator::start(Ids::recover(ceiling), record, catalog.clone(), parts.clock.clone(), tasks);
+        let (watcher, nodes) = Watcher::new(settings.clone(), parts.connector.clone(), parts.clock.clone());
+        let sessions = watch_sessions(
+            parts.metadata.clone(),
+            &settings.metadata_root,
+            SessionKeys::Shared("streamingnode"),
+            parts.clock.clone(),
+            &parts.random,
+        );
+        tasks.spawn_until_stopped(watcher.run(sessions));
+        let (reports, receiver) = mpsc::channel(REPORTS);
         let (cluster, control) = (settings.cluster.clone(), stored.control_channel.clone());
         let publisher = Publisher::new(server_id, cluster, control, replication.subscribe(), shared.assignment.clone());
         let context = Context {
@@ -139,11 +142,12 @@ impl Active {
     }
 }
 
-/// Clients order assignments by the leader's server id first, so each leader's must be larger than all before it.
+/// Clients order assignments by the leader's server id first, so each leader's must be larger than all before it. An equal one
+/// is our own, of a try to begin that failed later on.
 async fn claim_rank(catalog: &Catalog, server_id: i64) -> Result<(), BeginError> {
     let (mut record, earlier) = catalog.number("leader-rank").await?;
     let ours = u64::try_from(server_id).unwrap_or_default();
-    if ours <= earlier {
+    if ours < earlier {
         return Err(BeginError::Outranked { ours: server_id, earlier });
     }
     Ok(catalog.store_number(&mut record, ours).await?)

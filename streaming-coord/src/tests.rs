@@ -5,6 +5,7 @@ mod discovery;
 mod failover;
 mod health;
 mod log;
+pub(crate) mod loss;
 mod metrics;
 mod placement;
 mod replication;

@@ -21,7 +21,10 @@ use woodpecker_base::{
     random::Random,
 };
 
-use super::cluster::{Cluster, ROOT, Told, eventually, layout, settings};
+use super::{
+    cluster::{Cluster, ROOT, Told, eventually, layout, settings},
+    loss::Loss,
+};
 use crate::{CoordinatorError, OnLeadershipLoss};
 
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
@@ -147,6 +150,20 @@ async fn a_deposed_leader_stands_again_under_a_new_id() {
     eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
     assert_eq!(node.told(CHANNEL), [Told::Assign(2)]);
     tasks.stop();
+}
+
+#[tokio::test]
+async fn a_leader_that_cannot_begin_at_first_tries_again_under_its_id() {
+    let (rank, control_channel) =
+        (|key: &str, _: &[u8]| key.ends_with("/leader-rank"), |key: &str, _: &[u8]| key.ends_with("/cchannel"));
+    for unanswered in [rank, control_channel] {
+        let store = Loss::on_a_new_store();
+        store.by.fail_though_written(unanswered);
+        let (coordinator, tasks) = Cluster::on(store.clone()).bare(settings(1));
+        assert!(coordinator.until_active().await && store.by.is_over());
+        assert_eq!(coordinator.server_id(), Some(1), "it has registered once");
+        tasks.stop();
+    }
 }
 
 #[tokio::test]
