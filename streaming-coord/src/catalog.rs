@@ -43,6 +43,20 @@ impl CatalogError {
 pub(crate) struct Record {
     key: String,
     revision: Option<Revision>,
+    /// Whether the outcome of the last write is known.
+    settled: bool,
+}
+
+impl Record {
+    fn new(key: String, revision: Option<Revision>) -> Self {
+        Self { key, revision, settled: true }
+    }
+
+    /// Whether what stands there is surely what was last written with success. Otherwise a write that failed, or that nobody
+    /// waited for to its end, may have come through, and who reads the key next would go by it: write it again.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled
+    }
 }
 
 /// What was stored before.
@@ -89,11 +103,11 @@ impl Catalog {
             let name = item.key.strip_prefix(&prefix).unwrap_or_default();
             let meta = PChannelMeta::decode(item.value).map_err(|_| damaged(&item.key))?;
             let channel = PChannel::from_meta(name, meta)?;
-            let record = Record { key: item.key.clone(), revision: Some(item.mod_revision) };
+            let record = Record::new(item.key.clone(), Some(item.mod_revision));
             channels.insert(name.to_owned(), (channel, record));
         }
         for name in configured {
-            let record = Record { key: format!("{prefix}{name}"), revision: None };
+            let record = Record::new(format!("{prefix}{name}"), None);
             channels.entry(name.clone()).or_insert_with(|| (PChannel::fresh(name), record));
         }
         let control_channel = self.control_channel(configured).await?;
@@ -186,14 +200,14 @@ impl Catalog {
         let items = self.list(&prefix).await?.items.into_iter();
         let read = items.map(|KeyValue { key, value, mod_revision, .. }| {
             let message = M::decode(value).map_err(|_| damaged(&key))?;
-            Ok((key[prefix.len()..].to_owned(), Record { key, revision: Some(mod_revision) }, message))
+            Ok((key[prefix.len()..].to_owned(), Record::new(key, Some(mod_revision)), message))
         });
         read.collect()
     }
 
     /// The record of something that is not there yet.
     pub(crate) fn fresh(&self, name: &str) -> Record {
-        Record { key: self.key(name), revision: None }
+        Record::new(self.key(name), None)
     }
 
     /// Removes a record; one try.
@@ -220,6 +234,7 @@ impl Catalog {
     }
 
     async fn write(&self, record: &mut Record, value: Bytes) -> Result<(), CatalogError> {
+        record.settled = false;
         loop {
             let known = match record.revision {
                 Some(revision) => Compare::ModRevision(record.key.clone(), revision),
@@ -228,7 +243,7 @@ impl Catalog {
             let txn = Txn::new().when(self.guard.clone()).when(known).put(&record.key, value.clone());
             if let TxnOutcome::Committed(revision) = self.within(self.store.commit(txn)).await? {
                 record.revision = Some(revision);
-                return Ok(());
+                break;
             }
             // Only this reign writes here: what stands there is a write of ours whose outcome we never learned.
             let leads = Txn::new().when(self.guard.clone());
@@ -238,15 +253,17 @@ impl Catalog {
             let current = self.within(self.store.get(&record.key)).await?;
             record.revision = current.as_ref().map(|current| current.mod_revision);
             if current.is_some_and(|current| current.value == value) {
-                return Ok(());
+                break;
             }
         }
+        record.settled = true;
+        Ok(())
     }
 
     async fn read(&self, key: String) -> Result<(Record, Option<Bytes>), CatalogError> {
         let stored = self.within(self.store.get(&key)).await?;
         let revision = stored.as_ref().map(|stored| stored.mod_revision);
-        Ok((Record { key, revision }, stored.map(|stored| stored.value)))
+        Ok((Record::new(key, revision), stored.map(|stored| stored.value)))
     }
 
     async fn list(&self, prefix: &str) -> Result<Snapshot, CatalogError> {

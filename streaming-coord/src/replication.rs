@@ -116,6 +116,7 @@ impl ReplicationControl {
     ) -> Result<(), StreamingError> {
         let Edges { cluster, pchannels, .. } = &self.edges;
         let mut state = self.state.lock().await;
+        state.settle(&self.edges.catalog).await.map_err(|error| unstored(&error))?;
         let current = state.meta.replicate_configuration.as_ref();
         if state.task.is_none() && current == Some(&wanted) {
             return Ok(());
@@ -200,10 +201,12 @@ impl ReplicationControl {
     }
 
     async fn note(&self, state: &mut State, vchannel: &str, at: AckedCheckpoint) -> Result<(), CatalogError> {
-        let Some(mut task) = state.task.clone().filter(|task| task.copies.lacks(vchannel)) else { return Ok(()) };
-        task.copies.note(vchannel, &at);
-        state.store_task(&self.edges.catalog, Some(task)).await?;
-        self.noted.notify_waiters();
+        if let Some(mut task) = state.task.clone().filter(|task| task.copies.lacks(vchannel)) {
+            task.copies.note(vchannel, &at);
+            state.store_task(&self.edges.catalog, Some(task)).await?;
+            self.noted.notify_waiters();
+        }
+        // Also of one that was noted before, for what came after that may have failed.
         self.conclude(state).await
     }
 
@@ -236,12 +239,17 @@ impl ReplicationControl {
         join_all(missing.map(|vchannel| async move { control.bring(task, &vchannel).await })).await;
         if task.is_by_force() {
             self.complete_broadcasts().await;
-            let mut backoff = self.backoff();
-            while let Err(error) = self.put_in_force(&mut *self.state.lock().await).await {
-                tracing::warn!(%error, "the promotion could not be stored, trying again");
-                backoff.wait().await;
-            }
         }
+        let mut backoff = self.backoff();
+        while let Err(error) = self.put_this_in_force(task).await {
+            tracing::warn!(%error, "the change of the topology could not be stored, trying again");
+            backoff.wait().await;
+        }
+    }
+
+    async fn put_this_in_force(&self, task: &Task) -> Result<(), CatalogError> {
+        let mut state = self.state.lock().await;
+        if state.is_at(task) { self.put_in_force(&mut state).await } else { Ok(()) }
     }
 
     async fn bring(&self, task: &Task, vchannel: &str) {
@@ -267,7 +275,7 @@ impl ReplicationControl {
 
     async fn lacks(&self, task: &Task, vchannel: &str) -> bool {
         let state = self.state.lock().await;
-        state.task.as_ref().is_some_and(|now| now.is_same(task) && now.copies.lacks(vchannel))
+        state.is_at(task) && state.task.as_ref().is_some_and(|now| now.copies.lacks(vchannel))
     }
 
     async fn until_noted(&self, task: &Task, vchannel: &str) {
@@ -332,6 +340,16 @@ impl State {
         self.task = task;
         metrics::broadcasts(self.task.is_some());
         Ok(())
+    }
+
+    /// Makes the next leader find the task that is known here, and no other whose storing had an unknown outcome: it would
+    /// carry that out.
+    async fn settle(&mut self, catalog: &Catalog) -> Result<(), CatalogError> {
+        if self.task_record.is_settled() { Ok(()) } else { self.store_task(catalog, self.task.clone()).await }
+    }
+
+    fn is_at(&self, task: &Task) -> bool {
+        self.task.as_ref().is_some_and(|now| now.is_same(task))
     }
 
     /// Whether what is in force came after the arrival, or with it. Of the vchannels of a pchannel any may have the copy: a

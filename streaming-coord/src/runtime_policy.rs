@@ -57,7 +57,8 @@ impl PolicyControl {
         let mut record = self.record.lock().await;
         let before = self.current.borrow().clone();
         let after = apply(&before, request)?;
-        if after.frozen != before.frozen {
+        // An answer says what the next leader will find.
+        if after.frozen != before.frozen || !record.is_settled() {
             let stored = FrozenNodes { frozen: after.frozen.clone() };
             let outcome = self.catalog.store_json(&mut record, &stored).await;
             outcome.map_err(|error| StreamingError::inner(format!("frozen nodes cannot be stored: {error}")))?;
@@ -93,11 +94,16 @@ fn apply(before: &RuntimePolicy, request: UpdateWalBalancePolicyRequest) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use streaming_proto::streaming::WalBalancePolicyNodes;
-    use woodpecker_base::{clock::Clock, metadata::MemoryStore};
+    use woodpecker_base::{clock::Clock, metadata::MemoryStore, random::Random};
 
     use super::*;
-    use crate::catalog::tests::{catalog, reign};
+    use crate::{
+        catalog::tests::{catalog, reign},
+        tests::loss::Loss,
+    };
 
     fn request(allow: Option<bool>, mask: Option<&[&str]>, nodes: [&[i64]; 2]) -> UpdateWalBalancePolicyRequest {
         UpdateWalBalancePolicyRequest {
@@ -142,5 +148,20 @@ mod tests {
         let restarted = PolicyControl::load(catalog, true).await.unwrap();
         let policy = restarted.subscribe().borrow().clone();
         assert_eq!(*policy, RuntimePolicy { allow_rebalance: true, frozen: BTreeSet::from([5]) });
+    }
+
+    #[tokio::test]
+    async fn what_the_policy_is_said_to_be_survives_a_restart_though_a_freeze_came_through_unseen() {
+        let memory = MemoryStore::new(Clock::system());
+        let (guard, store) = (reign(&memory).await, Loss::on(&memory));
+        let edges = (Clock::system(), Random::seeded(1));
+        let catalog = Catalog::new(store.clone(), "r", guard, edges, Duration::from_secs(1));
+        let control = PolicyControl::load(catalog.clone(), true).await.unwrap();
+        store.by.fail_though_written(|key, _| key.ends_with("/frozen-nodes"));
+        control.update(request(None, None, [&[5], &[]])).await.unwrap_err();
+        let told = control.update(request(None, None, [&[], &[]])).await.unwrap();
+        assert_eq!(told.freeze_node_ids, [0_i64; 0]);
+        let restarted = PolicyControl::load(catalog, true).await.unwrap();
+        assert_eq!(restarted.subscribe().borrow().frozen, BTreeSet::new());
     }
 }

@@ -18,7 +18,10 @@ use tokio::task::JoinHandle;
 use tonic::Status;
 use woodpecker_base::{clock::Clock, metadata::MetadataStore, tasks::Tasks};
 
-use super::cluster::{Cluster, ROOT, TestNode, code, eventually, settings};
+use super::{
+    cluster::{Cluster, ROOT, TestNode, code, eventually, settings},
+    loss::Loss,
+};
 
 const CHANNELS: [&str; 2] = ["by-dev-rootcoord-dml_0", "by-dev-rootcoord-dml_1"];
 /// The pchannel with the control channel gets its copy there.
@@ -218,6 +221,62 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
     let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
     assert_eq!(task.message, None, "nothing is under way");
     coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn change_that_all_channels_have_comes_into_force_though_it_could_not_be_stored_at_first() {
+    let is_in_force = |key: &str, _: &[u8]| key.ends_with("/replicate-configuration");
+    let is_over = |key: &str, value: &[u8]| key.ends_with("/replicate-configuration-task") && value.is_empty();
+    for fails in [is_in_force, is_over] {
+        let store = Loss::on_a_new_store();
+        let cluster = Cluster::on(store.clone());
+        let tasks = Tasks::new();
+        let coordinator = cluster.coordinator(settings(2)).await;
+        let ours = update(&coordinator.address, topology("far", "by-dev"), &tasks);
+        let message = change(&cluster.store).await;
+        ack(&coordinator.address, &message, COPIES[0], 10).await.unwrap();
+        store.by.fail(fails);
+        ack(&coordinator.address, &message, COPIES[1], 11).await.expect_err("it is not in force");
+        ours.await.unwrap().expect("nobody needs to say it again");
+
+        let wanted = topology("by-dev", "far");
+        let replicated = as_the_source_sends_it(&message, &wanted);
+        ack(&coordinator.address, &replicated, REPLICATED[0], 30).await.unwrap();
+        store.by.fail(fails);
+        ack(&coordinator.address, &replicated, REPLICATED[1], 31).await.expect_err("it is not in force");
+        ack(&coordinator.address, &replicated, REPLICATED[1], 31).await.expect("its node says it again");
+        update(&coordinator.address, wanted.clone(), &tasks).await.unwrap().unwrap();
+        let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
+        assert_eq!(meta.replicate_configuration, Some(wanted));
+        let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
+        assert_eq!(task.message, None, "nothing is under way");
+        coordinator.stop().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn change_that_was_stored_unseen_is_nobodys_once_the_present_topology_is_said_to_be_in_force() {
+    let store = Loss::on_a_new_store();
+    let cluster = Cluster::on(store.clone());
+    let tasks = Tasks::new();
+    let node = cluster.node().await;
+    let coordinator = cluster.coordinator(settings(2)).await;
+    let present = topology("by-dev", "far");
+    update(&coordinator.address, present.clone(), &tasks).await.unwrap().unwrap();
+    store.by.fail_though_written(|key, _| key.ends_with("/replicate-configuration-task"));
+    let unknown = update(&coordinator.address, alone(), &tasks).await.unwrap().unwrap_err();
+    assert_eq!(code(&unknown), StreamingCode::Inner);
+    change(&cluster.store).await;
+    update(&coordinator.address, present.clone(), &tasks).await.unwrap().unwrap();
+    coordinator.stop().await.unwrap();
+
+    let next = cluster.coordinator(settings(2)).await;
+    update(&next.address, present, &tasks).await.unwrap().unwrap();
+    let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
+    assert_eq!(task.message, None, "nothing is under way");
+    let is_change = |message: &&Message| message.header::<AlterReplicateConfigMessageHeader>().is_ok();
+    assert_eq!(node.logs.lock().unwrap().taken.iter().filter(is_change).count(), 2, "the first change alone");
+    next.stop().await.unwrap();
 }
 
 /// A broadcast of the source, as it came to the vchannels of collection 7 here.
