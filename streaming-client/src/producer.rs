@@ -31,7 +31,7 @@ mod transaction;
 mod window;
 
 pub use transaction::Transaction;
-use window::{Entry, Scope};
+use window::{Entry, Held, Scope};
 
 /// Appends to one physical channel and its vchannels. Cheap to clone; all producers of a channel in a client share one
 /// Produce stream, which finds the channel's owner and follows it to the next one by itself.
@@ -54,7 +54,7 @@ pub struct Producer {
     _session: Arc<Session>,
 }
 
-/// What the producers of one channel share; the actor ends when the last of them is gone.
+/// What the producers of one channel share; the actor ends when the last of them is gone, and all that they appended settled.
 #[derive(Debug)]
 pub(crate) struct Shared {
     core: Arc<Core>,
@@ -163,7 +163,7 @@ impl Shared {
         Arc::new(Self { core: core.clone(), channel, inbox, credit, keys })
     }
 
-    async fn append(&self, mut message: Message) -> Result<Append, AppendError> {
+    async fn append(self: &Arc<Self>, mut message: Message) -> Result<Append, AppendError> {
         if self.core.settings.idempotent && message.properties.idempotency_key().is_none() {
             message.properties.set_idempotency_key(self.keys.next());
         }
@@ -186,20 +186,21 @@ impl Shared {
             admitted,
             deadline,
             reply,
-            credit: None,
+            held: None,
             sent: false,
             failures: 0,
             retry_at: admitted,
             scope: Scope::Request,
         };
         let permits = u32::try_from(size).unwrap_or(u32::MAX);
-        entry.credit = match self.credit.clone().try_acquire_many_owned(permits) {
-            Ok(credit) => Some(credit),
+        let credit = match self.credit.clone().try_acquire_many_owned(permits) {
+            Ok(credit) => credit,
             Err(_) => {
                 let acquire = self.credit.clone().acquire_many_owned(permits);
-                Some(self.in_time(deadline, acquire).await?.map_err(|_| AppendError::Closed { sent: false })?)
+                self.in_time(deadline, acquire).await?.map_err(|_| AppendError::Closed { sent: false })?
             }
         };
+        entry.held = Some(Held { _credit: credit, _shared: self.clone() });
         match self.inbox.try_send(entry) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(AppendError::Closed { sent: false }),

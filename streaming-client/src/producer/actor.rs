@@ -25,7 +25,7 @@ pub(super) struct Actor {
     core: Arc<Core>,
     name: String,
     inbox: mpsc::Receiver<Entry>,
-    /// No more appends will come: the client closes, or the last producer is gone.
+    /// No more appends will come: the client closes, or the last producer is gone and all is settled.
     inbox_done: bool,
     batch: Vec<Entry>,
     window: Window,
@@ -91,7 +91,8 @@ impl Actor {
             }
         }
         self.inbox.close();
-        while let Ok(entry) = self.inbox.try_recv() {
+        // Also what is about to arrive: it would hold the inbox open for ever, for it holds a sender.
+        while let Some(entry) = self.inbox.recv().await {
             self.window.push(entry);
         }
         self.window.close();

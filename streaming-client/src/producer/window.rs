@@ -17,7 +17,7 @@ use streaming_types::StreamingError;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use woodpecker_base::clock::Instant;
 
-use super::AppendResult;
+use super::{AppendResult, Shared};
 use crate::{error::AppendError, settings::Order};
 
 /// An accepted append.
@@ -28,8 +28,8 @@ pub(super) struct Entry {
     pub(super) admitted: Instant,
     pub(super) deadline: Instant,
     pub(super) reply: oneshot::Sender<Result<AppendResult, AppendError>>,
-    /// Room in the channel's byte budget, given back when the entry is finished.
-    pub(super) credit: Option<OwnedSemaphorePermit>,
+    /// Given back when the entry is finished.
+    pub(super) held: Option<Held>,
     /// Whether it ever went out: then it may be in the log.
     pub(super) sent: bool,
     /// Answers that asked for a retry.
@@ -37,6 +37,15 @@ pub(super) struct Entry {
     pub(super) retry_at: Instant,
     /// Of the last failure.
     pub(super) scope: Scope,
+}
+
+/// What an entry holds of its channel.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// Room in the byte budget.
+    pub(super) _credit: OwnedSemaphorePermit,
+    /// A producer that is made before the entry is finished joins those before it: appends of a second stream could pass.
+    pub(super) _shared: Arc<Shared>,
 }
 
 impl Entry {

@@ -77,6 +77,26 @@ async fn producers_of_one_channel_share_a_stream() {
 }
 
 #[tokio::test]
+async fn appends_of_a_dropped_producer_come_before_those_of_the_next() {
+    let cluster = Cluster::start().await;
+    let mut breaks = 5;
+    cluster.node.on_produce(move |message| {
+        if is(message, 0) && breaks > 0 {
+            breaks -= 1;
+            return OnProduce::Break;
+        }
+        OnProduce::Append
+    });
+    let client = cluster.client();
+    drop(soon(client.producer(CHANNEL).append(message(text(0)))).await.unwrap());
+    eventually("the first break", || cluster.node.seen(|seen| !seen.requests.is_empty())).await;
+    append(&client.producer(CHANNEL), &text(1)).await.unwrap();
+    assert_eq!(cluster.wal.payloads(), texts(0..2));
+    // When all is settled there is no stream left.
+    eventually("closed", || cluster.node.seen(|seen| seen.half_closed == 1)).await;
+}
+
+#[tokio::test]
 async fn broken_stream_sends_what_is_not_acknowledged_again_in_order() {
     let cluster = Cluster::start().await;
     let mut breaks = 1;

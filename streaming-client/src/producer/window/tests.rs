@@ -18,7 +18,7 @@ fn entry(name: &str, now: Instant) -> (Entry, Reply) {
         admitted: now,
         deadline,
         reply,
-        credit: None,
+        held: None,
         sent: false,
         failures: 0,
         retry_at: now,
