@@ -188,10 +188,19 @@ impl Client {
     pub async fn delete_log(&self, name: &str) -> Result<(), LogError> {
         let catalog = &self.inner.catalog;
         let mut attempts = self.inner.retrying.attempts(Some(PATIENCE));
+        let mut unsure = None;
         while let Some(found) = catalog.log(name, Some(PATIENCE)).await? {
-            if let CommitOutcome::Committed(_) = catalog.condemn(&found).await? {
-                self.inner.views.of(found).learn_deleted(None);
+            // The name was free meanwhile: what has it now came after the deletion.
+            if unsure.is_some_and(|condemned| condemned != found.0.id) {
                 break;
+            }
+            match catalog.condemn(&found).await? {
+                CommitOutcome::Committed(_) => {
+                    self.inner.views.of(found).learn_deleted(None);
+                    break;
+                }
+                CommitOutcome::Unknown => unsure = Some(found.0.id),
+                CommitOutcome::Conflict => {}
             }
             if !attempts.wait().await {
                 return Err(MetadataError::Unavailable(format!("the record of {name:?} keeps changing")).into());

@@ -2,7 +2,7 @@
 //! one task keeps alive; a lease that is lost is replaced, and everything registered anew.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use woodpecker_base::{
 };
 use woodpecker_core::ids::{EntryId, LogId};
 
-use crate::{catalog::Catalog, view::View};
+use crate::{LogError, catalog::Catalog, view::View};
 
 /// How long a dead process' readers are still respected.
 const TTL: Duration = Duration::from_secs(60);
@@ -27,12 +27,19 @@ pub(crate) struct Holds {
     catalog: Arc<Catalog>,
     clock: Clock,
     tasks: Tasks,
-    held: Mutex<BTreeMap<Name, Position>>,
+    held: Mutex<Held>,
     /// The lease that everything hangs on, once there is something.
     lease: AsyncMutex<Option<LeaseId>>,
 }
 
 type Name = (LogId, String);
+
+#[derive(Debug, Default)]
+struct Held {
+    readers: BTreeMap<Name, Position>,
+    /// May be registered, and are nobody's: dropped, or not known to be registered yet.
+    leaving: BTreeSet<Name>,
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Position {
@@ -55,7 +62,7 @@ impl Holds {
         Arc::new(Self { catalog, clock, tasks, held, lease })
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<Name, Position>> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -71,6 +78,7 @@ impl Holds {
                 *lease.insert(id)
             }
         };
+        self.held().leaving.insert(name.clone());
         match self.catalog.register(name.0, &name.1, next, id).await {
             Err(MetadataError::LeaseGone(_)) => {
                 let id = self.renew(&mut lease).await?;
@@ -79,7 +87,11 @@ impl Holds {
             other => other?,
         }
         // Under the lock of the lease: whoever replaces it registers all that is held.
-        self.held().insert(name.clone(), Position { next, told: next });
+        {
+            let mut held = self.held();
+            held.leaving.remove(&name);
+            held.readers.insert(name.clone(), Position { next, told: next });
+        }
         drop(lease);
         view.attach_holder();
         Ok(Hold { holds: self.clone(), view: view.clone(), name })
@@ -89,7 +101,7 @@ impl Holds {
     async fn renew(&self, lease: &mut Option<LeaseId>) -> Result<LeaseId, MetadataError> {
         let id = self.catalog.grant_lease(TTL).await?;
         tracing::warn!(old = ?*lease, new = id.0, "the lease of registered readers was lost; what they held may be gone");
-        let all: Vec<(Name, EntryId)> = self.held().iter().map(|(name, at)| (name.clone(), at.next)).collect();
+        let all: Vec<(Name, EntryId)> = self.held().readers.iter().map(|(name, at)| (name.clone(), at.next)).collect();
         for ((log, name), next) in all {
             self.catalog.register(log, &name, next, id).await?;
         }
@@ -98,7 +110,7 @@ impl Holds {
     }
 
     /// Keeps the lease alive and tells how far readers are.
-    async fn beat(&self) -> Result<(), MetadataError> {
+    async fn beat(&self) -> Result<(), LogError> {
         let mut lease = self.lease.lock().await;
         let Some(id) = *lease else { return Ok(()) };
         match self.catalog.keep_alive(id).await {
@@ -110,14 +122,24 @@ impl Holds {
         };
         let moved: Vec<(Name, EntryId)> = {
             let held = self.held();
-            held.iter().filter(|(_, at)| at.next > at.told).map(|(name, at)| (name.clone(), at.next)).collect()
+            held.readers.iter().filter(|(_, at)| at.next > at.told).map(|(name, at)| (name.clone(), at.next)).collect()
         };
         for (name, next) in moved {
             if self.catalog.advance_reader(name.0, &name.1, next, id).await?
-                && let Some(at) = self.held().get_mut(&name)
+                && let Some(at) = self.held().readers.get_mut(&name)
             {
                 at.told = next;
             }
+        }
+        self.let_go().await
+    }
+
+    /// Ends the registrations that are nobody's. Under the lock of the lease, so that nothing registers them anew.
+    async fn let_go(&self) -> Result<(), LogError> {
+        let leaving = self.held().leaving.clone();
+        for name in leaving {
+            self.catalog.unregister(name.0, &name.1).await?;
+            self.held().leaving.remove(&name);
         }
         Ok(())
     }
@@ -136,7 +158,7 @@ async fn keep(holds: Weak<Holds>, clock: Clock) {
 impl Hold {
     /// Everything before `next` is read.
     pub fn advance(&self, next: EntryId) {
-        if let Some(at) = self.holds.held().get_mut(&self.name) {
+        if let Some(at) = self.holds.held().readers.get_mut(&self.name) {
             at.next = at.next.max(next);
         }
     }
@@ -145,12 +167,16 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.view.detach_holder();
-        self.holds.held().remove(&self.name);
-        let (catalog, (log, name)) = (self.holds.catalog.clone(), self.name.clone());
+        {
+            let mut held = self.holds.held();
+            held.readers.remove(&self.name);
+            held.leaving.insert(self.name.clone());
+        }
+        let holds = self.holds.clone();
         self.holds.tasks.spawn_until_stopped(async move {
-            // Not told, it ends with the lease.
-            if let Err(error) = catalog.unregister(log, &name).await {
-                tracing::debug!(%error, name, "a reader's registration stays until its lease ends");
+            let _lease = holds.lease.lock().await;
+            if let Err(error) = holds.let_go().await {
+                tracing::debug!(%error, "registrations of readers that are gone stay until the next beat");
             }
         });
     }

@@ -16,7 +16,7 @@ use crate::{
     catalog::{Found, PATIENCE},
     client::Inner,
     takeover::take_over,
-    view::{Extent, Form, View},
+    view::{Extent, Place, View},
 };
 
 /// A handle on a log. Cheap to clone.
@@ -239,21 +239,21 @@ impl Inner {
         }
     }
 
-    /// Whether a segment that could not be read in one form is in another by now: sealed, say, and its old place was freed;
-    /// or gone with what was truncated.
-    pub async fn has_moved(
-        &self,
-        view: &View,
-        segment: u64,
-        from: Form,
-        patience: Option<Duration>,
-    ) -> Result<bool, LogError> {
+    /// Where a segment is by its records, read now. One that could not be read may be somewhere else than was known: sealed,
+    /// say, and its old place was freed; or gone with what was truncated.
+    pub async fn find(&self, view: &View, segment: u64, patience: Option<Duration>) -> Result<Place, LogError> {
         self.read_for(view, patience).await?;
         match self.catalog.segment(view.id, segment, patience).await? {
-            Some(closed) => view.learn(view.log(), [closed]),
-            None => view.forget(segment),
+            Some(closed) => {
+                let extent = Extent::from(&closed);
+                view.learn(view.log(), [closed]);
+                Ok(Place::Ended(extent))
+            }
+            None => {
+                view.forget(segment);
+                Ok(view.place(segment))
+            }
         }
-        Ok(view.place(segment).form() != from)
     }
 
     /// The log's record as it is now. While a writer of it is in this process, what is known here is just that.

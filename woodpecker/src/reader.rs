@@ -246,12 +246,13 @@ impl Reader {
     async fn recover(&mut self, segment: u64, form: Form, error: StoreError) -> Result<(), ReadError> {
         self.ahead.clear();
         self.tail = None;
-        let moved = match self.client.has_moved(&self.view, segment, form, ONCE).await {
-            Ok(moved) => moved,
-            Err(LogError::NotFound(_)) => return Err(ReadError::Deleted),
-            Err(_) => return Err(error.into()),
+        let place = match self.client.find(&self.view, segment, ONCE).await {
+            Ok(place) => place,
+            Err(LogError::Metadata(_)) if error.is_retryable() => return Err(error.into()),
+            // What is not known now may be that all is well.
+            Err(asked) => return Err(asked.into()),
         };
         self.check_truncated(self.next.unwrap_or(EntryId { segment, entry: 0 }))?;
-        if moved { Ok(()) } else { Err(error.into()) }
+        if place.form() == form { Err(error.into()) } else { Ok(()) }
     }
 }

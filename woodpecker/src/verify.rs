@@ -64,6 +64,7 @@ impl Log {
         number: u64,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Option<VerifiedSegment>, LogError> {
+        let mut place = self.view.place(number);
         loop {
             let earliest = self.view.ask(LogRecord::earliest);
             if number < earliest.segment {
@@ -72,14 +73,19 @@ impl Log {
             let from = if number == earliest.segment { earliest.entry } else { 0 };
             let mut found =
                 VerifiedSegment { segment: number, from: String::new(), entries: 0, bytes: 0, problem: None };
-            let place = self.view.place(number);
-            if let Err(problem) = self.read_segment(&place, from, &mut found, &mut progress).await {
-                if self.client.has_moved(&self.view, number, place.form(), Some(PATIENCE)).await? {
-                    continue;
+            let Err(problem) = self.read_segment(&place, from, &mut found, &mut progress).await else {
+                return Ok(Some(found));
+            };
+            let before = std::mem::replace(&mut place, self.client.find(&self.view, number, Some(PATIENCE)).await?);
+            match place {
+                _ if place.form() != before.form() => {}
+                // Nothing of it was left to read, and the rest was truncated.
+                Place::Unknown if from > 0 => return Ok(None),
+                _ => {
+                    found.problem = Some(problem.to_string());
+                    return Ok(Some(found));
                 }
-                found.problem = Some(problem.to_string());
             }
-            return Ok(Some(found));
         }
     }
 

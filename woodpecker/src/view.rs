@@ -181,7 +181,8 @@ impl View {
         self.change(|known| {
             known.closed.extend(closed.into_iter().map(|closed| (closed.segment(), closed)));
             if log.id != self.id {
-                known.deleted = true;
+                // An older one is of the log that had the name before.
+                known.deleted |= revision > known.revision;
             } else if revision > known.revision {
                 known.log = log;
                 known.revision = revision;
@@ -236,5 +237,21 @@ impl View {
 
     pub fn detach_writer(&self) {
         self.change(|known| known.writers = known.writers.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_late_of_the_log_that_had_the_name_before_deletes_nothing() {
+        let of = |id| LogRecord::new(LogId(id), "log");
+        let view = View::new((of(2), 10));
+        view.learn((of(1), 5), []);
+        view.learn_deleted(Some(6));
+        assert!(!view.is_deleted());
+        view.learn((of(3), 20), []);
+        assert!(view.is_deleted());
     }
 }

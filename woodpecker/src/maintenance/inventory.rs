@@ -70,8 +70,15 @@ impl Inventory {
         Ok(())
     }
 
-    /// Takes a closed segment's record as read, or as written by oneself; an older one changes nothing.
-    pub fn put_closed(&mut self, key: SegmentKey, closed: ClosedSegment, revision: Revision) {
+    /// Takes a closed segment's record as written by oneself. What is not there was discarded meanwhile.
+    pub fn update_closed(&mut self, key: SegmentKey, closed: ClosedSegment, revision: Revision) {
+        if self.closed.contains_key(&key) {
+            self.put_closed(key, closed, revision);
+        }
+    }
+
+    /// As read; an older one changes nothing.
+    fn put_closed(&mut self, key: SegmentKey, closed: ClosedSegment, revision: Revision) {
         if self.closed.get(&key).is_none_or(|(_, known)| *known < revision) {
             self.closed.insert(key, (closed, revision));
         }
@@ -107,5 +114,27 @@ impl Inventory {
     pub fn closed_of(&self, log: LogId) -> impl Iterator<Item = &(ClosedSegment, Revision)> {
         let (first, last) = (SegmentKey { log, segment: 0 }, SegmentKey { log, segment: u64::MAX });
         self.closed.range(first..=last).map(|(_, found)| found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use woodpecker_core::{ids::Placement, ids::VolumeId, record::OpenSegment};
+
+    use super::*;
+
+    #[test]
+    fn what_was_discarded_does_not_come_back_with_a_late_answer() {
+        let placement = Placement::Volume { volume: VolumeId(1), from_batch: 0 };
+        let opened = OpenSegment { segment: 1, backend: "memory".to_owned(), placement, created_ms: 0 };
+        let closed = ClosedSegment { opened, entries: 1, bytes: Some(1), closed_ms: 0, sealed: None };
+        let (log, mut inventory) = (LogId(1), Inventory::default());
+        let key = SegmentKey { log, segment: 1 };
+        inventory.put_closed(key, closed.clone(), 9);
+        inventory.update_closed(key, closed.clone(), 10);
+        assert_eq!(inventory.closed_of(log).next().map(|(_, revision)| *revision), Some(10));
+        inventory.discard(log, &closed);
+        inventory.update_closed(key, closed, 10);
+        assert_eq!(inventory.closed_of(log).next(), None);
     }
 }

@@ -224,13 +224,13 @@ impl Shift {
                     metrics::counter!("woodpecker_sealed_bytes_total").increment(closed.known_bytes().unwrap_or(0));
                     // Its source goes at once, and before anything else is sealed.
                     self.queue.push_front((key, Job::Free(closed.clone(), revision)));
-                    self.inventory.put_closed(key, closed, revision);
+                    self.inventory.update_closed(key, closed, revision);
                 }
             }
             Made::Freed(changed) => {
                 self.done.freed += 1;
                 if let Some((closed, revision)) = changed {
-                    self.inventory.put_closed(key, closed, revision);
+                    self.inventory.update_closed(key, closed, revision);
                 }
             }
             Made::Collected => {

@@ -39,8 +39,11 @@ pub(super) async fn settle(shared: Arc<Shared>) {
             Work::Close(ends) => shared.close_ended(ends).await,
             Work::GiveUp(ends) => shared.give_up(ends).await,
         };
-        if let Err(unmade) = made {
-            return shared.cannot_settle(unmade);
+        match made {
+            Ok(()) => {}
+            // Told to close since: that is tried in any case.
+            Err(Unmade::Stopped) if shared.state().is_closing() => {}
+            Err(unmade) => return shared.cannot_settle(unmade),
         }
     }
 }
@@ -56,6 +59,9 @@ impl Shared {
             Ok(backend) => backend,
             Err(error) => return Err(Unmade::Store(error)),
         };
+        if self.state().is_ended() {
+            return Err(Unmade::Stopped);
+        }
         // Where segments ended is not kept from readers and maintenance until there is another one.
         let patience = if ends.is_empty() { Some(PATIENCE) } else { ONCE };
         let handle = match self.create(&backend, segment, patience).await {
@@ -88,10 +94,12 @@ impl Shared {
         self.client.backend_for(&self.view.log().0.settings).cloned()
     }
 
-    async fn close_ended(&self, ends: Vec<End>) -> Result<(), Unmade> {
+    async fn close_ended(self: &Arc<Self>, ends: Vec<End>) -> Result<(), Unmade> {
         let step = self.step(ends, None);
         let found = self.record(&step).await?;
-        self.state().recorded(found, &step.close);
+        let mut after = After::default();
+        self.state().recorded(found, &step.close, &mut after);
+        self.finish(after);
         Ok(())
     }
 

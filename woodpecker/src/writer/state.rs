@@ -50,6 +50,8 @@ pub(super) struct After {
     pub ended: Option<AppendError>,
     /// The chain must change: run [`super::settle`].
     pub settle: bool,
+    /// The medium had no room: hand on again in a moment.
+    pub again: bool,
 }
 
 /// How the chain must change.
@@ -89,6 +91,8 @@ pub(super) struct State {
     retired: Vec<End>,
     roll: bool,
     settling: bool,
+    /// Handing on again is under way.
+    again: bool,
     abandoned: bool,
     found: Found,
     /// The last segment that the record opened for this writer.
@@ -154,6 +158,7 @@ impl State {
             retired: Vec::new(),
             roll: false,
             settling: false,
+            again: false,
             abandoned: false,
             found,
             newest: 0,
@@ -220,7 +225,7 @@ impl State {
 
     /// Whether the active segment is to be rolled, and that is not under way.
     fn is_due(&self) -> bool {
-        let Some(active) = &self.active else { return !self.held.is_empty() };
+        let Some(active) = &self.active else { return self.prepared.is_none() && !self.held.is_empty() };
         self.prepared.is_none()
             && !self.roll
             && active.issued > 0
@@ -269,11 +274,16 @@ impl State {
                     active.refusing = true;
                     self.held.push_front(waiting);
                 }
+                // What others have queued is in the way. To refuse this one and take a later one would leave a hole.
+                Err(StoreError::Unavailable(_)) => {
+                    self.held.push_front(waiting);
+                    after.again |= !std::mem::replace(&mut self.again, true);
+                    return;
+                }
                 Err(error) => {
                     self.in_flight -= waiting.cost();
                     let error = match error {
                         StoreError::TooLarge { bytes, limit } => AppendError::TooLarge { bytes, limit },
-                        StoreError::Unavailable(_) => AppendError::Overloaded { bytes: self.in_flight },
                         error => {
                             self.end(AppendError::Failed(error.clone()), after);
                             AppendError::Failed(error)
@@ -282,6 +292,15 @@ impl State {
                     waiting.answer(Err(error));
                 }
             }
+        }
+    }
+
+    /// Hands on what the medium had no room for.
+    pub fn hand_on_again(&mut self, after: &mut After) {
+        self.again = false;
+        self.hand_on(after);
+        if self.waiting.is_empty() {
+            self.promote(after);
         }
     }
 
@@ -309,9 +328,11 @@ impl State {
         }
     }
 
-    /// Everything handed on is answered: the prepared segment may follow.
+    /// Everything handed on is answered: the prepared segment may follow, unless the one before it was displaced and its
+    /// end is not recorded. Until then a later owner may find there what would go into the next.
     fn promote(&mut self, after: &mut After) {
-        if let Some((open, handle)) = self.prepared.take() {
+        let may_follow = self.active.is_some() || self.retired.is_empty();
+        if let Some((open, handle)) = self.prepared.take_if(|_| may_follow) {
             self.retire_active(true, after);
             self.active = Some(Active {
                 segment: open.segment,
@@ -392,7 +413,7 @@ impl State {
         handle: Arc<dyn SegmentWriter>,
         after: &mut After,
     ) {
-        self.recorded(found, ends);
+        self.record(found, ends);
         if self.is_ended() {
             return;
         }
@@ -410,7 +431,14 @@ impl State {
     }
 
     /// These ends are recorded.
-    pub fn recorded(&mut self, found: Found, ends: &[End]) {
+    pub fn recorded(&mut self, found: Found, ends: &[End], after: &mut After) {
+        self.record(found, ends);
+        if self.waiting.is_empty() && !self.is_ended() {
+            self.promote(after);
+        }
+    }
+
+    fn record(&mut self, found: Found, ends: &[End]) {
         self.found = found;
         self.retired.retain(|retired| ends.iter().all(|end| end.segment != retired.segment));
     }

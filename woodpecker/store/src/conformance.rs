@@ -38,6 +38,7 @@ macro_rules! conformance_tests {
             a_closed_segment_ends_where_its_record_says,
             many_segments_interleave_without_mixing,
             a_segment_without_appends_is_like_any_other,
+            others_that_create_a_segment_in_vain_leave_its_owner_alone,
             a_fence_stops_the_writer_and_keeps_what_was_acked,
             a_fence_of_an_empty_segment_gives_zero_and_stops_its_writer,
             fencing_twice_gives_the_same_tail,
@@ -377,6 +378,24 @@ pub async fn a_segment_without_appends_is_like_any_other(medium: &dyn Medium) {
     let reader = open(&other, unused.key, unused.placement(), Some(0)).await;
     assert_eq!(read_out(&reader, unused.key).await, 0);
     within("delete", other.delete(unused.key, unused.placement())).await.expect("delete");
+}
+
+/// Of those who create a segment one becomes its owner, not always the last; in one process, too.
+pub async fn others_that_create_a_segment_in_vain_leave_its_owner_alone(medium: &dyn Medium) {
+    let process = medium.process().await;
+    for (log, filled_before) in [(1, 0), (2, 3)] {
+        let owner = Open::create(&process, log).await;
+        owner.fill(0, filled_before).await;
+        let kept = Open::create(&process, log).await;
+        drop(Open::create(&process, log).await);
+        owner.fill(filled_before, 5).await;
+        let reader = open(&process, owner.key, owner.placement(), None).await;
+        within("what is appended to be there", reader.readable(4)).await;
+        assert_eq!(tail(&reader).await, 5);
+        assert_eq!(fence(&process, owner.key, owner.placement()).await, 5);
+        wait_fenced(&owner).await;
+        drop(kept);
+    }
 }
 
 /// Appends after a fence until the writer is told of it: backends may look for a fence only when they write.

@@ -122,14 +122,20 @@ pub struct QuorumBackend {
 struct State {
     closed: bool,
     peers: BTreeMap<StoreId, Arc<Peer>>,
-    /// What this process writes.
-    segments: BTreeMap<SegmentKey, Weak<Segment>>,
+    /// What this process writes: each of one owner, and of others that are about to find out that they are not it.
+    segments: BTreeMap<SegmentKey, Vec<Weak<Segment>>>,
     /// When the map is swept: whenever it has doubled.
     sweep_at: usize,
     /// Ends that this process found and could not make last yet, by taker.
     decided: BTreeMap<(SegmentKey, Epoch), u64>,
     /// Replicas that no record named at the last sweep, and since when.
     nameless: BTreeMap<(StoreId, SegmentKey), Instant>,
+}
+
+impl State {
+    fn written(&self) -> impl Iterator<Item = Arc<Segment>> {
+        self.segments.values().flatten().filter_map(Weak::upgrade)
+    }
 }
 
 impl fmt::Debug for QuorumBackend {
@@ -189,8 +195,9 @@ impl QuorumBackend {
 
     /// The segment as this process writes it, if it does.
     fn local(&self, key: SegmentKey, placement: &Placement) -> Option<Arc<Segment>> {
-        let segment = locked(&self.state).segments.get(&key).and_then(Weak::upgrade);
-        segment.filter(|segment| segment.is_at(placement) && !segment.has_ended())
+        let segments: Vec<_> = locked(&self.state).segments.get(&key)?.iter().filter_map(Weak::upgrade).collect();
+        let written = segments.into_iter().filter(|segment| segment.is_at(placement) && !segment.has_ended());
+        written.max_by_key(|segment| segment.acked())
     }
 
     /// Stores for a segment, each of which was heard of.
@@ -237,7 +244,7 @@ async fn mend(context: Arc<Context>, state: Arc<Mutex<State>>) {
     let wanted = &context.settings.selection;
     loop {
         ticker.tick().await;
-        let written: Vec<_> = locked(&state).segments.values().filter_map(Weak::upgrade).collect();
+        let written: Vec<_> = locked(&state).written().collect();
         let written = || written.iter().filter(|segment| !segment.has_ended());
         let poor: Vec<_> = written().filter(|segment| segment.replicas() < wanted.replicas).collect();
         metrics::gauge!("woodpecker_quorum_segments_short_of_replicas").set(poor.len() as f64);
@@ -294,10 +301,13 @@ impl Backend for QuorumBackend {
             return Err(closed());
         }
         if state.segments.len() >= state.sweep_at {
-            state.segments.retain(|_, segment| segment.strong_count() > 0);
+            state.segments.retain(|_, segments| {
+                segments.retain(|segment| segment.strong_count() > 0);
+                !segments.is_empty()
+            });
             state.sweep_at = state.segments.len().max(32) * 2;
         }
-        state.segments.insert(key, Arc::downgrade(&segment));
+        state.segments.entry(key).or_default().push(Arc::downgrade(&segment));
         Ok(Arc::new(Writer(segment)))
     }
 
@@ -379,7 +389,7 @@ impl Backend for QuorumBackend {
         let segments: Vec<Arc<Segment>> = {
             let mut state = locked(&self.state);
             state.closed = true;
-            state.segments.values().filter_map(Weak::upgrade).collect()
+            state.written().collect()
         };
         for segment in &segments {
             segment.close();

@@ -1,14 +1,23 @@
 //! What is deleted, and what never is.
 
-use std::time::Duration;
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{ObjectStoreExt, path::Path};
-use woodpecker::{EntryId, Maintenance, MaintenanceSettings, Pass, Position, ReadError};
+use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, ReadError};
 use woodpecker_base::{
     clock::Clock,
-    metadata::{MetadataStore, Txn},
+    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
+    tasks::Tasks,
 };
 
 use crate::{
@@ -26,6 +35,12 @@ on_every_medium!(
 async fn segments(process: &Process) -> Vec<u64> {
     let described = process.log("log").await.describe().await.unwrap();
     described.segments.iter().map(|segment| segment.segment).collect()
+}
+
+/// Whoever knew nothing of the log before finds no damage either.
+async fn verify(log: &Log) {
+    let report = log.verify(|_| {}).await.unwrap();
+    assert!(report.iter().all(|segment| segment.problem.is_none()), "{report:?}");
 }
 
 async fn what_is_truncated_goes_and_nothing_else(mut world: World) {
@@ -129,6 +144,55 @@ async fn an_idle_reader_holds_for_as_long_as_its_process_lives_and_a_minute_more
     assert!(process.maintain().await.collected > 3);
 }
 
+/// Answers no commit that it is told to keep for itself, and makes it all the same.
+#[derive(Debug, Default)]
+struct Silent(AtomicBool);
+
+#[async_trait]
+impl Interference for Silent {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let outcome = store.commit(txn).await;
+        if self.0.swap(false, Ordering::Relaxed) {
+            pending::<()>().await;
+        }
+        outcome
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_reader_was_registered_for_is_collected_after_it_whatever_became_of_its_registration() {
+    let mut world = World::memory().await;
+    world.segment_bytes = 200;
+    let process = world.process().await;
+    let (tasks, metadata) = (Tasks::new(), world.metadata.connect());
+    let backend = world.backend(&tasks).await;
+    let store = Arc::new(Interfered::new(Arc::new(metadata.clone()), Silent::default()));
+    let reading = world.process_with(store.clone(), metadata, backend, tasks);
+    let (log, elsewhere) = (process.log("log").await, reading.log("log").await);
+    let writer = log.open_writer().await.unwrap();
+    let clock = Clock::system();
+    for never_known in [false, true] {
+        let written = append_all(&writer, "entry", 200).await;
+        let held = elsewhere.registered_reader("short", Position::Earliest).await.unwrap();
+        log.truncate(written[199].0).await.unwrap();
+        assert_eq!(process.maintain().await.collected, 0);
+        if never_known {
+            store.by.0.store(true, Ordering::Relaxed);
+            let registering = elsewhere.registered_reader("unknown", Position::At(written[0].0));
+            assert!(clock.timeout(Duration::from_secs(1), registering).await.is_err());
+            drop(held);
+        } else {
+            // Away for longer than it is tried to end the registration, and not until the lease ends.
+            reading.metadata.set_reachable(false);
+            drop(held);
+            clock.sleep(Duration::from_secs(40)).await;
+            reading.metadata.set_reachable(true);
+        }
+        clock.sleep(Duration::from_secs(60)).await;
+        assert!(process.maintain().await.collected > 3);
+    }
+}
+
 async fn retention_truncates_by_bytes_and_by_time(mut world: World) {
     world.segment_bytes = 200;
     let process = world.process().await;
@@ -143,12 +207,14 @@ async fn retention_truncates_by_bytes_and_by_time(mut world: World) {
     assert!(bytes <= 700 && bytes > 400, "{bytes}");
     let left = read_all(&log).await;
     assert_eq!(left, written[200 - left.len()..]);
+    verify(&log).await;
     log.alter(|settings| settings.retention_ms = Some(3_600_000)).await.unwrap();
     assert_eq!(process.maintain().await.collected, 0, "nothing is that old");
     log.alter(|settings| settings.retention_ms = Some(0)).await.unwrap();
     Clock::system().sleep(Duration::from_millis(5)).await;
     process.maintain().await;
     assert!(segments(&process).await.is_empty());
+    verify(&log).await;
     assert_eq!(log.last_entry().await.unwrap(), None);
     let next = EntryId { segment: written[199].0.segment + 1, entry: 0 };
     assert_eq!(append(&log.open_writer().await.unwrap(), "on").await, next, "numbers never return");

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesOrdered};
+use tokio::sync::oneshot;
 use woodpecker::{AppendError, EntryId, Epoch, Position};
 use woodpecker_base::{
     clock::Clock,
@@ -123,6 +124,49 @@ async fn lost_answers_change_nothing(mut world: World) {
     log.truncate(written[300].0).await.unwrap();
     assert_eq!(read_all(&log).await, written[301..]);
     process.client.delete_log("log").await.unwrap();
+}
+
+/// Loses the answer of a commit, and somebody is told before that is known.
+#[derive(Debug, Default)]
+struct Overtaken(Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>);
+
+#[async_trait]
+impl Interference for Overtaken {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let outcome = store.commit(txn).await;
+        let armed = self.0.lock().unwrap().take();
+        let Some((done, go_on)) = armed else { return outcome };
+        done.send(()).unwrap();
+        go_on.await.unwrap();
+        Err(MetadataError::Unavailable("the answer was lost".to_owned()))
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_whose_answer_is_lost_spares_the_log_that_has_the_name_by_then() {
+    let world = World::memory().await;
+    let tasks = Tasks::new();
+    let backend = world.backend(&tasks).await;
+    let store = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), Overtaken::default()));
+    let deleting = world.process_with(store.clone(), world.metadata.clone(), backend, tasks);
+    let other = world.process().await;
+    append_all(&deleting.log("log").await.open_writer().await.unwrap(), "old", 5).await;
+    let (done, deleted) = oneshot::channel();
+    let (go_on, wait) = oneshot::channel();
+    *store.by.0.lock().unwrap() = Some((done, wait));
+    let recreating = async {
+        deleted.await.unwrap();
+        let log = other.client.create_log("log").await.unwrap();
+        let writer = log.open_writer().await.unwrap();
+        let written = append_all(&writer, "new", 5).await;
+        go_on.send(()).unwrap();
+        (writer, written)
+    };
+    let (deletion, (writer, mut written)) =
+        soon("both", Box::pin(async { tokio::join!(deleting.client.delete_log("log"), recreating) })).await;
+    deletion.unwrap();
+    written.push((append(&writer, "on").await, "on".to_owned()));
+    assert_eq!(read_all(&world.process().await.log("log").await).await, written);
 }
 
 async fn truncation_under_a_rolling_writer_fences_nobody(mut world: World) {

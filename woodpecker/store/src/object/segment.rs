@@ -66,6 +66,11 @@ impl Segment {
         self.owner.ended(end);
     }
 
+    /// How many entries it took.
+    pub fn appended(&self) -> u64 {
+        *self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.progress.borrow().stopped
     }

@@ -68,13 +68,20 @@ enum Phase {
 }
 
 /// What is kept of a segment for takers in this process and for collecting objects.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Record {
-    segment: Weak<Segment>,
+    /// Of one owner, and of others that are about to find out that they are not it. Only the owner's takes appends.
+    segments: Vec<Weak<Segment>>,
     /// First and last object with a block of it.
     span: Option<(u64, u64)>,
     /// Entries put into objects so far, stored or under way.
     sent: u64,
+}
+
+impl Record {
+    fn live(&self) -> Vec<Arc<Segment>> {
+        self.segments.iter().filter_map(Weak::upgrade).collect()
+    }
 }
 
 /// Somebody waits until every object below `seq` is stored, to know the end of a segment that was stopped.
@@ -82,8 +89,8 @@ struct Record {
 struct Stop {
     key: SegmentKey,
     seq: u64,
-    /// The segment, if its owner must still be told.
-    tell: Option<Arc<Segment>>,
+    /// The segment, as far as its owners must still be told.
+    tell: Vec<Arc<Segment>>,
     done: oneshot::Sender<u64>,
 }
 
@@ -130,7 +137,9 @@ impl Volume {
             return None;
         }
         let placement = Placement::Volume { volume: self.id(), from_batch: state.next_seq };
-        state.records.insert(key, Record { segment: Arc::downgrade(&segment), span: None, sent: 0 });
+        let record = state.records.entry(key).or_default();
+        record.segments.retain(|segment| segment.strong_count() > 0);
+        record.segments.push(Arc::downgrade(&segment));
         drop(state);
         Some(Arc::new(Writer { segment, volume: Arc::clone(self), placement }))
     }
@@ -153,14 +162,15 @@ impl Volume {
 
     /// The segment, while somebody can append to it or something of it is under way.
     pub fn segment(&self, key: SegmentKey) -> Option<Arc<Segment>> {
-        self.state().records.get(&key)?.segment.upgrade()
+        let live = self.state().records.get(&key)?.live();
+        live.into_iter().max_by_key(|segment| segment.appended())
     }
 
     /// Stops a segment of this volume without a fence, since nobody else may write here: waits for what is under way and
     /// says how many entries the segment has. `None` when the volume ended; then the objects decide.
     pub async fn stop(&self, key: SegmentKey) -> Result<Option<u64>, StoreError> {
         let (done, stopped) = oneshot::channel();
-        let segment = {
+        let segments = {
             let mut state = self.state();
             if state.phase == Phase::Ended {
                 return Ok(None);
@@ -168,13 +178,13 @@ impl Volume {
             let Some(record) = state.records.get(&key) else {
                 return Err(StoreError::NotFound { what: format!("segment {key}") });
             };
-            let segment = record.segment.upgrade();
-            let tell = segment.clone().filter(|segment| segment.stop());
+            let segments = record.live();
+            let tell = segments.iter().filter(|segment| segment.stop()).cloned().collect();
             let seq = state.next_seq;
             state.stops.push(Stop { key, seq, tell, done });
-            segment
+            segments
         };
-        drop(segment);
+        drop(segments);
         self.work.notify_one();
         Ok(stopped.await.ok())
     }
@@ -257,7 +267,8 @@ impl Volume {
             gathered.blocks.push(block);
         }
         if seq.is_multiple_of(SUMMARY_EVERY) {
-            let open = state.records.iter().filter(|(_, record)| record.segment.strong_count() > 0);
+            let is_open = |record: &Record| record.segments.iter().any(|segment| segment.strong_count() > 0);
+            let open = state.records.iter().filter(|(_, record)| is_open(record));
             gathered.summary = Some(Summary(open.map(|(key, record)| (*key, record.sent)).collect()));
         }
         drop(state);
@@ -291,7 +302,7 @@ impl Volume {
             }
         }
         for (stop, sent) in due {
-            if let Some(segment) = stop.tell {
+            for segment in stop.tell {
                 segment.tell(SegmentEnd::Fenced);
             }
             // A segment deleted meanwhile gets no answer, and who asked may have given up.
@@ -307,12 +318,12 @@ impl Volume {
             let mut state = self.state();
             state.phase = Phase::Ended;
             state.bytes = 0;
-            let segments: Vec<_> = state.records.values().filter_map(|record| record.segment.upgrade()).collect();
+            let segments: Vec<_> = state.records.values().flat_map(Record::live).collect();
             (std::mem::take(&mut state.appends), std::mem::take(&mut state.stops), segments)
         };
         drop(dropped);
         let mut untold: Vec<_> = segments.into_iter().filter(|segment| segment.stop()).collect();
-        untold.extend(stops.into_iter().filter_map(|stop| stop.tell));
+        untold.extend(stops.into_iter().flat_map(|stop| stop.tell));
         untold
     }
 
