@@ -7,7 +7,8 @@ use futures::StreamExt;
 use object_store::{ObjectStoreExt, path::Path as ObjectPath};
 use serde::Serialize;
 use woodpecker_base::{
-    disk::{Disk, OpenMode},
+    clock::Clock,
+    disk::{Disk, DiskFile, OpenMode},
     metadata::{Compare, MetadataStore, Txn, TxnOutcome, WatchEvent},
 };
 use woodpecker_store::object::store::probe;
@@ -110,22 +111,19 @@ async fn metadata_promises(store: &dyn MetadataStore, key: &str) -> anyhow::Resu
 /// Small writes, each synced, where the local volumes are.
 async fn disk_sync(config: &Config, machine: &Machine) -> anyhow::Result<String> {
     let directory = config.data_path("doctor");
+    // Not one that an interrupted check left, nor one of another that runs.
+    let path = directory.join(format!("{:032x}.bin", machine.random.u128()));
     let (disk, clock) = (machine.disk.clone(), machine.clock.clone());
     let (answer, answered) = tokio::sync::oneshot::channel();
     let work = move || -> anyhow::Result<String> {
+        // It stays: another check may be about to use it.
         disk.create_dir_all(&directory)?;
-        let path = directory.join(format!("{}.bin", clock.wall_ms()));
         let file = disk.open(&path, OpenMode::CreateNew)?;
-        let page = [7; 4096];
-        let started = clock.now();
-        for number in 0..SYNCS {
-            file.write_all_at(&page, u64::from(number) * 4096)?;
-            file.sync_data()?;
-        }
-        let each = started.elapsed() / SYNCS;
+        let each = synced_write(&*file, &clock);
+        let removed = disk.remove_file(&path);
+        let each = each?;
+        removed?;
         disk.sync_dir(&directory)?;
-        disk.remove_file(&path)?;
-        std::fs::remove_dir(&directory)?;
         Ok(format!("{each:.1?} for 4 KiB in {}", directory.display()))
     };
     let runner: Arc<dyn Disk> = machine.disk.clone();
@@ -136,6 +134,17 @@ async fn disk_sync(config: &Config, machine: &Machine) -> anyhow::Result<String>
         }))
         .await;
     answered.await?
+}
+
+/// How long one takes.
+fn synced_write(file: &dyn DiskFile, clock: &Clock) -> anyhow::Result<Duration> {
+    let page = [7; 4096];
+    let started = clock.now();
+    for number in 0..SYNCS {
+        file.write_all_at(&page, u64::from(number) * 4096)?;
+        file.sync_data()?;
+    }
+    Ok(started.elapsed() / SYNCS)
 }
 
 async fn conditional_put(config: &Config, machine: &Machine) -> anyhow::Result<String> {
@@ -157,4 +166,25 @@ async fn clock(config: &Config, machine: &Machine) -> anyhow::Result<String> {
     let apart = before.saturating_sub(stored).max(stored.saturating_sub(after));
     ensure!(apart <= CLOCK_LIMIT, "this clock and the object store's are {apart:.1?} apart");
     Ok(format!("{apart:.1?} apart at most"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Sources, load};
+
+    #[tokio::test]
+    async fn what_an_interrupted_check_left_and_another_that_runs_do_not_make_a_disk_bad() {
+        let place = tempfile::tempdir().unwrap();
+        let assignments = vec![format!("woodpecker.storage.rootPath={}", place.path().display())];
+        let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
+        let machine = Machine::real(&config).unwrap();
+        let directory = config.data_path("doctor");
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("left.bin"), "x").unwrap();
+        let (one, other) = tokio::join!(disk_sync(&config, &machine), disk_sync(&config, &machine));
+        assert!(one.is_ok() && other.is_ok(), "{one:?} {other:?}");
+        let left: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(left, ["left.bin"]);
+    }
 }
