@@ -9,7 +9,7 @@ use anyhow::{Context, bail, ensure};
 use bytesize::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use woodpecker::{Client, EntryId, Log, LogDescription, LogSettings, VerifiedSegment};
+use woodpecker::{Client, EntryId, Log, LogDescription, LogError, LogSettings, VerifiedSegment};
 use woodpecker_base::tasks::Tasks;
 
 use super::{id_parts, list::table, print_json};
@@ -124,15 +124,22 @@ impl From<LogDescription> for Listed {
     }
 }
 
+/// `None` if the log was deleted, before it was opened or since.
+async fn described(opened: Result<Log, LogError>) -> Result<Option<LogDescription>, LogError> {
+    let described = match opened {
+        Ok(log) => log.describe().await,
+        Err(error) => Err(error),
+    };
+    match described {
+        Err(LogError::NotFound(_)) => Ok(None),
+        described => described.map(Some),
+    }
+}
+
 async fn list(client: &Client, prefix: &str, json: bool) -> anyhow::Result<()> {
     let mut lines = Vec::new();
     for name in client.list_logs(prefix).await? {
-        match client.open_log(&name).await {
-            Ok(log) => lines.push(Listed::from(log.describe().await?)),
-            // Deleted since.
-            Err(error) if error.code() == "LOG_NOT_FOUND" => {}
-            Err(error) => return Err(error.into()),
-        }
+        lines.extend(described(client.open_log(&name).await).await?.map(Listed::from));
     }
     if json {
         return print_json(&lines);
@@ -287,6 +294,23 @@ fn confirmed(name: &str) -> anyhow::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Sources, load};
+
+    #[tokio::test]
+    async fn a_log_that_is_deleted_while_logs_are_listed_is_left_out() {
+        let place = tempfile::tempdir().unwrap();
+        let assignments = vec![format!("woodpecker.storage.rootPath={}", place.path().display())];
+        let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
+        let tasks = Tasks::new();
+        let client = open_logs(&config, &Machine::real(&config).unwrap(), &tasks).await.unwrap();
+        let log = client.create_log("a").await.unwrap();
+        assert!(described(client.open_log("a").await).await.unwrap().is_some());
+        client.delete_log("a").await.unwrap();
+        assert!(described(Ok(log)).await.unwrap().is_none());
+        assert!(described(client.open_log("a").await).await.unwrap().is_none());
+        client.close().await;
+        tasks.stop();
+    }
 
     #[test]
     fn entries_are_two_numbers_and_segments_start_at_one() {
