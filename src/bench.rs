@@ -108,7 +108,7 @@ pub(crate) async fn bench(arguments: BenchArgs) -> anyhow::Result<()> {
         let (config, machine, cell) = (config.clone(), machine.clone(), cell.clone());
         async move { Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await }
     };
-    let cluster = served.spawn(starting).await??;
+    let mut cluster = served.spawn(starting).await??;
     cluster.until_served().await?;
     let mut run = Run { config, machine, metrics, cluster, cell, medium, plan };
     let report = run.measure().await;

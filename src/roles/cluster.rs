@@ -29,7 +29,7 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
         health: process.health.coord.clone(),
         balance: process.live.balance(),
     };
-    let role = streaming_coord::serve(settings::coord(config), edges, tasks.token().clone());
+    let role = streaming_coord::serve(settings::coord(config)?, edges, tasks.token().clone());
     banner::print("coord", &process.addresses(&[("coordinator", &address)]), None);
     process.run(role).await
 }

@@ -63,7 +63,7 @@ impl Live {
 
 fn parts(config: &Config) -> (Balance, Flow, bool) {
     let streaming = &config.streaming;
-    (settings::coord(config).balance, streaming.wal_rate_limit.flow(), streaming.wal_scanner.pause_consumption)
+    (settings::balance(config), streaming.wal_rate_limit.flow(), streaming.wal_scanner.pause_consumption)
 }
 
 fn replace<T: PartialEq>(current: &watch::Sender<T>, wanted: T) {

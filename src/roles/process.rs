@@ -82,6 +82,9 @@ impl Process {
         pages: Router,
     ) -> anyhow::Result<Option<Self>> {
         let config = arguments.load()?;
+        if matches!(role, "coord" | "standalone") {
+            settings::coord(&config)?;
+        }
         if matches!(role, "node" | "standalone") {
             settings::node(&config)?;
         }

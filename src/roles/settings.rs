@@ -7,10 +7,10 @@ use streaming_node::SettingsError;
 use crate::config::{Config, segments};
 
 /// The coordinator's.
-pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
+pub(super) fn coord(config: &Config) -> anyhow::Result<streaming_coord::Settings> {
     let defaults = streaming_coord::Settings::default();
     let balancer = &config.streaming.wal_balancer;
-    streaming_coord::Settings {
+    let settings = streaming_coord::Settings {
         cluster: config.msg_channel.chan_name_prefix.cluster.clone(),
         metadata_root: config.meta_root(),
         channels: streaming_coord::Channels { names: config.channels(), ..defaults.channels },
@@ -21,16 +21,38 @@ pub(super) fn coord(config: &Config) -> streaming_coord::Settings {
             remove_timeout: balancer.remove_timeout,
             ..defaults.nodes
         },
-        balance: streaming_coord::Balance {
-            interval: balancer.trigger_interval,
-            allow_rebalance: balancer.balance_policy.allow_rebalance,
-            min_rebalance_interval: balancer.balance_policy.min_rebalance_interval_threshold,
-            max_recovery_lag: balancer.balance_policy.allow_rebalance_recovery_lag_threshold,
-            initial_nodes: balancer.expected_initial_streaming_node_num,
-            primary_group: config.streaming.primary_resource_group.clone(),
-            strict_groups: config.streaming.strict_resource_group_isolation.enabled,
-        },
+        balance: balance(config),
         ..defaults
+    };
+    let valid = settings.validate();
+    valid.map_err(|error| anyhow!("{}: {}", coord_key(error.key, config), error.what))?;
+    Ok(settings)
+}
+
+/// How the coordinator spreads channels.
+pub(super) fn balance(config: &Config) -> streaming_coord::Balance {
+    let balancer = &config.streaming.wal_balancer;
+    streaming_coord::Balance {
+        interval: balancer.trigger_interval,
+        allow_rebalance: balancer.balance_policy.allow_rebalance,
+        min_rebalance_interval: balancer.balance_policy.min_rebalance_interval_threshold,
+        max_recovery_lag: balancer.balance_policy.allow_rebalance_recovery_lag_threshold,
+        initial_nodes: balancer.expected_initial_streaming_node_num,
+        primary_group: config.streaming.primary_resource_group.clone(),
+        strict_groups: config.streaming.strict_resource_group_isolation.enabled,
+    }
+}
+
+/// Where an operator sets what a coordinator calls `name`.
+fn coord_key(name: &'static str, config: &Config) -> &'static str {
+    match name {
+        "cluster" => "msgChannel.chanNamePrefix.cluster",
+        "metadata_root" => "etcd.rootPath",
+        "channels.names" if config.common.pre_created_topic.enabled => "common.preCreatedTopic.names",
+        "channels.names" => "rootCoord.dmlChannelNum and msgChannel.chanNamePrefix",
+        "advertised_address" => "rootCoord.advertise",
+        "session_ttl" => "common.session.ttl",
+        other => other,
     }
 }
 
@@ -69,12 +91,12 @@ pub(super) fn node(config: &Config) -> anyhow::Result<streaming_node::Settings> 
         flow: streaming.wal_rate_limit.flow(),
         segments: segments(&config.data_coord.segment, &streaming.flush),
     };
-    settings.validate().map_err(|SettingsError { key, problem }| anyhow!("{}: {problem}", key_of(key)))?;
+    settings.validate().map_err(|SettingsError { key, problem }| anyhow!("{}: {problem}", node_key(key)))?;
     Ok(settings)
 }
 
 /// Where an operator sets what a node calls `name`.
-fn key_of(name: &'static str) -> &'static str {
+fn node_key(name: &'static str) -> &'static str {
     match name {
         "cluster" => "msgChannel.chanNamePrefix.cluster",
         "metadata_root" => "etcd.rootPath",

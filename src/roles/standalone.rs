@@ -114,7 +114,7 @@ impl Standalone {
             health: health.coord.clone(),
             balance: live.balance(),
         };
-        let coordinating = streaming_coord::serve(settings::coord(config), coord_edges, coord_tasks.token().clone());
+        let coordinating = streaming_coord::serve(settings::coord(config)?, coord_edges, coord_tasks.token().clone());
         let node_edges = streaming_node::Edges {
             listener: at_node,
             connector: machine.security.connector.clone(),
@@ -146,9 +146,9 @@ impl Standalone {
     /// Waits until every channel is served, so that who reads that it is ready finds it so.
     ///
     /// # Errors
-    /// It takes longer than the limit.
-    pub(crate) async fn until_served(&self) -> anyhow::Result<()> {
-        let (clock, Reporters { coord, node, .. }) = (&self.machine.clock, &self.health);
+    /// It takes longer than the limit, or a role ends.
+    pub(crate) async fn until_served(&mut self) -> anyhow::Result<()> {
+        let (clock, Reporters { coord, node, .. }) = (self.machine.clock.clone(), self.health.clone());
         // On its way to lead, a coordinator is a standby for a moment, and ready as such.
         let leads = || coord.now() == Health { state: State::Healthy, missing: Vec::new() };
         let served = async {
@@ -156,11 +156,12 @@ impl Standalone {
                 clock.sleep(POLL).await;
             }
         };
-        let in_time = clock.timeout(SERVED_LIMIT, served).await;
-        in_time.with_context(|| {
-            format!("not ready after {SERVED_LIMIT:?}: {}", self.health.coord.now().missing.join("; "))
-        })?;
-        Ok(())
+        tokio::select! {
+            biased;
+            error = self.failed() => Err(error),
+            in_time = clock.timeout(SERVED_LIMIT, served) => in_time
+                .with_context(|| format!("not ready after {SERVED_LIMIT:?}: {}", coord.now().missing.join("; "))),
+        }
     }
 
     /// The coordinator's address, which is all a client needs.

@@ -104,9 +104,11 @@ fn the_first_lines_tell_what_to_do_and_a_signal_drains() -> anyhow::Result<()> {
 
 #[test]
 fn a_wrong_key_or_value_stops_the_start_and_is_named() -> anyhow::Result<()> {
-    for (assignment, named) in
-        [("etcd.endpoint=x", "endpoint"), ("rootCoord.dmlChannelNum=0", "rootCoord.dmlChannelNum")]
-    {
+    for (assignment, named) in [
+        ("etcd.endpoint=x", "endpoint"),
+        ("rootCoord.dmlChannelNum=0", "rootCoord.dmlChannelNum"),
+        ("rootCoord.dmlChannelNum=5000", "rootCoord.dmlChannelNum"),
+    ] {
         let output = run(["standalone", "--set", assignment])?;
         assert!(!output.status.success());
         let error = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -67,9 +67,10 @@ impl Site {
         let inner = MemoryStore::new(machine.clock.clone());
         let metadata = Arc::new(Interfered::new(Arc::new(inner), Stuck(watch::Sender::new(false))));
         let store = Arc::<Interfered<Stuck>>::clone(&metadata);
-        let cluster = Standalone::start_on(store, &config, &machine, &Reporters::default(), &cell, &Live::new(&config))
-            .await
-            .unwrap();
+        let mut cluster =
+            Standalone::start_on(store, &config, &machine, &Reporters::default(), &cell, &Live::new(&config))
+                .await
+                .unwrap();
         cluster.until_served().await.unwrap();
         let discovery = Discovery::Address(cluster.address().to_owned());
         let settings = Settings { cluster: name.to_owned(), ..Settings::new(discovery) };

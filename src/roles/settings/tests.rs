@@ -148,7 +148,7 @@ fn labels_of_a_node_and_its_group_reach_both_sides() {
     assert_eq!(leaves["labels.RESOURCE_GROUP"], json!("blue"));
     let assignments = ["streaming.primaryResourceGroup=blue", "streaming.strictResourceGroupIsolation.enabled=true"];
     let assignments = assignments.map(str::to_owned).to_vec();
-    let balance = coord(&load(&Sources { assignments, ..Sources::default() }).unwrap()).balance;
+    let balance = coord(&load(&Sources { assignments, ..Sources::default() }).unwrap()).unwrap().balance;
     assert_eq!((balance.primary_group.as_str(), balance.strict_groups), ("blue", true));
 }
 
@@ -157,7 +157,7 @@ fn what_is_set_of_the_balance_reaches_the_coordinator() {
     let coordinator = |assignments: &[&str]| {
         let assignments = assignments.iter().map(|&text| text.to_owned()).collect();
         let mut found = Leaves::new();
-        let settings = coord(&load(&Sources { assignments, ..Sources::default() }).unwrap());
+        let settings = coord(&load(&Sources { assignments, ..Sources::default() }).unwrap()).unwrap();
         leaves(&serde_json::to_value(settings).unwrap(), "", &mut found);
         found
     };
@@ -178,8 +178,8 @@ fn what_is_set_of_the_balance_reaches_the_coordinator() {
 #[test]
 fn defaults_are_the_roles_own() {
     let config = load(&Sources::default()).unwrap();
-    let own = streaming_coord::Settings::default();
-    assert_eq!((coord(&config).nodes, coord(&config).balance), (own.nodes, own.balance));
+    let (own, coordinators) = (streaming_coord::Settings::default(), coord(&config).unwrap());
+    assert_eq!((coordinators.nodes, coordinators.balance), (own.nodes, own.balance));
     assert_eq!(node(&config).unwrap(), streaming_node::Settings::default());
 }
 
@@ -198,5 +198,23 @@ fn impossible_values_name_the_key_that_was_set() {
     ] {
         let error = with(&[set]).unwrap_err().to_string();
         assert!(error.starts_with(key), "{set}: {error}");
+    }
+}
+
+#[test]
+fn impossible_values_of_the_coordinator_name_the_key_that_was_set() {
+    for (set, key) in [
+        (&["rootCoord.dmlChannelNum=5000"][..], "rootCoord.dmlChannelNum"),
+        (&["msgChannel.chanNamePrefix.rootCoordDml=a/b"], "rootCoord.dmlChannelNum and msgChannel.chanNamePrefix"),
+        (
+            &["common.preCreatedTopic.enabled=true", "common.preCreatedTopic.names=[\"a/b\"]"],
+            "common.preCreatedTopic.names",
+        ),
+        (&["rootCoord.advertise=node:0"], "rootCoord.advertise"),
+    ] {
+        let assignments = set.iter().map(|&text| text.to_owned()).collect();
+        let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
+        let error = coord(&config).map(drop).unwrap_err().to_string();
+        assert!(error.starts_with(key), "{set:?}: {error}");
     }
 }

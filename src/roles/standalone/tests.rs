@@ -1,6 +1,7 @@
 //! What a client promises, over gRPC and beside the node in one process: the same tests for both.
 
 use std::{
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -23,10 +24,15 @@ use streaming_types::{
     TimeTick, TxnContext, local::Stream, metadata::set_destination,
 };
 use tonic::{Request, Status};
-use woodpecker_base::{clock::Clock, net::tcp_connector, random::Random};
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{MemoryStore, MetadataStore, Txn},
+    net::tcp_connector,
+    random::Random,
+};
 
 use super::{Live, Machine, NodeCell, Reporters, Standalone};
-use crate::config::{Sources, load};
+use crate::config::{Config, Sources, load};
 
 const PCHANNEL: &str = "by-dev-rootcoord-dml_0";
 const VCHANNEL: &str = "by-dev-rootcoord-dml_0_1v0";
@@ -67,6 +73,13 @@ impl LocalNode for Counted {
     }
 }
 
+fn config(directory: &Path) -> Config {
+    let data = format!("woodpecker.storage.rootPath={}", directory.display());
+    let small = "streaming.walWriteAheadBuffer.capacity=64KiB";
+    let settings = [data.as_str(), small, "rootCoord.port=0", "streamingNode.port=0", "rootCoord.dmlChannelNum=1"];
+    load(&Sources { assignments: settings.map(str::to_owned).to_vec(), ..Sources::default() }).unwrap()
+}
+
 /// Coordinator, node and log in this process, with one channel.
 struct World {
     cluster: Standalone,
@@ -79,13 +92,9 @@ struct World {
 impl World {
     async fn start(way: Way) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let data = format!("woodpecker.storage.rootPath={}", directory.path().display());
-        let small = "streaming.walWriteAheadBuffer.capacity=64KiB";
-        let settings = [data.as_str(), small, "rootCoord.port=0", "streamingNode.port=0", "rootCoord.dmlChannelNum=1"];
-        let assignments = settings.map(str::to_owned).to_vec();
-        let config = load(&Sources { assignments, ..Sources::default() }).unwrap();
+        let config = config(directory.path());
         let (machine, cell) = (Machine::real(&config).unwrap(), NodeCell::default());
-        let cluster =
+        let mut cluster =
             Standalone::start(&config, &machine, &Reporters::default(), &cell, &Live::new(&config)).await.unwrap();
         cluster.until_served().await.unwrap();
         let node = Arc::new(Counted { node: cell.get().unwrap().local(), streams: AtomicUsize::new(0) });
@@ -149,6 +158,22 @@ fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 
 fn everything(channel: &str) -> ConsumeOptions {
     ConsumeOptions::new(channel, DeliverPolicy::All)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_ends_during_the_start_says_why_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(directory.path());
+    let (machine, cell) = (Machine::real(&config).unwrap(), NodeCell::default());
+    let metadata = MemoryStore::new(machine.clock.clone());
+    let damaged = Txn::new().put("by-dev/meta/streamingcoord-meta/cchannel", "\u{ff}\u{ff}");
+    metadata.commit(damaged).await.unwrap();
+    let (health, live) = (Reporters::default(), Live::new(&config));
+    let starting = Standalone::start_on(Arc::new(metadata), &config, &machine, &health, &cell, &live);
+    let mut cluster = starting.await.unwrap();
+    let ended = machine.clock.timeout(SOON, cluster.until_served()).await.expect("at once").unwrap_err();
+    let text = format!("{ended:#}");
+    assert!(text.starts_with("the coordinator ended") && text.contains("cchannel"), "{text}");
 }
 
 /// Each behaviour over both ways.
