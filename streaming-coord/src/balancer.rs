@@ -128,9 +128,12 @@ impl Balancer {
                 if let Err(attempt::AttemptError::Catalog(CatalogError::Deposed)) = outcome {
                     return Err(CatalogError::Deposed);
                 }
-                let now = self.context.clock.now();
-                if let Some(channel) = self.channels.get_mut(pchannel.name()) {
+                let (now, name) = (self.context.clock.now(), pchannel.name().to_owned());
+                if let Some(channel) = self.channels.get_mut(&name) {
                     channel.finished(pchannel, record, outcome, now);
+                    if let Some(term) = channel.take_report() {
+                        self.report(&Report { channel: name, term });
+                    }
                 }
             }
         }
@@ -140,10 +143,9 @@ impl Balancer {
     fn report(&mut self, report: &Report) {
         let Some(channel) = self.channels.get_mut(&report.channel) else { return };
         let Some(unavailable) = channel.pchannel().unavailable(report.term) else { return };
-        if let Some(record) = channel.start(None) {
-            tracing::info!(channel = report.channel, term = report.term, "a client reports a failed channel");
-            self.context.tasks.spawn_until_stopped(attempt::mark_unavailable(self.tools.clone(), unavailable, record));
-        }
+        let Some(record) = channel.start(None) else { return channel.keep_report(report.term) };
+        tracing::info!(channel = report.channel, term = report.term, "a client reports a failed channel");
+        self.context.tasks.spawn_until_stopped(attempt::mark_unavailable(self.tools.clone(), unavailable, record));
     }
 
     /// Looks at everything anew: what needs a node or may be moved is given to a job; what changed is published.
@@ -195,10 +197,13 @@ impl Balancer {
     fn hand_over(&mut self, nodes: &Nodes, placement: &Placement) {
         let Some(channel) = self.channels.get_mut(&placement.channel) else { return };
         let Some(node) = nodes.get(placement.node).map(|status| status.node.clone()) else { return };
-        let Some(hand_over) = HandOver::begin(channel.pchannel(), node) else { return };
+        let owner = channel.pchannel().owner().and_then(|owner| nodes.get(owner.server_id));
+        let is_silent = owner.is_some_and(|owner| owner.condition.is_silent());
+        let begin = if is_silent { HandOver::begin_by_asking } else { HandOver::begin };
+        let Some(hand_over) = begin(channel.pchannel(), node) else { return };
         if let Some(record) = channel.start(Some(placement.node)) {
-            let term = hand_over.channel().term();
-            tracing::info!(channel = placement.channel, term, node = placement.node, "assigning");
+            let term = channel.pchannel().term() + 1;
+            tracing::info!(channel = placement.channel, term, node = placement.node, is_silent, "assigning");
             self.context.tasks.spawn_until_stopped(attempt::run(self.tools.clone(), hand_over, record));
         }
     }

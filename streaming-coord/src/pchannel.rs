@@ -95,6 +95,11 @@ impl PChannel {
         self.node.as_ref().filter(|_| self.state == State::Assigned)
     }
 
+    /// The present ownership.
+    fn ownership(&self) -> Option<Ownership> {
+        Some(Ownership { term: self.term, node: self.node.clone()?, mode: self.mode })
+    }
+
     /// Unix time in seconds of the last completed assignment; 0 for none.
     pub(crate) fn assigned_at_s(&self) -> u64 {
         self.assigned_at_s
@@ -116,11 +121,7 @@ impl PChannel {
             return None;
         }
         let mut next = self.clone();
-        if let Some(node) = next.node.take()
-            && self.state != State::Uninitialized
-        {
-            next.histories.push(Ownership { term: self.term, node, mode: self.mode });
-        }
+        next.histories.extend(self.ownership().filter(|_| self.state != State::Uninitialized));
         next.term += 1;
         next.mode = PChannelAccessMode::PchannelAccessReadwrite;
         next.node = Some(node);

@@ -19,6 +19,8 @@ pub(super) struct Channel {
     failures: u32,
     last_error: Option<String>,
     avoid: Option<i64>,
+    /// The term that a client saw fail while a job ran.
+    reported: Option<i64>,
 }
 
 impl Channel {
@@ -35,6 +37,7 @@ impl Channel {
             failures: 0,
             last_error: None,
             avoid: None,
+            reported: None,
         }
     }
 
@@ -56,6 +59,15 @@ impl Channel {
         self.target = target;
         self.retry_at = None;
         Some(record)
+    }
+
+    /// Keeps a report until the job is over: no client says it twice.
+    pub(super) fn keep_report(&mut self, term: i64) {
+        self.reported = Some(term);
+    }
+
+    pub(super) fn take_report(&mut self) -> Option<i64> {
+        self.reported.take()
     }
 
     pub(super) fn stored(&mut self, pchannel: PChannel) {

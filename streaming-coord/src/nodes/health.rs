@@ -25,6 +25,11 @@ impl Condition {
     pub(crate) fn retains(self) -> bool {
         matches!(self, Self::New | Self::Healthy | Self::Suspect)
     }
+
+    /// Whether the node does not answer, though its session lives.
+    pub(crate) fn is_silent(self) -> bool {
+        matches!(self, Self::Suspect | Self::Lost)
+    }
 }
 
 /// When a node whose session lives counts as lost: both must be reached.

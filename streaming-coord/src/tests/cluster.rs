@@ -177,6 +177,9 @@ pub(super) struct Script {
     pub(super) slow: BTreeMap<String, Duration>,
     /// Status calls to fail.
     pub(super) fail_status: bool,
+    /// Removes to fail, and to leave without an answer.
+    pub(super) fail_remove: bool,
+    pub(super) hold_remove: bool,
     pub(super) lag_ms: u64,
 }
 
@@ -286,10 +289,19 @@ impl StreamingNodeManagerService for Manager {
     ) -> Result<Response<StreamingNodeManagerRemoveResponse>, Status> {
         self.check(&request)?;
         let info = request.into_inner().pchannel.unwrap();
-        let mut state = self.state.lock().unwrap();
-        state.told.entry(info.name.clone()).or_default().push(Told::Remove(info.term));
-        if state.open.get(&info.name).is_some_and(|term| *term <= info.term) {
-            state.open.remove(&info.name);
+        let hold = {
+            let mut state = self.state.lock().unwrap();
+            state.told.entry(info.name.clone()).or_default().push(Told::Remove(info.term));
+            if state.script.fail_remove {
+                return Err(StreamingError::inner("not now").into());
+            }
+            if state.open.get(&info.name).is_some_and(|term| *term <= info.term) {
+                state.open.remove(&info.name);
+            }
+            state.script.hold_remove
+        };
+        if hold {
+            std::future::pending::<()>().await;
         }
         Ok(Response::new(StreamingNodeManagerRemoveResponse {}))
     }

@@ -115,6 +115,25 @@ async fn a_report_about_the_present_term_brings_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_report_about_a_channel_that_its_silent_owner_closed_unheard_counts_when_the_owner_is_back() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let mut settings = settings(1);
+    settings.nodes.lost_after = Duration::from_millis(100);
+    settings.nodes.remove_timeout = Duration::from_secs(1);
+    let coordinator = cluster.coordinator(settings).await;
+    let mut client = Raw::open(&coordinator.address).await;
+    client.until(|layout| layout.get(&node.id).is_some_and(|channels| channels[..] == [(CHANNEL.into(), 2)])).await;
+    let _other = cluster.node().await;
+    node.script(|script| (script.fail_status, script.hold_remove) = (true, true));
+    eventually("closed", || node.open().is_empty()).await;
+    client.report(2).await;
+    node.script(|script| (script.fail_status, script.hold_remove) = (false, false));
+    client.until(|layout| layout.values().any(|channels| channels[..] == [(CHANNEL.into(), 3)])).await;
+    coordinator.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn close_and_half_close_are_answered_with_close() {
     let cluster = Cluster::new();
     let coordinator = cluster.coordinator(settings(1)).await;

@@ -93,6 +93,25 @@ async fn a_node_that_fails_for_long_is_emptied() {
 }
 
 #[tokio::test]
+async fn a_node_that_only_the_coordinator_cannot_reach_serves_until_its_channels_can_be_ended() {
+    let cluster = Cluster::new();
+    let node = cluster.node().await;
+    let mut settings = settings(2);
+    settings.nodes.lost_after = Duration::from_millis(100);
+    let (coordinator, tasks) = cluster.bare(settings);
+    eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
+    let other = cluster.node().await;
+    node.script(|script| (script.fail_status, script.fail_remove) = (true, true));
+    eventually("asked more than once", || node.told(CHANNEL).len() > 3).await;
+    assert_eq!(layout(&coordinator.channels()), BTreeMap::from([(node.id, 2)]));
+    assert_eq!(other.told(CHANNEL), []);
+    node.script(|script| script.fail_remove = false);
+    eventually("moved", || layout(&coordinator.channels()).get(&other.id) == Some(&2)).await;
+    assert_eq!(other.told(CHANNEL), [Told::Assign(3)]);
+    tasks.stop();
+}
+
+#[tokio::test]
 async fn every_try_takes_a_new_term() {
     let cluster = Cluster::new();
     let node = cluster.node().await;
