@@ -345,7 +345,7 @@ impl Default for SegmentAppend {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub(crate) struct ObjectStorage {
-    /// Memory for entries of all logs that wait to be put; beyond it appends are refused for the moment.
+    /// Memory for entries of all logs that wait to be put; beyond it appends wait.
     #[schemars(with = "units::SizeText")]
     pub(crate) max_queued: ByteSize,
     /// PUTs of entries begun in a second at most. Where there are more appends, more of them share one.

@@ -188,18 +188,20 @@ impl Client {
     pub async fn delete_log(&self, name: &str) -> Result<(), LogError> {
         let catalog = &self.inner.catalog;
         let mut attempts = self.inner.retrying.attempts(Some(PATIENCE));
-        let mut unsure = None;
+        // Condemned by us, or maybe.
+        let mut ours = None;
         while let Some(found) = catalog.log(name, Some(PATIENCE)).await? {
             // The name was free meanwhile: what has it now came after the deletion.
-            if unsure.is_some_and(|condemned| condemned != found.0.id) {
+            if ours.is_some_and(|condemned| condemned != found.0.id) {
                 break;
             }
             match catalog.condemn(&found).await? {
-                CommitOutcome::Committed(_) => {
-                    self.inner.views.of(found).learn_deleted(None);
+                CommitOutcome::Committed(at) => {
+                    ours = Some(found.0.id);
+                    self.inner.views.of(found).learn_deleted(Some(at));
                     break;
                 }
-                CommitOutcome::Unknown => unsure = Some(found.0.id),
+                CommitOutcome::Unknown => ours = Some(found.0.id),
                 CommitOutcome::Conflict => {}
             }
             if !attempts.wait().await {
@@ -208,7 +210,8 @@ impl Client {
         }
         let condemned: Vec<LogRecord> =
             catalog.condemned().await?.into_iter().filter(|record| record.name == name).collect();
-        if condemned.is_empty() {
+        // Of ours maintenance may have erased all by now.
+        if condemned.is_empty() && ours.is_none() {
             return Err(LogError::NotFound(name.to_owned()));
         }
         for record in condemned {

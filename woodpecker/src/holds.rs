@@ -136,11 +136,10 @@ impl Holds {
 
     /// Ends the registrations that are nobody's. Under the lock of the lease, so that nothing registers them anew.
     async fn let_go(&self) -> Result<(), LogError> {
-        let leaving = self.held().leaving.clone();
-        for name in leaving {
-            self.catalog.unregister(name.0, &name.1).await?;
-            self.held().leaving.remove(&name);
-        }
+        let leaving: Vec<Name> = self.held().leaving.iter().cloned().collect();
+        // Together, since nothing keeps the lease alive meanwhile.
+        self.catalog.unregister(&leaving).await?;
+        self.held().leaving.retain(|name| !leaving.contains(name));
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use woodpecker_core::record::LogRecord;
 use woodpecker_store::backend::{SegmentReader, StoreError};
 
 use crate::{
-    Log, LogError,
+    EntryId, Log, LogError,
     catalog::PATIENCE,
     view::{Extent, Place},
 };
@@ -79,8 +79,10 @@ impl Log {
             let before = std::mem::replace(&mut place, self.client.find(&self.view, number, Some(PATIENCE)).await?);
             match place {
                 _ if place.form() != before.form() => {}
-                // Nothing of it was left to read, and the rest was truncated.
-                Place::Unknown if from > 0 => return Ok(None),
+                // Truncated meanwhile, or nothing of it was left to read. One whose record was lost looks no different.
+                Place::Unknown if EntryId { segment: number, entry: 0 } < self.view.ask(LogRecord::earliest) => {
+                    return Ok(None);
+                }
                 _ => {
                     found.problem = Some(problem.to_string());
                     return Ok(Some(found));

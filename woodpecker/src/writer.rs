@@ -21,9 +21,6 @@ use crate::{AppendError, EntryId, Epoch, catalog::Found, client::Inner, view::Vi
 mod settle;
 mod state;
 
-/// How long until what a full queue had no room for is handed on again.
-const AGAIN: Duration = Duration::from_millis(5);
-
 /// The appending side of a log. Shared by reference; order is the order of [`Writer::append`] calls.
 ///
 /// It rolls segments and moves to a new volume by itself. The first [`AppendError::Fenced`] or
@@ -202,8 +199,8 @@ impl Shared {
         self.finish(after);
     }
 
-    async fn hand_on_again(self: Arc<Self>) {
-        self.client.clock.sleep(AGAIN).await;
+    async fn hand_on_again(self: Arc<Self>, pause: Duration) {
+        self.client.clock.sleep(pause).await;
         let mut after = After::default();
         self.state().hand_on_again(&mut after);
         self.finish(after);
@@ -236,8 +233,8 @@ impl Shared {
         if after.settle {
             self.client.tasks.spawn(settle::settle(self.clone()));
         }
-        if after.again {
-            self.client.tasks.spawn_until_stopped(self.clone().hand_on_again());
+        if let Some(pause) = after.again {
+            self.client.tasks.spawn(self.clone().hand_on_again(pause));
         }
     }
 }

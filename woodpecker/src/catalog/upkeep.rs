@@ -12,7 +12,7 @@ use woodpecker_core::{
     record::{ClosedSegment, ReaderRecord},
 };
 
-use super::{Catalog, PATIENCE, bad, decode_segment};
+use super::{Catalog, DELETES, PATIENCE, bad, decode_segment};
 use crate::LogError;
 
 /// What a key of maintenance's concern is about.
@@ -185,9 +185,12 @@ impl Catalog {
         Ok(matches!(self.retrying.once(self.store.commit(txn)).await?, TxnOutcome::Committed(_)))
     }
 
-    /// Ends a registration.
-    pub async fn unregister(&self, log: LogId, name: &str) -> Result<(), LogError> {
-        self.delete(vec![self.reader_key(log, name)]).await
+    /// Ends registrations.
+    pub async fn unregister(&self, readers: &[(LogId, String)]) -> Result<(), LogError> {
+        for some in readers.chunks(DELETES) {
+            self.delete(some.iter().map(|(log, name)| self.reader_key(*log, name)).collect()).await?;
+        }
+        Ok(())
     }
 
     pub async fn grant_lease(&self, ttl: Duration) -> Result<LeaseId, MetadataError> {

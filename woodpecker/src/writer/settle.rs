@@ -39,11 +39,8 @@ pub(super) async fn settle(shared: Arc<Shared>) {
             Work::Close(ends) => shared.close_ended(ends).await,
             Work::GiveUp(ends) => shared.give_up(ends).await,
         };
-        match made {
-            Ok(()) => {}
-            // Told to close since: that is tried in any case.
-            Err(Unmade::Stopped) if shared.state().is_closing() => {}
-            Err(unmade) => return shared.cannot_settle(unmade),
+        if let Err(unmade) = made {
+            return shared.cannot_settle(unmade);
         }
     }
 }
@@ -120,7 +117,7 @@ impl Shared {
                 let why = StoreError::Unavailable("the metadata store is unavailable".into());
                 self.state().gave_up(Err(AppendError::Failed(why)), &mut after);
             }
-            Unmade::Stopped => self.state().stop_settling(),
+            Unmade::Stopped => self.state().stop_settling(&mut after),
         }
         self.finish(after);
     }

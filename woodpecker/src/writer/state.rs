@@ -20,6 +20,8 @@ const ENTRY_COST: usize = 64;
 const HARD_FACTOR: usize = 8;
 /// Times the segment size: how far a segment may grow while the metadata store does not let it be rolled.
 const STRETCH: u64 = 64;
+/// Until what a full queue had no room for is handed on again: at first, and as long as it stays full.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
@@ -50,8 +52,8 @@ pub(super) struct After {
     pub ended: Option<AppendError>,
     /// The chain must change: run [`super::settle`].
     pub settle: bool,
-    /// The medium had no room: hand on again in a moment.
-    pub again: bool,
+    /// The medium had no room: hand on again in so long.
+    pub again: Option<Duration>,
 }
 
 /// How the chain must change.
@@ -93,6 +95,8 @@ pub(super) struct State {
     settling: bool,
     /// Handing on again is under way.
     again: bool,
+    /// How long it waited last.
+    pause: Duration,
     abandoned: bool,
     found: Found,
     /// The last segment that the record opened for this writer.
@@ -159,6 +163,7 @@ impl State {
             roll: false,
             settling: false,
             again: false,
+            pause: Duration::ZERO,
             abandoned: false,
             found,
             newest: 0,
@@ -269,6 +274,7 @@ impl State {
                     active.issued = first + waiting.count();
                     active.bytes += waiting.bytes as u64;
                     self.waiting.push_back(waiting);
+                    self.pause = Duration::ZERO;
                 }
                 Err(StoreError::Ended) => {
                     active.refusing = true;
@@ -277,7 +283,10 @@ impl State {
                 // What others have queued is in the way. To refuse this one and take a later one would leave a hole.
                 Err(StoreError::Unavailable(_)) => {
                     self.held.push_front(waiting);
-                    after.again |= !std::mem::replace(&mut self.again, true);
+                    if !std::mem::replace(&mut self.again, true) {
+                        self.pause = (2 * self.pause).clamp(AGAIN.0, AGAIN.1);
+                        after.again = Some(self.pause);
+                    }
                     return;
                 }
                 Err(error) => {
@@ -526,9 +535,13 @@ impl State {
     }
 
     /// The one who settles stops without having done the work; the next append that needs it asks again.
-    pub fn stop_settling(&mut self) {
+    pub fn stop_settling(&mut self, after: &mut After) {
         self.settling = false;
         self.roll = false;
+        // Told to close since: that is tried in any case.
+        if self.is_closing() {
+            self.ask_to_settle(after);
+        }
     }
 }
 

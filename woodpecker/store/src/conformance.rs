@@ -386,11 +386,12 @@ pub async fn others_that_create_a_segment_in_vain_leave_its_owner_alone(medium: 
     for (log, filled_before) in [(1, 0), (2, 3)] {
         let owner = Open::create(&process, log).await;
         owner.fill(0, filled_before).await;
-        let kept = Open::create(&process, log).await;
+        let kept = [Open::create(&process, log).await, Open::create(&process, log).await];
         drop(Open::create(&process, log).await);
-        owner.fill(filled_before, 5).await;
         let reader = open(&process, owner.key, owner.placement(), None).await;
-        within("what is appended to be there", reader.readable(4)).await;
+        let waiting = reader.readable(4);
+        let filling = owner.fill(filled_before, 5);
+        within("what is appended to be there", async { tokio::join!(waiting, filling) }).await;
         assert_eq!(tail(&reader).await, 5);
         assert_eq!(fence(&process, owner.key, owner.placement()).await, 5);
         wait_fenced(&owner).await;

@@ -226,7 +226,7 @@ impl SegmentWriter for Writer {
         if pending.closed {
             return Err(StoreError::Ended);
         }
-        if pending.bytes + bytes > MAX_QUEUED_BYTES {
+        if pending.bytes > 0 && pending.bytes + bytes > MAX_QUEUED_BYTES {
             return Err(StoreError::Unavailable("the volume's queue is full".into()));
         }
         numbering.next += entries.len() as u64;

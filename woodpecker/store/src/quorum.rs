@@ -193,11 +193,12 @@ impl QuorumBackend {
         peers(&self.context, &self.state, stores)
     }
 
-    /// The segment as this process writes it, if it does.
+    /// The segment as this process writes it, if it does. Where several were created, the stores know the owner's.
     fn local(&self, key: SegmentKey, placement: &Placement) -> Option<Arc<Segment>> {
         let segments: Vec<_> = locked(&self.state).segments.get(&key)?.iter().filter_map(Weak::upgrade).collect();
-        let written = segments.into_iter().filter(|segment| segment.is_at(placement) && !segment.has_ended());
-        written.max_by_key(|segment| segment.acked())
+        let mut there = segments.into_iter().filter(|segment| segment.is_at(placement));
+        let (Some(segment), None) = (there.next(), there.next()) else { return None };
+        (!segment.has_ended()).then_some(segment)
     }
 
     /// Stores for a segment, each of which was heard of.

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesOrdered};
 use tokio::sync::oneshot;
-use woodpecker::{AppendError, EntryId, Epoch, Position};
+use woodpecker::{AppendError, EntryId, Epoch, LogError, Position};
 use woodpecker_base::{
     clock::Clock,
     metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
@@ -24,7 +24,7 @@ use woodpecker_store::backend::{Backend, SegmentEnd, SegmentOwner, SegmentReader
 
 use crate::{
     on_every_medium,
-    world::{World, append, append_all, payload, read, read_all, soon},
+    world::{Process, World, append, append_all, payload, read, read_all, soon},
 };
 
 on_every_medium!(
@@ -126,47 +126,91 @@ async fn lost_answers_change_nothing(mut world: World) {
     process.client.delete_log("log").await.unwrap();
 }
 
-/// Loses the answer of a commit, and somebody is told before that is known.
+/// Holds the answer of a commit back, or loses it: somebody is told that it was made, and says when to go on.
 #[derive(Debug, Default)]
-struct Overtaken(Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>);
+struct Overtaken(Mutex<Option<HeldBack>>);
+
+#[derive(Debug)]
+struct HeldBack {
+    made: oneshot::Sender<()>,
+    go_on: oneshot::Receiver<()>,
+    answered: bool,
+}
 
 #[async_trait]
 impl Interference for Overtaken {
     async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
         let outcome = store.commit(txn).await;
         let armed = self.0.lock().unwrap().take();
-        let Some((done, go_on)) = armed else { return outcome };
-        done.send(()).unwrap();
+        let Some(HeldBack { made, go_on, answered }) = armed else { return outcome };
+        made.send(()).unwrap();
         go_on.await.unwrap();
+        if answered {
+            return outcome;
+        }
         Err(MetadataError::Unavailable("the answer was lost".to_owned()))
     }
 }
 
-#[tokio::test]
-async fn a_deletion_whose_answer_is_lost_spares_the_log_that_has_the_name_by_then() {
-    let world = World::memory().await;
-    let tasks = Tasks::new();
-    let backend = world.backend(&tasks).await;
-    let store = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), Overtaken::default()));
-    let deleting = world.process_with(store.clone(), world.metadata.clone(), backend, tasks);
-    let other = world.process().await;
-    append_all(&deleting.log("log").await.open_writer().await.unwrap(), "old", 5).await;
-    let (done, deleted) = oneshot::channel();
-    let (go_on, wait) = oneshot::channel();
-    *store.by.0.lock().unwrap() = Some((done, wait));
-    let recreating = async {
+/// What `meanwhile` comes to, and the deletion, which is made before it and known after it.
+async fn delete_and_meanwhile<T>(
+    deleting: &Process,
+    overtaken: &Overtaken,
+    answered: bool,
+    meanwhile: impl AsyncFnOnce() -> T,
+) -> (Result<(), LogError>, T) {
+    let (made, deleted) = oneshot::channel();
+    let (told, go_on) = oneshot::channel();
+    *overtaken.0.lock().unwrap() = Some(HeldBack { made, go_on, answered });
+    let meanwhile = async {
         deleted.await.unwrap();
-        let log = other.client.create_log("log").await.unwrap();
-        let writer = log.open_writer().await.unwrap();
-        let written = append_all(&writer, "new", 5).await;
-        go_on.send(()).unwrap();
-        (writer, written)
+        let outcome = meanwhile().await;
+        told.send(()).unwrap();
+        outcome
     };
-    let (deletion, (writer, mut written)) =
-        soon("both", Box::pin(async { tokio::join!(deleting.client.delete_log("log"), recreating) })).await;
-    deletion.unwrap();
-    written.push((append(&writer, "on").await, "on".to_owned()));
-    assert_eq!(read_all(&world.process().await.log("log").await).await, written);
+    soon("both", Box::pin(async { tokio::join!(deleting.client.delete_log("log"), meanwhile) })).await
+}
+
+#[tokio::test]
+async fn a_deletion_spares_the_log_that_has_the_name_when_its_answer_comes_or_is_lost() {
+    for answered in [false, true] {
+        let world = World::memory().await;
+        let tasks = Tasks::new();
+        let backend = world.backend(&tasks).await;
+        let store = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), Overtaken::default()));
+        let deleting = world.process_with(store.clone(), world.metadata.clone(), backend, tasks);
+        append_all(&deleting.log("log").await.open_writer().await.unwrap(), "old", 5).await;
+        // By the same process, which may take the one for the other.
+        let recreating = async || {
+            let log = deleting.client.create_log("log").await.unwrap();
+            let writer = log.open_writer().await.unwrap();
+            let written = append_all(&writer, "new", 5).await;
+            (log, writer, written)
+        };
+        let (deletion, (log, writer, mut written)) =
+            delete_and_meanwhile(&deleting, &store.by, answered, recreating).await;
+        deletion.unwrap();
+        written.push((append(&writer, "on").await, "on".to_owned()));
+        assert_eq!(read_all(&log).await, written);
+        assert_eq!(read_all(&world.process().await.log("log").await).await, written);
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_maintenance_completes_before_its_answer_comes_is_one() {
+    for answered in [false, true] {
+        let world = World::memory().await;
+        let tasks = Tasks::new();
+        let backend = world.backend(&tasks).await;
+        let store = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), Overtaken::default()));
+        let deleting = world.process_with(store.clone(), world.metadata.clone(), backend, tasks);
+        let other = world.process().await;
+        append_all(&deleting.log("log").await.open_writer().await.unwrap(), "old", 5).await;
+        let (deletion, _) = delete_and_meanwhile(&deleting, &store.by, answered, async || other.maintain().await).await;
+        deletion.unwrap();
+        let again = deleting.client.delete_log("log").await.unwrap_err();
+        assert_eq!(again.code(), "LOG_NOT_FOUND");
+    }
 }
 
 async fn truncation_under_a_rolling_writer_fences_nobody(mut world: World) {
@@ -308,7 +352,7 @@ impl Backend for Gate {
     }
 }
 
-async fn gated(world: &World) -> (crate::world::Process, Arc<Gate>) {
+async fn gated(world: &World) -> (Process, Arc<Gate>) {
     let tasks = Tasks::new();
     let inner = world.backend(&tasks).await;
     let gate = Arc::new(Gate {

@@ -131,6 +131,20 @@ async fn a_segment_that_was_being_opened_when_the_one_before_was_displaced_waits
 }
 
 #[tokio::test]
+async fn a_writer_told_to_close_while_its_chain_stops_changing_is_closed() {
+    let mut bench = Bench::new();
+    bench.open(1, &[]);
+    bench.append(100);
+    assert!(std::mem::take(&mut bench.after.settle), "it is full");
+    bench.state.close(&mut bench.after);
+    bench.state.acked(1, 1, &mut bench.after);
+    assert!(!bench.after.settle, "that is under way");
+    bench.state.stop_settling(&mut bench.after);
+    assert!(bench.after.settle);
+    assert_eq!(bench.state.work(), Work::GiveUp(vec![end(1, 1, 100)]));
+}
+
+#[tokio::test]
 async fn what_the_medium_has_no_room_for_keeps_its_place() {
     let mut bench = Bench::new();
     let segment = bench.open(1, &[]);
@@ -138,13 +152,13 @@ async fn what_the_medium_has_no_room_for_keeps_its_place() {
     for bytes in 1..=3 {
         bench.append(bytes);
     }
-    assert!(std::mem::take(&mut bench.after.again));
+    assert!(bench.after.again.take().is_some());
     segment.room.store(2, Ordering::Relaxed);
     bench.append(4);
-    assert!(!bench.after.again, "that is under way");
+    assert_eq!(bench.after.again, None, "that is under way");
     bench.state.hand_on_again(&mut bench.after);
     assert_eq!(segment.count(), 2);
-    assert!(bench.after.again);
+    assert!(bench.after.again.is_some());
     bench.state.acked(1, 2, &mut bench.after);
     segment.room.store(4, Ordering::Relaxed);
     bench.state.hand_on_again(&mut bench.after);

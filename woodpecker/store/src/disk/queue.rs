@@ -68,7 +68,8 @@ impl Queue {
         if pending.closed {
             return Err(StoreError::Ended);
         }
-        if pending.bytes + bytes > self.limit {
+        // One that is larger than the queue goes alone, or it would wait for ever.
+        if pending.bytes > 0 && pending.bytes + bytes > self.limit {
             return Err(StoreError::Unavailable(format!("{} bytes wait to be written already", pending.bytes).into()));
         }
         pending.bytes += bytes;

@@ -150,7 +150,8 @@ impl Volume {
         if state.phase != Phase::Open {
             return Err(StoreError::Ended);
         }
-        if state.bytes + append.bytes > self.view.bucket.settings.queued_bytes {
+        // One that is larger than the queue goes alone, or it would wait for ever.
+        if state.bytes > 0 && state.bytes + append.bytes > self.view.bucket.settings.queued_bytes {
             return Err(StoreError::Unavailable("the volume's queue is full".into()));
         }
         state.bytes += append.bytes;
@@ -160,10 +161,12 @@ impl Volume {
         Ok(())
     }
 
-    /// The segment, while somebody can append to it or something of it is under way.
+    /// The segment, while somebody can append to it or something of it is under way, and as far as that is known here.
     pub fn segment(&self, key: SegmentKey) -> Option<Arc<Segment>> {
         let live = self.state().records.get(&key)?.live();
-        live.into_iter().max_by_key(|segment| segment.appended())
+        let several = live.len() > 1;
+        // Of several the one that took appends is the owner's, which nobody can tell before.
+        live.into_iter().max_by_key(|segment| segment.appended()).filter(|owners| !several || owners.appended() > 0)
     }
 
     /// Stops a segment of this volume without a fence, since nobody else may write here: waits for what is under way and

@@ -155,6 +155,8 @@ async fn more_than_the_hard_bound_in_flight_is_refused_and_takes_no_number() {
     one.owner.wait_acked(2).await;
     assert_eq!(one.writer.append(vec![entry(key(1), 2)]).unwrap(), 2);
     one.owner.wait_acked(3).await;
+    assert_eq!(one.writer.append(vec![Bytes::from(vec![0; 2_000])]).unwrap(), 3, "alone it may be larger");
+    one.owner.wait_acked(4).await;
 }
 
 /// Room comes back only when nobody has the file open any more.

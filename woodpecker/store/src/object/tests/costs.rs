@@ -86,6 +86,18 @@ async fn many_bytes_go_in_several_puts_at_once_and_are_bounded() {
 }
 
 #[tokio::test]
+async fn what_waits_to_be_put_is_bounded_and_one_append_alone_may_be_larger() {
+    let shared = Shared::memory().with(|settings| settings.queued_bytes = 1_000);
+    let (backend, _tasks) = shared.backend();
+    let log = Log::create(&backend, 1).await;
+    log.append(vec![7; 2_000]);
+    // On one thread nothing is taken from the queue before the test waits.
+    let refused = log.writer.append(vec![Bytes::from(vec![7; 10])]);
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    log.owner.wait_acked(1).await;
+}
+
+#[tokio::test]
 async fn the_rate_of_puts_is_capped() {
     let shared = Shared::memory().with(|settings| settings.puts_per_second = 20);
     let (backend, _tasks) = shared.backend();
