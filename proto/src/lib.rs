@@ -9,7 +9,7 @@
 mod message;
 mod properties;
 
-pub use self::properties::Properties;
+pub use self::properties::{MAX_PROPERTIES, Properties};
 
 /// One module for each package; siblings, because generated code names other packages through `super`.
 macro_rules! package {

@@ -51,6 +51,9 @@ struct Span {
 /// Room for what the streaming system and a user usually put into a message.
 const BYTES: usize = 256;
 const ENTRIES: usize = 8;
+/// A message with more properties is not read: each is put where it belongs among the others, and takes far more memory
+/// than the eight bytes that it can have on the wire.
+pub const MAX_PROPERTIES: usize = 2048;
 
 impl Properties {
     // Inlined so that a known key's head is computed by the compiler.
@@ -87,6 +90,12 @@ impl Properties {
     #[must_use]
     pub fn size(&self) -> usize {
         self.entries().iter().map(|entry| entry.key.len() + entry.value.len()).sum()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.entries().len()
     }
 
     fn entries(&self) -> &[Entry] {
@@ -238,6 +247,9 @@ impl Properties {
     }
 
     /// Reads one property. Of two with the same key the later one counts.
+    ///
+    /// # Errors
+    /// It is none, or one of more than [`MAX_PROPERTIES`].
     pub(crate) fn merge(
         &mut self,
         wire_type: WireType,
@@ -245,6 +257,9 @@ impl Properties {
         context: DecodeContext,
     ) -> Result<(), DecodeError> {
         check_wire_type(WireType::LengthDelimited, wire_type)?;
+        if self.count() >= MAX_PROPERTIES {
+            return Err(too_many());
+        }
         let mut rest = buffer.chunk();
         if let Some((key, value)) = whole(&mut rest).and_then(pair) {
             self.texts().set(key, value);
@@ -265,6 +280,11 @@ impl Properties {
         self.set(texts.0, texts.1);
         Ok(())
     }
+}
+
+#[expect(deprecated, reason = "prost has no other way for those who decode by hand")]
+fn too_many() -> DecodeError {
+    DecodeError::new(format!("a message has more than {MAX_PROPERTIES} properties"))
 }
 
 /// What is there with its length.
@@ -318,6 +338,22 @@ mod tests {
 
     fn maps() -> impl Strategy<Value = BTreeMap<String, String>> {
         prop::collection::btree_map("[a-c_\\x00]{0,3}|[a-b]{7,10}", ".{0,300}", 0..16)
+    }
+
+    #[test]
+    fn more_properties_than_a_message_may_have_are_not_read() {
+        // In the order that costs most.
+        let written = |count: usize| {
+            let mut bytes = Vec::new();
+            for number in (0..count).rev() {
+                let one: Properties = [(format!("{number:06}"), "")].into_iter().collect();
+                one.encode(2, &mut bytes);
+            }
+            messages::Message::decode(bytes.as_slice())
+        };
+        assert_eq!(written(MAX_PROPERTIES).unwrap().properties.count(), MAX_PROPERTIES);
+        assert!(written(MAX_PROPERTIES + 1).unwrap_err().to_string().contains("2048 properties"));
+        written(300_000).unwrap_err();
     }
 
     proptest! {

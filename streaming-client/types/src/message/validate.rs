@@ -1,6 +1,9 @@
 //! What a node asks of a message before it accepts it from a producer.
 
-use streaming_proto::messages::{BroadcastHeader, ReplicateHeader};
+use streaming_proto::{
+    MAX_PROPERTIES,
+    messages::{BroadcastHeader, ReplicateHeader},
+};
 
 use crate::{
     Message, MessageType, StreamingCode, StreamingError, TimeTick, TxnContext,
@@ -12,6 +15,10 @@ use crate::{
 /// What a message of another cluster may have beside what its source let in: the place where it stands there, and longer
 /// names of channels.
 const REPLICATION_BYTES: usize = 64 << 10;
+
+/// How many properties a message may have. What nodes and replication add still makes one that can be read.
+const PROPERTIES: usize = 1024;
+const _: () = assert!(2 * PROPERTIES <= MAX_PROPERTIES);
 
 /// What was read of a message while it was checked, so that nobody reads it again.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +37,8 @@ pub struct Produced {
 pub enum InvalidMessage {
     #[error("message of {size} bytes is larger than {limit}")]
     TooLarge { size: usize, limit: usize },
+    #[error("message of {count} properties has more than {PROPERTIES}")]
+    TooManyProperties { count: usize },
     #[error(transparent)]
     Property(#[from] PropertyError),
     #[error("property {0} is set by the node that appends, not by a client")]
@@ -87,6 +96,10 @@ pub fn check_produced(message: &Message, pchannel: &str, limit: usize) -> Result
     let more = if properties.contains(key::REPLICATE) { REPLICATION_BYTES } else { 0 };
     if size > limit.saturating_add(more) {
         return Err(InvalidMessage::TooLarge { size, limit });
+    }
+    let (count, more) = (properties.count(), if properties.contains(key::REPLICATE) { SET_BY_NODE.len() } else { 0 });
+    if count > PROPERTIES + more {
+        return Err(InvalidMessage::TooManyProperties { count });
     }
     if let Some(key) = SET_BY_NODE.into_iter().find(|key| properties.contains(key)) {
         return Err(InvalidMessage::SetByClient(key));

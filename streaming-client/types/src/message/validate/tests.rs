@@ -57,6 +57,17 @@ fn what_was_read_is_handed_on() {
 }
 
 #[test]
+fn a_message_has_not_any_number_of_properties() {
+    let mut message = insert();
+    for number in message.properties.count()..1024 {
+        message.properties.set(number.to_string(), "");
+    }
+    check(&message).unwrap();
+    message.properties.set("more", "");
+    assert_eq!(check(&message), Err(InvalidMessage::TooManyProperties { count: 1025 }));
+}
+
+#[test]
 fn missing_properties_are_named() {
     assert_eq!(refused_without("_t"), property("_t", PropertyFault::Missing));
     assert_eq!(refused_without("_v"), property("_v", PropertyFault::Missing));
