@@ -81,8 +81,9 @@ pub(crate) async fn topology(arguments: TopologyArgs) -> anyhow::Result<()> {
     match arguments.verb {
         TopologyVerb::Show { connect: arguments } => show(&connect(&arguments).await?).await,
         TopologyVerb::Apply { connect: arguments, force_promote, file } => {
-            let wanted = Topology::read(&file)?.into_wire();
+            let mut wanted = Topology::read(&file)?.into_wire();
             let Cluster { client, .. } = connect(&arguments).await?;
+            keep_tokens(&mut wanted, client.replicate_configuration().as_deref());
             if force_promote {
                 client.force_promote(wanted, arguments.timeout).await?;
             } else {
@@ -90,6 +91,19 @@ pub(crate) async fn topology(arguments: TopologyArgs) -> anyhow::Result<()> {
             }
             say!("in force in cluster {}", arguments.cluster);
             Ok(())
+        }
+    }
+}
+
+/// A file has no tokens: those that are in force stay, each for where it was meant.
+fn keep_tokens(wanted: &mut ReplicateConfiguration, now: Option<&ReplicateConfiguration>) {
+    let now = now.map_or(&[][..], |now| &now.clusters);
+    for cluster in &mut wanted.clusters {
+        let Some(connection) = &mut cluster.connection_param else { continue };
+        let known = now.iter().filter(|known| known.cluster_id == cluster.cluster_id);
+        let mut known = known.filter_map(|known| known.connection_param.as_ref());
+        if let Some(same) = known.find(|known| known.uri == connection.uri) {
+            connection.token.clone_from(&same.token);
         }
     }
 }

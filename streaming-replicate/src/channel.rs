@@ -3,7 +3,11 @@
 //! All that is sent between two questions for the checkpoint is one session: one stream, to one owner of the target. What
 //! goes wrong ends it, and the next one begins at the checkpoint of then, so nothing is lost and nothing counts twice.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::pin,
+    time::Duration,
+};
 
 use futures::{
     FutureExt,
@@ -25,6 +29,9 @@ use crate::{
     metrics::Metrics,
     rewrite::{Names, RewriteError},
 };
+
+/// How often it is shown how far the target is behind.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// See the module.
 pub(crate) struct Channel {
@@ -71,13 +78,18 @@ impl Channel {
         let Settings { backoff_min, backoff_max, interval, .. } = self.settings;
         let mut backoff = Backoff::new(self.clock.clone(), &self.random, backoff_min, backoff_max);
         let (source, target) = (&self.source_channel, &self.target_channel);
+        // As far as can be known until it answers.
+        self.metrics.reached(self.clock.wall_ms(), 0);
         loop {
             let began = self.clock.now();
-            match self.session().await {
+            match self.watched_session().await {
                 Ok(Ended::Released) => {
                     tracing::info!(source, target, "the target has everything and follows no more");
+                    self.metrics.reached(0, 0);
                 }
                 Ok(Ended::NotOurs) => {
+                    self.metrics.reached(0, 0);
+                    self.metrics.show(self.clock.wall_ms());
                     self.clock.sleep(interval).await;
                 }
                 Err(error) => {
@@ -87,6 +99,18 @@ impl Channel {
                     }
                     backoff.wait().await;
                 }
+            }
+        }
+    }
+
+    /// A session, and beside it how far the target is behind: most of all while nothing is answered.
+    async fn watched_session(&self) -> Result<Ended, Broken> {
+        let mut session = pin!(self.session());
+        let mut looks = self.clock.ticker(LOOK);
+        loop {
+            tokio::select! {
+                ended = &mut session => return ended,
+                _ = looks.tick() => self.metrics.show(self.clock.wall_ms()),
             }
         }
     }
@@ -257,7 +281,7 @@ impl Shipping<'_> {
 
     fn gauge(&self) {
         let behind = self.sent.len() + self.queue.len();
-        self.channel.metrics.reached(self.reached.tick, self.channel.clock.wall_ms(), behind);
+        self.channel.metrics.reached(self.reached.tick.physical_ms(), behind);
     }
 }
 

@@ -1,7 +1,11 @@
 //! What the shipping side counts, for each pair of channels.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use metrics::{Counter, Gauge, counter, gauge};
-use streaming_types::TimeTick;
 
 #[derive(Clone)]
 pub(crate) struct Metrics {
@@ -12,6 +16,8 @@ pub(crate) struct Metrics {
     /// Milliseconds by which the target is behind the source's newest tick.
     lag: Gauge,
     in_flight: Gauge,
+    /// In milliseconds, what the target has reached; 0 when there is nothing to ship.
+    reached_ms: Arc<AtomicU64>,
 }
 
 impl Metrics {
@@ -24,6 +30,7 @@ impl Metrics {
             connected: gauge!("milvus_cdc_stream_rpc_connections", &labels),
             lag: gauge!("milvus_cdc_replicate_lag", &labels),
             in_flight: gauge!("milvus_cdc_in_flight_messages", &labels),
+            reached_ms: Arc::default(),
         }
     }
 
@@ -39,12 +46,21 @@ impl Metrics {
         self.bytes.increment(bytes as u64);
     }
 
-    /// The target has everything up to `reached`, and so many messages are on their way to it.
-    pub(crate) fn reached(&self, reached: TimeTick, now_ms: u64, in_flight: usize) {
-        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a lag")]
-        self.lag.set(now_ms.saturating_sub(reached.physical_ms()) as f64);
+    /// The target has everything up to then, and so many messages are on their way to it.
+    pub(crate) fn reached(&self, ms: u64, in_flight: usize) {
+        self.reached_ms.store(ms, Ordering::Relaxed);
         #[expect(clippy::cast_precision_loss, reason = "a count of messages")]
         self.in_flight.set(in_flight as f64);
+    }
+
+    /// Shows by how much the target is behind. It is more by the minute if nothing reaches it, and nobody else says so.
+    pub(crate) fn show(&self, now_ms: u64) {
+        let lag = match self.reached_ms.load(Ordering::Relaxed) {
+            0 => 0,
+            reached => now_ms.saturating_sub(reached),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of a lag")]
+        self.lag.set(lag as f64);
     }
 }
 

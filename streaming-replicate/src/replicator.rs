@@ -25,6 +25,7 @@ pub struct Replicator {
 #[derive(Debug)]
 struct Target {
     connection: ConnectionParam,
+    names: Names,
     client: Client,
     tasks: Tasks,
 }
@@ -72,13 +73,13 @@ impl Replicator {
         for cluster in topology.clusters.iter().filter(|cluster| cluster.cluster_id != self.cluster) {
             let id = &cluster.cluster_id;
             let connection = cluster.connection_param.clone().unwrap_or_default();
-            if targets.get(id).is_some_and(|target| target.connection == connection) {
+            let Some(names) = Names::new(topology, &self.cluster, id) else { continue };
+            if targets.get(id).is_some_and(|target| target.connection == connection && target.names == names) {
                 continue;
             }
             if let Some(former) = targets.remove(id) {
                 former.tasks.stop();
             }
-            let Some(names) = Names::new(topology, &self.cluster, id) else { continue };
             let settings = streaming_client::Settings {
                 cluster: id.clone(),
                 ..streaming_client::Settings::new(Discovery::Address(address_of(&connection.uri)))
@@ -91,9 +92,9 @@ impl Replicator {
                     continue;
                 }
             };
-            let target = Target { connection, client, tasks: tasks.branch() };
-            for (source, counterpart) in names.pchannels() {
-                let channel = self.channel(&target, &names, id, (source, counterpart));
+            let target = Target { connection, names, client, tasks: tasks.branch() };
+            for (source, counterpart) in target.names.pchannels() {
+                let channel = self.channel(&target, id, (source, counterpart));
                 target.tasks.spawn_until_stopped(channel.run());
             }
             targets.insert(id.clone(), target);
@@ -110,11 +111,11 @@ impl Replicator {
         }
     }
 
-    fn channel(&self, target: &Target, names: &Names, id: &str, (source, counterpart): (&str, &str)) -> Channel {
+    fn channel(&self, target: &Target, id: &str, (source, counterpart): (&str, &str)) -> Channel {
         Channel {
             source: self.source.clone(),
             target: target.client.clone(),
-            names: names.clone(),
+            names: target.names.clone(),
             source_cluster: self.cluster.clone(),
             target_cluster: id.to_owned(),
             source_channel: source.to_owned(),

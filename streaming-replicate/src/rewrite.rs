@@ -17,7 +17,7 @@ const VIRTUAL_CHANNELS: u64 = 9;
 const PHYSICAL_CHANNELS: u64 = 10;
 
 /// What the channels of the source are called at the target.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Names {
     source_cluster: String,
     pchannels: BTreeMap<String, String>,

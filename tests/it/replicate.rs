@@ -28,6 +28,7 @@ use woodpecker_base::{
 };
 
 use crate::{
+    admin::get,
     cluster::{Backend, Medium},
     process::{Role, printed},
     security::Secrets,
@@ -407,7 +408,7 @@ async fn roles_change_there_and_back_without_loss_between_log_stores_and_object_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_ships_shows_the_token_of_the_topology_where_he_has_none_of_his_own() -> anyhow::Result<()> {
-    let (_directory, mut west, east) = start([Backend::Local, Backend::Local], true).await?;
+    let (directory, mut west, east) = start([Backend::Local, Backend::Local], true).await?;
     let theirs = east.secrets.as_ref().context("a secured cluster")?;
     let token = std::fs::read_to_string(theirs.path("write"))?;
     let edge = CrossClusterTopology { source_cluster_id: west.name.into(), target_cluster_id: east.name.into() };
@@ -422,8 +423,54 @@ async fn who_ships_shows_the_token_of_the_topology_where_he_has_none_of_his_own(
     west.start_replicator_with(&east, None)?;
     let load = Load::start(&west, 0, "shipped");
     tokio::time::sleep(Duration::from_millis(300)).await;
+    // What is shown can be applied, and takes no token away, which a file does not have.
+    let file = directory.path().join("shown.yaml");
+    std::fs::write(&file, west.topology(&["show"], None)?)?;
+    west.topology(&["apply"], Some(&file))?;
+    let admin = connect(west.name, &west.port, west.secrets.as_ref(), "admin").await?;
+    let now = admin.replicate_configuration();
+    ensure!(now.as_deref() == Some(&wanted), "{now:?}");
     let acked = load.finish().await?;
     check(&west, &east, 0, &acked, "the end").await
+}
+
+/// Milliseconds by which the follower of the first channel is behind, as the process that ships to it says.
+fn lag(site: &Site) -> anyhow::Result<u64> {
+    let shipping = site.replicators.last().context("somebody ships")?;
+    let (_, shown) = get(shipping, "/metrics", "")?;
+    let first = |line: &&str| line.starts_with("milvus_cdc_replicate_lag{") && line.contains("dml_0\"");
+    let line = shown.lines().find(first).with_context(|| format!("no lag in {shown}"))?;
+    Ok(line.rsplit(' ').next().unwrap_or_default().parse()?)
+}
+
+async fn until_lag(site: &Site, is: impl Fn(u64) -> bool) -> anyhow::Result<()> {
+    let mut seen = 0;
+    for _ in 0..300 {
+        seen = lag(site)?;
+        if is(seen) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("it is {seen} ms")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_is_down_is_seen_to_be_behind_by_whoever_ships_since_then_too() -> anyhow::Result<()> {
+    let (directory, mut west, mut east) = start([Backend::Local, Backend::Local], false).await?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator(&east)?;
+    let load = Load::start(&west, 0, "shipped");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    until_lag(&west, |lag| lag < 2_000).await?;
+    east.process.kill()?;
+    until_lag(&west, |lag| lag > 4_000).await?;
+    west.replicators.pop().context("started")?.kill()?;
+    west.start_replicator(&east)?;
+    until_lag(&west, |lag| lag > 2_000).await?;
+    east.restart()?;
+    until_lag(&west, |lag| lag < 2_000).await?;
+    check(&west, &east, 0, &load.finish().await?, "the end").await
 }
 
 /// Whoever is to ship may hear of it from the target before its own cluster does, which has followed this target before.
