@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
@@ -96,7 +96,10 @@ impl ServerArgs {
         if let Some(data) = &self.data {
             assignments.push(format!("woodpecker.storage.rootPath={}", data.display()));
         }
-        load(&Sources { files: self.config.clone(), environment: std::env::vars().collect(), assignments })
+        // What is no text is not meant for us.
+        let text = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        let environment = std::env::vars_os().filter_map(text).collect();
+        load(&Sources { files: self.config.clone(), environment, assignments })
     }
 }
 

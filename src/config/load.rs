@@ -64,8 +64,11 @@ struct Layer {
 impl Layer {
     fn from_file(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let values: Option<Dict> =
-            serde_saphyr::from_str(&text).with_context(|| format!("{} is not valid YAML", path.display()))?;
+        // The parser's own words repeat what is written there, and that may be a secret.
+        let values: Option<Dict> = serde_saphyr::from_str(&text).map_err(|error| {
+            let at = error.location().map(|at| format!(" at line {}, column {}", at.line(), at.column()));
+            anyhow::anyhow!("{} is not valid YAML{}", path.display(), at.unwrap_or_default())
+        })?;
         Ok(Self { name: path.display().to_string(), values: values.unwrap_or_default() })
     }
 
@@ -197,6 +200,7 @@ mod tests {
     fn an_impossible_value_is_named() {
         for (assignment, key) in [
             ("rootCoord.dmlChannelNum=0", "rootCoord.dmlChannelNum"),
+            ("rootCoord.dmlChannelNum=4294967295", "rootCoord.dmlChannelNum"),
             ("common.session.ttl=0s", "common.session.ttl"),
             ("streaming.maxMessageSize=0B", "streaming.maxMessageSize"),
             ("msgChannel.chanNamePrefix.cluster=", "msgChannel.chanNamePrefix.cluster"),
@@ -245,6 +249,16 @@ mod tests {
         // YAML has read a number here, and the zeros are gone: it cannot be used, and must not be shown.
         let error = format!("{:#}", from_yaml("minio: {secretAccessKey: 00123}").unwrap_err());
         assert!(error.contains("quotes") && !error.contains("123"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_yaml_is_told_by_its_place_and_no_secret_of_it() {
+        for wrong in ["@hunter2", "*hunter2", "'hunter2", "%hunter2", "hunter2: hunter2: 1", "{hunter2"] {
+            let text = format!("etcd:\n  rootPath: hunter2\nminio:\n  secretAccessKey: {wrong}\n");
+            let error = format!("{:?}", from_yaml(&text).unwrap_err());
+            assert!(error.contains("line ") && error.contains("not valid YAML"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

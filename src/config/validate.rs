@@ -85,6 +85,8 @@ impl Config {
         for (key, value) in positive {
             ensure!(value > 0, "{key}: must be more than zero");
         }
+        let (channels, most) = (self.root_coord.dml_channel_num, streaming_coord::Settings::MAX_CHANNELS);
+        ensure!(channels <= most, "rootCoord.dmlChannelNum: {channels} is more than {most}");
         ensure!(
             objects.max_queued >= self.streaming.max_entry_size,
             "woodpecker.client.objectStorage.maxQueued: {} has no room for an entry of streaming.maxEntrySize, {}",

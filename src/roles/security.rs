@@ -86,8 +86,9 @@ impl Security {
     /// As [`Security::open`]'s; the old ones stay.
     pub(crate) fn renew_certificates(&self) -> anyhow::Result<()> {
         let Some(Encryption { wanted, ports, admin, client }) = &self.encryption else { return Ok(()) };
+        // All that can be wrong with them is found before anything is renewed.
+        Encryption::open(wanted)?;
         let pem = pem(wanted)?;
-        // The client's part has fewest ways to fail, so nothing is half renewed.
         ports.replace(&pem, wanted.client_auth.into()).context("tls")?;
         if let Some(admin) = admin {
             admin.replace(&pem, wanted.admin.client_auth.into()).context("tls")?;
@@ -101,6 +102,7 @@ impl Security {
     /// As [`Security::open`]'s; the old ones stay.
     pub(crate) fn renew_tokens(&self) -> anyhow::Result<()> {
         let Some(KnownTokens { wanted, known, own }) = &self.tokens else { return Ok(()) };
+        KnownTokens::open(wanted)?;
         own.replace(&text("auth.tokenFile", &wanted.token_file)?).context("auth.tokenFile")?;
         known.replace(&text("auth.tokensFile", &wanted.tokens_file)?).context("auth.tokensFile")
     }

@@ -202,6 +202,19 @@ async fn certificates_and_tokens_change_without_a_restart() -> anyhow::Result<()
     secrets.write("tokens", "nonsense\n")?;
     eventually("it is told", || Ok(role.log().contains("auth.tokensFile: line 1")))?;
     eventually("the tokens of before still are", || works("write", "ca"))?;
+    // Not even the half of it that could.
+    secrets.certify("next-")?;
+    let text = |name: &str| std::fs::read_to_string(secrets.path(name));
+    for (name, what) in [("before-ca", text("ca")?), ("ca", "nonsense".to_owned())] {
+        secrets.write(name, &what)?;
+    }
+    for name in ["cert", "key"] {
+        secrets.write(name, &text(&format!("next-{name}"))?)?;
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(works("write", "before-ca")? && !works("write", "next-ca")?, "half of it is in use");
+    secrets.write("ca", &text("next-ca")?)?;
+    eventually("all of it is in use", || works("write", "next-ca"))?;
     role.signal("TERM")?;
     assert!(role.wait(Duration::from_secs(30))?.success());
     Ok(())

@@ -66,6 +66,8 @@ impl Targets {
     }
 
     fn renew(&self) -> anyhow::Result<()> {
+        // What is wrong with one is found before another is renewed.
+        Self::open(&self.config)?;
         for (id, wanted) in &self.config.replicate.targets {
             let Some(Target { tls, token: shown }) = self.known.get(id) else { continue };
             if let (Some(tls), Some((key, pem))) = (tls, self.pem(id, wanted)?) {

@@ -204,8 +204,7 @@ fn impossible_values_name_the_key_that_was_set() {
 #[test]
 fn impossible_values_of_the_coordinator_name_the_key_that_was_set() {
     for (set, key) in [
-        (&["rootCoord.dmlChannelNum=5000"][..], "rootCoord.dmlChannelNum"),
-        (&["msgChannel.chanNamePrefix.rootCoordDml=a/b"], "rootCoord.dmlChannelNum and msgChannel.chanNamePrefix"),
+        (&["msgChannel.chanNamePrefix.rootCoordDml=a/b"][..], "rootCoord.dmlChannelNum and msgChannel.chanNamePrefix"),
         (
             &["common.preCreatedTopic.enabled=true", "common.preCreatedTopic.names=[\"a/b\"]"],
             "common.preCreatedTopic.names",
