@@ -77,6 +77,8 @@ impl Ledger {
                 }
                 writing.commit_pending(&*store).await;
             }
+            // What was put while the last commit was on its way.
+            writing.commit_pending(&*store).await;
             writing.done.send_modify(|done| done.failed = Some((u64::MAX, "the store is stopping".into())));
         });
         Ok((ledger, facts))
@@ -292,6 +294,39 @@ mod tests {
         let facts = Facts::read(&store.list("").await.unwrap().items).unwrap();
         let known: Vec<_> = facts.replicas.into_iter().map(|(key, record)| (key, record.fenced)).collect();
         assert_eq!(known, [(key(1), 3), (key(2), 2)]);
+    }
+
+    /// Holds commits up until it is told to let go.
+    #[derive(Debug)]
+    struct Holding(watch::Sender<bool>);
+
+    #[async_trait]
+    impl Interference for Holding {
+        async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+            self.0.subscribe().wait_for(|go_on| *go_on).await.unwrap();
+            store.commit(txn).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_put_while_a_commit_is_on_its_way_is_committed_before_the_end() {
+        let memory = Arc::new(MemoryStore::new(Clock::system()));
+        let store = Arc::new(Interfered::new(memory, Holding(watch::Sender::new(false))));
+        let tasks = Tasks::new();
+        let (ledger, _) = Ledger::open(store.clone(), &tasks).await.unwrap();
+        let first = ledger.put_replica(key(1), ReplicaRecord::default());
+        Clock::system().sleep(Duration::from_secs(1)).await;
+        let second = ledger.put_replica(key(2), ReplicaRecord::default());
+        let clock = Clock::system();
+        let ending = tasks.drain(&clock, Duration::from_secs(5));
+        let letting_go = async {
+            clock.sleep(Duration::from_secs(1)).await;
+            store.by.0.send_replace(true);
+        };
+        assert!(tokio::join!(ending, letting_go).0);
+        ledger.settled(first).await.unwrap();
+        ledger.settled(second).await.unwrap();
+        assert_eq!(Facts::read(&store.list("").await.unwrap().items).unwrap().replicas.len(), 2);
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::{
 use streaming_proto::logstore::{AppendResponse, Replica, append_response::Outcome};
 use tokio::sync::Notify;
 
-use crate::{lock, refusal::Refusal};
+use crate::{lock, metrics, refusal::Refusal};
 
 /// The answers of one stream.
 #[derive(Debug, Default)]
@@ -101,6 +101,7 @@ impl Slot {
 
     /// The stream's entries are not taken.
     pub fn refuse(self: &Arc<Self>, refusal: Refusal) {
+        metrics::refused(refusal.code());
         self.tell(|news| {
             news.refused = Some(refusal);
             news.ended = true;

@@ -134,7 +134,9 @@ impl Registration {
     }
 
     async fn write(&mut self, txn: Txn, lease: LeaseId) -> Result<Revision, Lost> {
-        let Advertised { state, load } = *self.news.borrow_and_update();
+        // Told only when it is committed: until then it stays news.
+        let told = *self.news.borrow();
+        let Advertised { state, load } = told;
         self.record.load = load;
         self.record.state = match state {
             State::Unspecified | State::Active => StoreState::Active,
@@ -145,7 +147,12 @@ impl Registration {
         };
         let txn = self.keys.iter().fold(txn, |txn, key| txn.put_leased(key, self.record.encode(), lease));
         match self.metadata.commit(txn).await? {
-            TxnOutcome::Committed(revision) => Ok(revision),
+            TxnOutcome::Committed(revision) => {
+                if *self.news.borrow_and_update() != told {
+                    self.news.mark_changed();
+                }
+                Ok(revision)
+            }
             TxnOutcome::Conflict => Err(Lost::Gone),
         }
     }

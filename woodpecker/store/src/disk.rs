@@ -233,6 +233,16 @@ impl LocalBackend {
         Ok(stream::iter(scans).buffered(PARALLEL_SCANS).collect().await)
     }
 
+    /// Removes the files of a volume that nobody writes and nobody needs; says how many there were. What is known of fences
+    /// in it stays.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub async fn clear(&self, volume: VolumeId) -> Result<u64, StoreError> {
+        let volume = self.volume(volume);
+        blocking(&self.disk, move || volume.clear()).await
+    }
+
     fn volumes(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Weak<Volume>>> {
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -446,8 +456,7 @@ impl Backend for LocalBackend {
         let needed: BTreeSet<VolumeId> =
             live.iter().filter_map(|(_, placement)| volume_of(placement).ok()).map(|(volume, _)| volume).collect();
         for left in surveyed.iter().filter_map(Surveyed::volume).filter(|left| !needed.contains(&left.volume)) {
-            let volume = self.volume(left.volume);
-            removed += blocking(&self.disk, move || volume.clear()).await?;
+            removed += self.clear(left.volume).await?;
         }
         Ok(removed)
     }

@@ -7,7 +7,6 @@ use tokio::{sync::Semaphore, task::JoinError};
 use tonic::{Status, Streaming};
 
 use crate::{
-    metrics,
     outbox::{Outbox, Slot},
     refusal::Refusal,
     replica::{Append, Replica},
@@ -80,7 +79,6 @@ impl AppendStream {
             }
             Err(invalid @ Refusal::Invalid(_)) => return Err(invalid.into()),
             Err(refusal) => {
-                metrics::refused(refusal.code());
                 open.refused_at = Some(first);
                 open.slot.refuse(refusal);
             }

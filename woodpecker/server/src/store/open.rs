@@ -127,6 +127,11 @@ impl Store {
                 path: path.display().to_string(),
             });
         }
+        for volume in left(&facts, &scanned) {
+            if let Err(error) = backend.clear(volume).await {
+                tracing::warn!(%volume, %error, "what is left of a volume that nobody needs stays on the disk");
+            }
+        }
         let settings = Arc::new(settings);
         let namespaces = Namespaces::new(facts.namespaces.clone(), settings.clone(), clock.clone());
         let common = Common {
@@ -193,6 +198,14 @@ async fn identity(
     ledger.settled(ledger.put_store(&meta)).await.map_err(StartError::Facts)?;
     tracing::info!(id = %meta.id, path = %path.display(), "a new store");
     Ok(meta)
+}
+
+/// Volumes of earlier runs of which nothing is needed any more: no release will come to what is left of their files.
+fn left(facts: &Facts, scanned: &[(VolumeId, Result<Vec<Piece>, StoreError>)]) -> Vec<VolumeId> {
+    let is_left = |(volume, pieces): &&(VolumeId, Result<Vec<Piece>, StoreError>)| {
+        facts.volumes.contains(volume) && pieces.as_ref().is_ok_and(Vec::is_empty)
+    };
+    scanned.iter().filter(is_left).map(|(volume, _)| *volume).collect()
 }
 
 #[derive(Default)]

@@ -82,12 +82,16 @@ impl Site {
     }
 
     pub async fn start(&self) -> Running {
+        self.start_found_in(self.registry.clone()).await
+    }
+
+    pub async fn start_found_in(&self, registry: Arc<dyn MetadataStore>) -> Running {
         let facts = self.facts().await;
         let store = LogStore::start(self.settings.clone(), self.parts(facts.clone())).await.unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.address().to_owned();
         let tasks = Tasks::new();
-        let (running, registry, stop) = (store.clone(), self.registry.clone(), tasks.token().clone());
+        let (running, stop) = (store.clone(), tasks.token().clone());
         tasks.spawn(async move { running.run(listener, registry, stop).await });
         let client = LogStoreClient::connect(format!("http://{address}")).await.unwrap();
         let client = client.max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20);

@@ -1,10 +1,17 @@
 //! How a store is found.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{MetadataStore, Txn},
+    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
 };
 
 use super::harness::{Site, within};
@@ -42,6 +49,36 @@ async fn a_store_registers_tells_news_and_leaves() {
     until(&site, "the news", |record| record.is_some_and(|record| record["state"] == "decommissioning")).await;
     running.stop().await;
     assert_eq!(record(&site).await, None);
+}
+
+/// Refuses a commit when it is told to.
+#[derive(Debug, Default)]
+struct Refusing(AtomicBool);
+
+#[async_trait]
+impl Interference for Refusing {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        if self.0.swap(false, Ordering::Relaxed) {
+            return Err(MetadataError::Unavailable("no room".to_owned()));
+        }
+        store.commit(txn).await
+    }
+}
+
+#[tokio::test]
+async fn news_that_could_not_be_committed_are_told_again() {
+    let site = Site::default();
+    let registry = Arc::new(Interfered::new(site.registry.clone(), Refusing::default()));
+    let running = site.start_found_in(registry.clone()).await;
+    until(&site, "registering", |record| record.is_some()).await;
+    registry.by.0.store(true, Ordering::Relaxed);
+    running.store.decommission(false).await.unwrap();
+    let said = |record: Option<&serde_json::Value>| {
+        record.is_some_and(|record| record["state"].as_str().is_some_and(|state| state.starts_with("decommission")))
+    };
+    until(&site, "the news", said).await;
+    assert!(!registry.by.0.load(Ordering::Relaxed), "nothing was refused");
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -172,5 +172,14 @@ async fn space_comes_back_when_everything_in_a_file_is_released() {
         assert_eq!(data_files(), left);
     }
     assert_eq!(running.store.status().bytes_held, 0);
+    // What was being written stays until the run is over, and no longer.
+    let last = running.replica(3, 1);
+    running.fill(&last, 1, 0, 100).await;
+    running.client.clone().release(ReleaseRequest { replica: Some(last) }).await.unwrap();
+    assert!(data_files() > 0);
     running.stop().await;
+    let running = site.start().await;
+    assert_eq!(data_files(), 0);
+    running.stop().await;
+    site.start().await.stop().await;
 }
