@@ -94,6 +94,7 @@ impl Channel {
                 }
                 Err(error) => {
                     tracing::warn!(source, target, %error, "shipping was interrupted");
+                    self.metrics.show(self.clock.wall_ms());
                     if self.clock.now() - began > backoff_max {
                         backoff.reset();
                     }
