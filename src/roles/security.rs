@@ -86,9 +86,9 @@ impl Security {
     /// As [`Security::open`]'s; the old ones stay.
     pub(crate) fn renew_certificates(&self) -> anyhow::Result<()> {
         let Some(Encryption { wanted, ports, admin, client }) = &self.encryption else { return Ok(()) };
-        // All that can be wrong with them is found before anything is renewed.
-        Encryption::open(wanted)?;
         let pem = pem(wanted)?;
+        // All that can be wrong with them is found before anything is renewed.
+        Encryption::new(wanted, &pem)?;
         ports.replace(&pem, wanted.client_auth.into()).context("tls")?;
         if let Some(admin) = admin {
             admin.replace(&pem, wanted.admin.client_auth.into()).context("tls")?;
@@ -102,32 +102,46 @@ impl Security {
     /// As [`Security::open`]'s; the old ones stay.
     pub(crate) fn renew_tokens(&self) -> anyhow::Result<()> {
         let Some(KnownTokens { wanted, known, own }) = &self.tokens else { return Ok(()) };
-        KnownTokens::open(wanted)?;
-        own.replace(&text("auth.tokenFile", &wanted.token_file)?).context("auth.tokenFile")?;
-        known.replace(&text("auth.tokensFile", &wanted.tokens_file)?).context("auth.tokensFile")
+        let (tokens, token) = tokens(wanted)?;
+        KnownTokens::new(wanted, &tokens, &token)?;
+        own.replace(&token).context("auth.tokenFile")?;
+        known.replace(&tokens).context("auth.tokensFile")
     }
 }
 
 impl Encryption {
     fn open(wanted: &Tls) -> anyhow::Result<Self> {
-        let pem = pem(wanted)?;
+        Self::new(wanted, &pem(wanted)?)
+    }
+
+    fn new(wanted: &Tls, pem: &Pem) -> anyhow::Result<Self> {
         let name = Some(wanted.server_name.as_str()).filter(|name| !name.is_empty());
-        let admin = wanted.admin.enabled.then(|| ServerTls::http(&pem, wanted.admin.client_auth.into())).transpose();
+        let admin = wanted.admin.enabled.then(|| ServerTls::http(pem, wanted.admin.client_auth.into())).transpose();
         Ok(Self {
             wanted: wanted.clone(),
-            ports: ServerTls::grpc(&pem, wanted.client_auth.into()).context("tls")?,
+            ports: ServerTls::grpc(pem, wanted.client_auth.into()).context("tls")?,
             admin: admin.context("tls")?,
-            client: ClientTls::grpc(&pem, name).context("tls")?,
+            client: ClientTls::grpc(pem, name).context("tls")?,
         })
     }
 }
 
 impl KnownTokens {
     fn open(wanted: &Auth) -> anyhow::Result<Self> {
-        let known = Tokens::parse(&text("auth.tokensFile", &wanted.tokens_file)?).context("auth.tokensFile")?;
-        let own = Token::new(&text("auth.tokenFile", &wanted.token_file)?).context("auth.tokenFile")?;
+        let (tokens, token) = tokens(wanted)?;
+        Self::new(wanted, &tokens, &token)
+    }
+
+    fn new(wanted: &Auth, tokens: &str, token: &str) -> anyhow::Result<Self> {
+        let known = Tokens::parse(tokens).context("auth.tokensFile")?;
+        let own = Token::new(token).context("auth.tokenFile")?;
         Ok(Self { wanted: wanted.clone(), known, own })
     }
+}
+
+/// The tokens that are let in, and the one that this process shows.
+fn tokens(wanted: &Auth) -> anyhow::Result<(String, String)> {
+    Ok((text("auth.tokensFile", &wanted.tokens_file)?, text("auth.tokenFile", &wanted.token_file)?))
 }
 
 fn pem(wanted: &Tls) -> anyhow::Result<Pem> {
