@@ -1,7 +1,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
-use super::cluster::{Cluster, Told, eventually, layout, settings};
-use crate::ChannelState;
+use woodpecker_base::tasks::Tasks;
+
+use super::cluster::{Cluster, TestNode, Told, eventually, layout, settings};
+use crate::{ChannelState, Coordinator};
 
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 
@@ -76,14 +78,20 @@ async fn failed_status_calls_move_nothing_while_the_session_lives() {
     tasks.stop();
 }
 
-#[tokio::test]
-async fn a_node_that_fails_for_long_is_emptied() {
+/// Nodes are taken for lost after so long.
+async fn two_channels_of_one_node(lost_after: Duration) -> (Cluster, TestNode, Coordinator, Tasks) {
     let cluster = Cluster::new();
     let node = cluster.node().await;
     let mut settings = settings(2);
-    settings.nodes.lost_after = Duration::from_millis(100);
+    settings.nodes.lost_after = lost_after;
     let (coordinator, tasks) = cluster.bare(settings);
     eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
+    (cluster, node, coordinator, tasks)
+}
+
+#[tokio::test]
+async fn a_node_that_fails_for_long_is_emptied() {
+    let (cluster, node, coordinator, tasks) = two_channels_of_one_node(Duration::from_millis(100)).await;
     let other = cluster.node().await;
     node.script(|script| script.fail_status = true);
     eventually("moved", || layout(&coordinator.channels()).get(&other.id) == Some(&2)).await;
@@ -94,12 +102,7 @@ async fn a_node_that_fails_for_long_is_emptied() {
 
 #[tokio::test]
 async fn a_node_that_only_the_coordinator_cannot_reach_serves_until_its_channels_can_be_ended() {
-    let cluster = Cluster::new();
-    let node = cluster.node().await;
-    let mut settings = settings(2);
-    settings.nodes.lost_after = Duration::from_millis(100);
-    let (coordinator, tasks) = cluster.bare(settings);
-    eventually("assigned", || layout(&coordinator.channels()).get(&node.id) == Some(&2)).await;
+    let (cluster, node, coordinator, tasks) = two_channels_of_one_node(Duration::from_millis(100)).await;
     let other = cluster.node().await;
     node.script(|script| (script.fail_status, script.fail_remove) = (true, true));
     eventually("asked more than once", || node.told(CHANNEL).len() > 3).await;

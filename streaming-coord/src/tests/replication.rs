@@ -149,6 +149,14 @@ async fn change_is_in_force_when_every_channel_has_it_whoever_leads_by_then() {
     next.stop().await.unwrap();
 }
 
+/// The next leader would find this topology, and no change under way.
+async fn assert_in_force(cluster: &Cluster, wanted: ReplicateConfiguration) {
+    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
+    assert_eq!(meta.replicate_configuration, Some(wanted));
+    let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
+    assert_eq!(task.message, None, "nothing is under way");
+}
+
 #[tokio::test]
 async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
     let cluster = Cluster::new();
@@ -173,10 +181,7 @@ async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
     for (word, copy, tick) in [(&message, COPIES[1], 10), (&replicated, REPLICATED[1], 30)] {
         ack(&coordinator.address, word, copy, tick).await.unwrap();
     }
-    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
-    assert_eq!(meta.replicate_configuration, Some(wanted));
-    let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
-    assert_eq!(task.message, None, "nothing is under way");
+    assert_in_force(&cluster, wanted).await;
     coordinator.stop().await.unwrap();
 }
 
@@ -216,10 +221,7 @@ async fn follower_is_promoted_by_force_amid_a_change_that_its_source_left_incomp
     for (copy, tick) in [(REPLICATED[0], 31), (REPLICATED[1], 30)] {
         ack(&coordinator.address, &replicated, copy, tick).await.expect("it stands before the promotion");
     }
-    let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
-    assert_eq!(meta.replicate_configuration, Some(alone));
-    let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
-    assert_eq!(task.message, None, "nothing is under way");
+    assert_in_force(&cluster, alone).await;
     coordinator.stop().await.unwrap();
 }
 
@@ -246,10 +248,7 @@ async fn change_that_all_channels_have_comes_into_force_though_it_could_not_be_s
         ack(&coordinator.address, &replicated, REPLICATED[1], 31).await.expect_err("it is not in force");
         ack(&coordinator.address, &replicated, REPLICATED[1], 31).await.expect("its node says it again");
         update(&coordinator.address, wanted.clone(), &tasks).await.unwrap().unwrap();
-        let meta: ReplicateConfigurationMeta = stored(&cluster.store, "replicate-configuration").await.unwrap();
-        assert_eq!(meta.replicate_configuration, Some(wanted));
-        let task: BroadcastTask = stored(&cluster.store, "replicate-configuration-task").await.unwrap();
-        assert_eq!(task.message, None, "nothing is under way");
+        assert_in_force(&cluster, wanted).await;
         coordinator.stop().await.unwrap();
     }
 }

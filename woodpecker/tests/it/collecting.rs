@@ -2,10 +2,7 @@
 
 use std::{
     future::pending,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -16,8 +13,7 @@ use object_store::{ObjectStoreExt, path::Path};
 use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, ReadError};
 use woodpecker_base::{
     clock::Clock,
-    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
-    tasks::Tasks,
+    metadata::{Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
 };
 
 use crate::{
@@ -164,10 +160,7 @@ async fn what_a_reader_was_registered_for_is_collected_after_it_whatever_became_
     let mut world = World::memory().await;
     world.segment_bytes = 200;
     let process = world.process().await;
-    let (tasks, metadata) = (Tasks::new(), world.metadata.connect());
-    let backend = world.backend(&tasks).await;
-    let store = Arc::new(Interfered::new(Arc::new(metadata.clone()), Silent::default()));
-    let reading = world.process_with(store.clone(), metadata, backend, tasks);
+    let (reading, store) = world.process_behind(Silent::default()).await;
     let (log, elsewhere) = (process.log("log").await, reading.log("log").await);
     let writer = log.open_writer().await.unwrap();
     let clock = Clock::system();

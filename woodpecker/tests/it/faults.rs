@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use woodpecker::{AppendError, EntryId, Epoch, LogError, Position};
 use woodpecker_base::{
     clock::Clock,
-    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
+    metadata::{Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
     tasks::Tasks,
 };
 use woodpecker_core::ids::{Placement, SegmentKey};
@@ -104,10 +104,7 @@ impl Interference for Lossy {
 
 async fn lost_answers_change_nothing(mut world: World) {
     world.segment_bytes = 400;
-    let tasks = Tasks::new();
-    let backend = world.backend(&tasks).await;
-    let store = Interfered::new(Arc::new(world.metadata.clone()), Lossy::default());
-    let process = world.process_with(Arc::new(store), world.metadata.clone(), backend, tasks);
+    let (process, _) = world.process_behind(Lossy::default()).await;
     let mut written = Vec::new();
     for life in 0..6 {
         let log = process.log("log").await;
@@ -175,10 +172,7 @@ async fn delete_and_meanwhile<T>(
 async fn a_deletion_spares_the_log_that_has_the_name_when_its_answer_comes_or_is_lost() {
     for answered in [false, true] {
         let world = World::memory().await;
-        let tasks = Tasks::new();
-        let backend = world.backend(&tasks).await;
-        let store = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), Overtaken::default()));
-        let deleting = world.process_with(store.clone(), world.metadata.clone(), backend, tasks);
+        let (deleting, store) = world.process_behind(Overtaken::default()).await;
         append_all(&deleting.log("log").await.open_writer().await.unwrap(), "old", 5).await;
         // By the same process, which may take the one for the other.
         let recreating = async || {
@@ -200,10 +194,7 @@ async fn a_deletion_spares_the_log_that_has_the_name_when_its_answer_comes_or_is
 async fn a_deletion_that_maintenance_completes_before_its_answer_comes_is_one() {
     for answered in [false, true] {
         let world = World::memory().await;
-        let tasks = Tasks::new();
-        let backend = world.backend(&tasks).await;
-        let store = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), Overtaken::default()));
-        let deleting = world.process_with(store.clone(), world.metadata.clone(), backend, tasks);
+        let (deleting, store) = world.process_behind(Overtaken::default()).await;
         let other = world.process().await;
         append_all(&deleting.log("log").await.open_writer().await.unwrap(), "old", 5).await;
         let (deletion, _) = delete_and_meanwhile(&deleting, &store.by, answered, async || other.maintain().await).await;

@@ -228,11 +228,8 @@ async fn a_leader_that_was_deposed_without_noticing_changes_nothing() {
     let mut world = World::memory().await;
     let (process, all) = written(&mut world).await;
     // It is held up before it names what it sealed, its lease runs out, and another one leads, who seals nothing.
-    let tasks = Tasks::new();
-    let (backend, metadata) = (world.backend(&tasks).await, world.metadata.connect());
     let held = Held(watch::Sender::new(Hold::Not));
-    let store = Interfered::new(Arc::new(metadata.clone()), held.clone());
-    let old = world.process_with(Arc::new(store), metadata, backend, tasks);
+    let (old, _) = world.process_behind(held.clone()).await;
     let maintenance = Maintenance::new(&old.client, eager());
     let pass = old.tasks.spawn(async move { maintenance.pass().await });
     soon("work", held.until(Hold::Up)).await;

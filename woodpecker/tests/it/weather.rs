@@ -3,10 +3,7 @@
 //! everything is read back as it was written, in order.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicI64, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -17,8 +14,7 @@ use test_peers::s3::{Fault, Faults, Op};
 use woodpecker::EntryId;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
-    tasks::Tasks,
+    metadata::{Call, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
 };
 
 use crate::world::{Process, World, append_all, payload, read_all, soon};
@@ -61,10 +57,7 @@ impl Rough {
 
     /// A process behind it.
     async fn process(self, world: &World) -> Process {
-        let (tasks, connection) = (Tasks::new(), world.metadata.connect());
-        let backend = world.backend(&tasks).await;
-        let store = Interfered::new(Arc::new(connection.clone()), self);
-        world.process_with(Arc::new(store), connection, backend, tasks)
+        world.process_behind(self).await.0
     }
 }
 

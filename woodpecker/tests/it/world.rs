@@ -13,7 +13,7 @@ use woodpecker::{
 use woodpecker_base::{
     clock::Clock,
     disk::RealDisk,
-    metadata::{MemoryStore, MetadataStore},
+    metadata::{Interfered, Interference, MemoryStore, MetadataStore},
     net::tcp_connector,
     random::Random,
     tasks::Tasks,
@@ -165,6 +165,14 @@ impl World {
         let tasks = Tasks::new();
         let backend = self.backend(&tasks).await;
         self.process_with(Arc::new(metadata.clone()), metadata, backend, tasks)
+    }
+
+    /// Another process, with something between it and the metadata store.
+    pub async fn process_behind<I: Interference>(&self, by: I) -> (Process, Arc<Interfered<I>>) {
+        let (tasks, metadata) = (Tasks::new(), self.metadata.connect());
+        let backend = self.backend(&tasks).await;
+        let store = Arc::new(Interfered::new(Arc::new(metadata.clone()), by));
+        (self.process_with(store.clone(), metadata, backend, tasks), store)
     }
 
     /// A process's view of the medium.
