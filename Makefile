@@ -10,9 +10,9 @@ run: protoc
 build: protoc
 	cargo build --locked --release
 
-# The chart's checks run first, so that the tests' summary ends the output; what fails in one keeps nothing of the other from running.
+# The chart's checks and every test; ends with what failed.
 test: etcd tests-built
-	@apart=0; helm/tests/run || apart=$$?; cargo test --locked --workspace --no-fail-fast && exit $$apart
+	tools/test
 
 # Everything that the tests run, the binary and the examples among it.
 tests-built: protoc
