@@ -29,6 +29,8 @@ struct Texts {
     bytes: String,
     /// By key.
     entries: SmallVec<[Entry; ENTRIES]>,
+    /// How many of the bytes were replaced or removed.
+    stale: usize,
     /// A bit for every key that was ever here: most of those that are asked for never were.
     met: u64,
 }
@@ -104,7 +106,8 @@ impl Properties {
 
     /// To be changed: its own, if they were shared.
     fn texts(&mut self) -> &mut Texts {
-        let empty = || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: SmallVec::new(), met: 0 });
+        let empty =
+            || Arc::new(Texts { bytes: String::with_capacity(BYTES), entries: SmallVec::new(), stale: 0, met: 0 });
         Arc::make_mut(self.0.get_or_insert_with(empty))
     }
 }
@@ -125,7 +128,10 @@ impl Texts {
             _ => self.entries.len(),
         };
         match self.entries.get(at) {
-            Some(entry) if self.at(entry.key) == key => self.entries[at].value = value,
+            Some(entry) if self.at(entry.key) == key => {
+                let replaced = std::mem::replace(&mut self.entries[at].value, value);
+                self.drop_stale(replaced.len());
+            }
             _ => {
                 let key = self.push(key);
                 self.entries.insert(at, Entry { head, key, value });
@@ -136,8 +142,26 @@ impl Texts {
 
     fn remove(&mut self, key: &str) {
         if let Some(at) = self.find(head(key), key) {
-            self.entries.remove(at);
+            let Entry { key, value, .. } = self.entries.remove(at);
+            self.drop_stale(key.len() + value.len());
         }
+    }
+
+    /// Notes what is not needed any more, and drops it when it is more than what is: a message counts by what it has, and
+    /// one that sets a property again and again would hold far more memory than that.
+    fn drop_stale(&mut self, bytes: usize) {
+        self.stale += bytes;
+        if self.stale <= BYTES.max(self.bytes.len() / 2) {
+            return;
+        }
+        let fresh = String::with_capacity(BYTES.max(self.bytes.len() - self.stale));
+        let stale = std::mem::replace(&mut self.bytes, fresh);
+        let mut entries = std::mem::take(&mut self.entries);
+        for Entry { key, value, .. } in &mut entries {
+            *key = self.push(key.of(&stale));
+            *value = self.push(value.of(&stale));
+        }
+        (self.entries, self.stale) = (entries, 0);
     }
 
     fn find(&self, head: u64, key: &str) -> Option<usize> {
@@ -356,6 +380,24 @@ mod tests {
         written(300_000).unwrap_err();
     }
 
+    #[test]
+    fn property_that_is_set_again_and_again_holds_no_more_memory_than_once() {
+        let value = "v".repeat(1 << 16);
+        let mut bytes = Vec::new();
+        for _ in 0..100 {
+            Properties::from_iter([("k", &value)]).encode(2, &mut bytes);
+        }
+        let mut properties = messages::Message::decode(bytes.as_slice()).unwrap().properties;
+        let held = |properties: &Properties| properties.0.as_ref().unwrap().bytes.capacity();
+        assert_eq!(properties.get("k"), Some(value.as_str()));
+        assert!(held(&properties) <= 4 * value.len(), "{} bytes", held(&properties));
+        for _ in 0..100 {
+            properties.set("other", &value);
+            properties.remove("other");
+        }
+        assert!(held(&properties) <= 4 * value.len(), "{} bytes", held(&properties));
+    }
+
     proptest! {
         #[test]
         fn properties_are_written_and_read_as_a_map(map in maps(), payload: Vec<u8>, parts in 1usize..40) {
@@ -384,7 +426,9 @@ mod tests {
         }
 
         #[test]
-        fn properties_are_a_map(steps in prop::collection::vec(("[a-c]{0,2}|a{7,9}", prop::option::of(".{0,3}")), 0..60)) {
+        fn properties_are_a_map(
+            steps in prop::collection::vec(("[a-c]{0,2}|a{7,9}", prop::option::of(".{0,3}|[a-z]{0,200}")), 0..60),
+        ) {
             let (mut ours, mut model) = (Properties::default(), BTreeMap::new());
             for (key, value) in steps {
                 match value {
