@@ -13,6 +13,7 @@ use streaming_types::{ImmutableMessage, StreamingError, local::Stream, metadata:
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Request;
+use woodpecker_base::clock::Instant;
 
 use crate::{
     alarm::Alarm,
@@ -31,6 +32,8 @@ pub(super) struct ConsumeStream {
     /// Resolves when the channel has a new owner.
     replaced: BoxFuture<'static, ()>,
     silence: Alarm,
+    /// Since when something is waited for, also by those who gave that up.
+    waiting_since: Option<Instant>,
 }
 
 /// Why there is no stream, and the term it was tried at.
@@ -102,7 +105,7 @@ async fn handshake(
     }
     let replaced = replaced(latest, channel.clone()).boxed();
     let silence = Alarm::new(core.clock.clone());
-    Ok(ConsumeStream { channel: channel.clone(), requests, responses, replaced, silence })
+    Ok(ConsumeStream { channel: channel.clone(), requests, responses, replaced, silence, waiting_since: None })
 }
 
 async fn remote(
@@ -149,7 +152,7 @@ impl ConsumeStream {
     pub(super) async fn receive(&mut self, core: &Core) -> Result<ImmutableMessage, StreamingError> {
         let silence = core.settings.timeouts.silence;
         loop {
-            let since = core.clock.now();
+            let since = *self.waiting_since.get_or_insert_with(|| core.clock.now());
             self.silence.arm(since + silence);
             let response = tokio::select! {
                 biased;
@@ -162,6 +165,7 @@ impl ConsumeStream {
                     continue;
                 }
             };
+            self.waiting_since = None;
             match response.map(|response| response.response) {
                 Some(Some(Response::Consume(consume))) => {
                     let message =

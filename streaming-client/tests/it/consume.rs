@@ -273,6 +273,25 @@ async fn silent_stream_is_opened_again() {
 }
 
 #[tokio::test]
+async fn silent_stream_is_opened_again_however_often_its_reader_turns_to_something_else() {
+    let cluster = Cluster::start().await;
+    cluster.wal.append(message(text(0)));
+    let client = cluster.client_with(|settings| settings.timeouts.silence = Duration::from_millis(400));
+    let mut consumer = client.consume(ConsumeOptions::new(CHANNEL, DeliverPolicy::All)).unwrap();
+    assert_eq!(read(&mut consumer, 1).await, texts(0..1));
+    let clock = Clock::system();
+    let turns = async {
+        while cluster.node.seen(|seen| seen.consume_opened) == 1 {
+            let nothing = clock.timeout(Duration::from_millis(20), consumer.next()).await;
+            assert!(nothing.is_err(), "{nothing:?}");
+        }
+    };
+    soon(turns).await;
+    cluster.wal.append(message(text(1)));
+    assert_eq!(read(&mut consumer, 1).await, texts(1..2));
+}
+
+#[tokio::test]
 async fn final_refusals_and_missing_owners_are_told() {
     let cluster = Cluster::start().await;
     cluster.node.on_open(OnOpen::Refuse(StreamingError::unrecoverable("never")));
