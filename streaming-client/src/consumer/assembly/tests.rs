@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use streaming_proto::messages::{
-    BeginTxnMessageHeader, CommitTxnMessageHeader, InsertMessageHeader, RollbackTxnMessageHeader,
+    BeginTxnMessageHeader, CipherHeader, CommitTxnMessageHeader, InsertMessageHeader, RollbackTxnMessageHeader,
 };
 use streaming_types::{MessageBuilder, TxnContext, message::time_tick_message, properties::key};
 
@@ -91,6 +91,20 @@ fn begin_and_commit_without_their_transaction_are_faults() {
         message.properties.remove(key::TXN);
         let fault = Assembly::new(1 << 20).accept(message).unwrap_err();
         assert!(matches!(fault, Fault::Malformed(cause) if cause.contains("without its transaction")));
+    }
+}
+
+#[test]
+fn transaction_is_as_large_as_it_is_whatever_its_ciphertexts_claim() {
+    for (claimed, fits) in [(i64::MAX, true), (0, false)] {
+        let mut assembly = Assembly::new(1 << 20);
+        assembly.accept(Part::Begin(7).message(0)).unwrap();
+        let mut body = Part::Body(7).message(1);
+        body.properties.set_cipher(&CipherHeader { payload_bytes: claimed, ..CipherHeader::default() });
+        if !fits {
+            body.payload = vec![0; 2 << 20].into();
+        }
+        assert_eq!(assembly.accept(body).is_ok(), fits, "{claimed}");
     }
 }
 
