@@ -60,7 +60,7 @@ impl Assignments {
     }
 
     /// Tells the coordinator that the owner it named does not serve the channel, if that is what the error says. Once per
-    /// channel and term on a stream.
+    /// channel and term to each leader.
     pub(crate) fn report(&self, pchannel: &PChannel, error: &StreamingError) {
         if !error.is_wrong_node() && error.code() != StreamingCode::ChannelFenced {
             return;
@@ -177,7 +177,7 @@ impl Watcher {
         commands: mpsc::Sender<AssignmentDiscoverRequest>,
         tasks: &Tasks,
     ) -> Result<Ended, StreamingError> {
-        let mut reported = BTreeMap::<String, i64>::new();
+        let (mut reign, mut reported) = (None, BTreeMap::<String, i64>::new());
         let moved = self.locator.moved();
         tokio::pin!(moved);
         loop {
@@ -193,7 +193,13 @@ impl Watcher {
                     let Some(response) = response else { return Ok(Ended::ByServer) };
                     match response.response {
                         Some(Response::FullAssignment(full)) => match Assignment::from_wire(full) {
-                            Some(assignment) => publish(&self.latest, &self.link, &self.connections, assignment),
+                            Some(assignment) => {
+                                // One that took office meanwhile may not have heard what was reported.
+                                if reign.replace(assignment.version.global) != Some(assignment.version.global) {
+                                    reported.clear();
+                                }
+                                publish(&self.latest, &self.link, &self.connections, assignment);
+                            }
                             None => return Err(StreamingError::unknown("the coordinator sent an assignment without a version")),
                         },
                         Some(Response::Close(_)) => return Ok(Ended::ByServer),
@@ -201,7 +207,7 @@ impl Watcher {
                         None => {}
                     }
                 }
-                Some(report) = self.reports.recv() => {
+                Some((room, report)) = next_report(commands.clone(), &mut self.reports) => {
                     let (name, term) = (report.pchannel.name(), report.pchannel.term());
                     if reported.get(name).is_some_and(|known| *known >= term) {
                         continue;
@@ -212,13 +218,21 @@ impl Watcher {
                         err: Some(report.error.to_proto()),
                     };
                     let command = AssignmentDiscoverRequest { command: Some(Command::ReportError(report)) };
-                    if commands.try_send(command).is_err() {
-                        return Err(StreamingError::unknown("the coordinator reads no reports"));
-                    }
+                    room.send(command);
                 }
             }
         }
     }
+}
+
+/// The next report, when there is room for it on the stream: every channel of a node may fail at once. Cancel safe. `None`
+/// when the stream takes none any more.
+async fn next_report(
+    commands: mpsc::Sender<AssignmentDiscoverRequest>,
+    reports: &mut mpsc::Receiver<Report>,
+) -> Option<(mpsc::OwnedPermit<AssignmentDiscoverRequest>, Report)> {
+    let room = commands.reserve_owned().await.ok()?;
+    Some((room, reports.recv().await?))
 }
 
 fn publish(

@@ -2,13 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use streaming_client::{Client, Discovery, Version};
+use futures::{FutureExt, future::join_all};
+use streaming_client::{Client, ConsumeOptions, Consumer, Discovery, Version};
+use streaming_types::{DeliverPolicy, PChannel, StreamingError};
 use woodpecker_base::{
     clock::Clock,
     metadata::{MemoryStore, MetadataStore, Txn},
 };
 
-use crate::fake::{CHANNEL, Cluster, Coordinator, SOON, VCHANNEL, channel, connect, eventually, lock};
+use crate::fake::{
+    CHANNEL, Cluster, Coordinator, OnOpen, SOON, VCHANNEL, channel, connect, eventually, lock, message, soon,
+};
 
 fn owner(client: &Client) -> Option<i64> {
     client.describe(CHANNEL).map(|channel| channel.owner.server_id)
@@ -114,4 +118,59 @@ async fn coordinator_is_found_in_the_metadata_store_and_followed() {
     store.commit(Txn::new().put(KEY, session(&second, 8))).await.unwrap();
     eventually("moved, although the first still answers", || owner(&client) == Some(11)).await;
     assert_eq!(second.seen(|seen| seen.metadata[0].clone()), (Some("by-dev".into()), Some("8".into())));
+}
+
+#[tokio::test]
+async fn who_leads_next_is_told_again_what_the_former_leader_may_not_have_heard() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    client.wait_ready(SOON).await.unwrap();
+    for _ in 0..1000 {
+        cluster.node.on_open(OnOpen::Refuse(StreamingError::channel_not_exist(CHANNEL)));
+    }
+    let producer = client.producer(CHANNEL);
+    let _appended = producer.append(message("m")).await.unwrap();
+    let reports = || cluster.coordinator.seen(|seen| seen.reports.len());
+    eventually("reported", || reports() == 1).await;
+    let owner = || vec![(cluster.node.id, cluster.node.address.clone(), vec![channel(1)])];
+    let said = cluster.node.seen(|seen| seen.produce_opened);
+    cluster.coordinator.push(1, 1, owner());
+    eventually("tried again", || cluster.node.seen(|seen| seen.produce_opened) > said + 2).await;
+    assert_eq!(reports(), 1, "one leader is told once");
+    cluster.coordinator.push(2, 0, owner());
+    eventually("reported to the next leader", || reports() == 2).await;
+    assert_eq!(cluster.coordinator.seen(|seen| seen.opened), 1);
+}
+
+#[tokio::test]
+async fn all_channels_of_a_node_may_fail_at_once() {
+    const COUNT: usize = 48;
+    let cluster = Cluster::start().await;
+    let others: Vec<_> = (1..=COUNT).map(|n| format!("by-dev-rootcoord-dml_{n}")).collect();
+    let pchannels: Vec<_> = others.iter().map(|name| PChannel::read_write(name, 1).unwrap()).collect();
+    cluster.coordinator.assign(&[(&cluster.node, &[&pchannels[..], &[channel(1)]].concat())]);
+    let client = cluster.client();
+    client.wait_channel(&others[0], SOON).await.unwrap();
+    let consume = |name: &str| client.consume(ConsumeOptions::new(name, DeliverPolicy::All)).unwrap();
+    // On the connection that the others share.
+    let mut first = consume(CHANNEL);
+    cluster.wal.append(message("first"));
+    soon(first.next()).await.unwrap();
+    for _ in 0..COUNT {
+        cluster.node.on_open(OnOpen::Refuse(StreamingError::channel_not_exist("it")));
+    }
+    // Nobody takes the refusals before all are there.
+    let mut consumers: Vec<_> = others.iter().map(|name| consume(name)).collect();
+    let all = join_all(consumers.iter_mut().map(Consumer::next)).now_or_never();
+    assert!(all.is_none());
+    eventually("asked", || cluster.node.seen(|seen| seen.consume_opened) == COUNT + 1).await;
+    cluster.wal.append(message("second"));
+    soon(first.next()).await.unwrap();
+    let reading = join_all(consumers.iter_mut().map(Consumer::next));
+    let reported = eventually("reported", || cluster.coordinator.seen(|seen| seen.reports.len()) == COUNT);
+    tokio::select! {
+        _ = reading => {}
+        () = reported => {}
+    }
+    assert_eq!(cluster.coordinator.seen(|seen| (seen.reports.len(), seen.opened)), (COUNT, 1));
 }
