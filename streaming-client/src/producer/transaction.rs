@@ -1,6 +1,11 @@
 //! Messages of one vchannel that consumers get together, or not at all.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use futures::FutureExt;
 use streaming_proto::messages::{BeginTxnMessageHeader, CommitTxnMessageHeader, RollbackTxnMessageHeader};
@@ -35,16 +40,10 @@ impl Producer {
             Some((_, millis)) => i64::try_from(millis).unwrap_or(i64::MAX),
         };
         let begin = MessageBuilder::new(&BeginTxnMessageHeader { keepalive_milliseconds }).vchannel(vchannel);
-        let begun = self.append(built(begin)?).await?.await?;
+        let begun = Some(self.append(built(begin)?).await?);
+        let begun = Beginning { producer: self.clone(), vchannel: vchannel.to_owned(), begun }.await?;
         let context = begun.txn.ok_or_else(|| AppendError::Malformed("a begin without its transaction".to_owned()))?;
-        Ok(Transaction {
-            producer: self.clone(),
-            vchannel: vchannel.to_owned(),
-            context,
-            in_flight: VecDeque::new(),
-            failed: None,
-            ended: false,
-        })
+        Ok(Transaction::new(self.clone(), vchannel.to_owned(), context))
     }
 
     /// Appends messages of one vchannel as one transaction: consumers get all of them or none. A transaction that expires on
@@ -74,7 +73,41 @@ impl Producer {
     }
 }
 
+/// A begin that is on its way. Who gives it up would leave its transaction open for as long as that lives.
+struct Beginning {
+    producer: Producer,
+    vchannel: String,
+    begun: Option<Append>,
+}
+
+impl Future for Beginning {
+    type Output = Result<AppendResult, AppendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(begun) = &mut self.begun else { return Poll::Pending };
+        let outcome = ready!(Pin::new(begun).poll(cx));
+        self.begun = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl Drop for Beginning {
+    fn drop(&mut self) {
+        let Some(begun) = self.begun.take() else { return };
+        let (producer, vchannel) = (self.producer.clone(), std::mem::take(&mut self.vchannel));
+        self.producer.shared.core.tasks.spawn_until_stopped(async move {
+            if let Some(context) = begun.await.ok().and_then(|begun| begun.txn) {
+                drop(Transaction::new(producer, vchannel, context));
+            }
+        });
+    }
+}
+
 impl Transaction {
+    fn new(producer: Producer, vchannel: String, context: TxnContext) -> Self {
+        Self { producer, vchannel, context, in_flight: VecDeque::new(), failed: None, ended: false }
+    }
+
     /// The transaction's id, and its keepalive as the node gave it.
     #[must_use]
     pub fn context(&self) -> TxnContext {

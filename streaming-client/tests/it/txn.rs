@@ -64,6 +64,23 @@ async fn given_up_or_dropped_transaction_is_rolled_back() {
 }
 
 #[tokio::test]
+async fn transaction_whose_begin_was_given_up_is_rolled_back() {
+    let cluster = Cluster::start().await;
+    let mut breaks = 1;
+    cluster.node.on_produce(move |message| match kind(message) {
+        MessageType::BeginTxn if std::mem::take(&mut breaks) > 0 => OnProduce::Break,
+        _ => OnProduce::Append,
+    });
+    let client = cluster.client_with(|settings| settings.timeouts.backoff_min = Duration::from_millis(300));
+    let producer = client.producer(CHANNEL);
+    tokio::select! {
+        begun = producer.begin(VCHANNEL, Some(Duration::from_secs(3600))) => panic!("{begun:?}"),
+        () = eventually("on its way", || cluster.node.seen(|seen| seen.requests.len()) == 1) => {}
+    }
+    eventually("rolled back", || kinds(&cluster) == [MessageType::BeginTxn, MessageType::RollbackTxn]).await;
+}
+
+#[tokio::test]
 async fn transaction_that_lost_a_body_is_not_committed() {
     let cluster = Cluster::start().await;
     cluster.node.on_produce(|message| if message.payload == text(1) { expired() } else { OnProduce::Append });
