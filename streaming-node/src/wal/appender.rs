@@ -267,6 +267,10 @@ impl Appender {
     }
 
     fn send(&mut self, group: Group) {
+        if group.appends.is_empty() && self.in_flight.is_empty() {
+            // A tick of the WAL's own waits from now on, not since the last message.
+            self.progress = self.clock.now();
+        }
         self.tick_due = false;
         self.in_flight.push_back(self.stack.call(group));
     }
