@@ -28,6 +28,8 @@ const SEGMENT: &str = "segment-assign/";
 const CONSUMER: &str = "consumer/";
 const KEYS_FROM: &str = "idempotency-keys-from";
 const SALVAGE: &str = "salvage-checkpoint/";
+/// Bytes of a transaction: etcd takes none larger than 1.5 MiB unless it is told to.
+const TXN_BYTES: usize = 1 << 20;
 
 /// The metadata could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -143,7 +145,7 @@ impl Catalog {
         Ok(persisted)
     }
 
-    /// Writes changes, in as many transactions as they need. After an error the same changes may be written again.
+    /// Writes changes, in as many transactions as they need; schemas that a vchannel had before are left as they are. After an error the same changes may be written again.
     ///
     /// # Errors
     /// [`CatalogError::Overtaken`] if the WAL has a later owner; the metadata store's.
@@ -159,8 +161,7 @@ impl Catalog {
             let value = position.to_proto().encode_to_vec().into();
             writes.push(Write::Put { key: self.key(name), value, lease: None });
         }
-        let batches = deletes.chunks(Txn::MAX_OPERATIONS).chain(writes.chunks(Txn::MAX_OPERATIONS));
-        for batch in batches {
+        for batch in batches(&deletes).into_iter().chain(batches(&writes)) {
             let txn = Txn { compares: vec![self.owned()], writes: batch.to_vec() };
             if self.store.commit(txn).await? == TxnOutcome::Conflict {
                 let owner = self.store.get(&self.key(TERM)).await?;
@@ -266,6 +267,29 @@ impl Catalog {
                 vec![put(self.key(&format!("{SALVAGE}{}", left.cluster_id)), left.encode_to_vec())]
             }
         }
+    }
+}
+
+/// Writes that go together: no more, and no larger, than a metadata store takes.
+fn batches(mut writes: &[Write]) -> Vec<&[Write]> {
+    let mut batches = Vec::new();
+    while !writes.is_empty() {
+        let mut bytes = 0;
+        let fits = writes.iter().take(Txn::MAX_OPERATIONS).take_while(|write| {
+            bytes += size(write);
+            bytes <= TXN_BYTES
+        });
+        let (batch, rest) = writes.split_at(fits.count().max(1));
+        batches.push(batch);
+        writes = rest;
+    }
+    batches
+}
+
+fn size(write: &Write) -> usize {
+    match write {
+        Write::Put { key, value, .. } => key.len() + value.len(),
+        Write::Delete { key } | Write::DeletePrefix { prefix: key } => key.len(),
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     segments::Segments,
 };
 
-pub use super::vchannel::{Schema, VChannel, schema_of};
+pub use super::vchannel::{LARGEST_SCHEMA, Schema, VChannel, schema_in};
 use crate::replication::Replication;
 
 /// The value that says that a checkpoint is one of this protocol.
@@ -82,7 +82,8 @@ pub struct State {
     salvaged: Option<common::ReplicateCheckpoint>,
     /// Messages that someone else is not done with, by tick, each with the checkpoint before it.
     held: BTreeMap<u64, Checkpoint>,
-    changed_vchannels: BTreeSet<String>,
+    /// Each with the tick from which on its schemas are not written.
+    changed_vchannels: BTreeMap<String, u64>,
     /// Vchannels that are gone, and where their drops stand in the log, as long as they do.
     dropped: BTreeMap<String, EntryId>,
     /// Those of them that are not written yet, and those that were and are to be forgotten.
@@ -118,7 +119,7 @@ impl State {
             replication,
             salvaged: None,
             held: BTreeMap::new(),
-            changed_vchannels: BTreeSet::new(),
+            changed_vchannels: BTreeMap::new(),
             dropped,
             newly_dropped: BTreeMap::new(),
             undropped: BTreeSet::new(),
@@ -163,7 +164,7 @@ impl State {
         }
         self.segments.apply(name, seen);
         if vchannel.apply(seen) {
-            self.changed_vchannels.insert(name.to_owned());
+            self.changed_vchannels.entry(name.to_owned()).or_insert(seen.tick);
         }
         if vchannel.is_dropped() {
             self.vchannels.remove(name);
@@ -183,7 +184,7 @@ impl State {
             Some(vchannel) => {
                 self.dropped.remove(name);
                 self.vchannels.insert(name.to_owned(), vchannel);
-                self.changed_vchannels.insert(name.to_owned());
+                self.changed_vchannels.insert(name.to_owned(), seen.tick);
             }
             None => tracing::error!(vchannel = name, id = %seen.id, "left out a collection that cannot be read"),
         }
@@ -249,8 +250,9 @@ impl State {
         let gone = std::mem::take(&mut self.newly_dropped).into_iter().map(|(name, at)| Change::VChannelGone(name, at));
         let forgotten = std::mem::take(&mut self.undropped).into_iter().map(Change::DropGone);
         let changed = std::mem::take(&mut self.changed_vchannels).into_iter();
-        let changed = changed.filter_map(|name| {
-            let vchannel = self.vchannels.get(&name)?.clone();
+        let changed = changed.filter_map(|(name, unwritten)| {
+            let mut vchannel = self.vchannels.get(&name)?.clone();
+            vchannel.schemas.retain(|schema| schema.tick >= unwritten);
             Some(Change::VChannel(name, vchannel))
         });
         let salvaged = self.salvaged.take().map(Change::Salvage);

@@ -1,8 +1,15 @@
 //! The state against itself: whatever was written down when, and whatever was lost in between, a new owner comes to the
 //! same state as one that read the whole log.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
+use async_trait::async_trait;
 use proptest::prelude::*;
 use prost::Message as _;
 use streaming_proto::{
@@ -21,13 +28,13 @@ use streaming_types::{Message, MessageBuilder, MessageId, TimeTick};
 use woodpecker::EntryId;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{MemoryStore, MetadataStore},
+    metadata::{Interfered, Interference, MemoryStore, MetadataError, MetadataStore, Txn, TxnOutcome, Write},
 };
 
 use super::{
     catalog::{Catalog, CatalogError, Changes, Persisted},
     seen::Seen,
-    state::{Checkpoint, State, VChannel},
+    state::{Checkpoint, LARGEST_SCHEMA, State, VChannel},
 };
 use crate::{
     replication::samples::{header, topology},
@@ -209,11 +216,96 @@ async fn changes_of_any_number_are_written() {
     assert_eq!(catalog.load().await.unwrap().vchannels.len(), 399);
 }
 
+/// Refuses what etcd would, and takes so many transactions.
+#[derive(Debug)]
+struct Strict(AtomicUsize);
+
+#[async_trait]
+impl Interference for Strict {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let bytes = |write: &Write| match write {
+            Write::Put { key, value, .. } => key.len() + value.len(),
+            Write::Delete { key } | Write::DeletePrefix { prefix: key } => key.len(),
+        };
+        if txn.writes.iter().map(bytes).sum::<usize>() > 3 << 19 {
+            return Err(MetadataError::Invalid("request is too large".to_owned()));
+        }
+        let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map_err(|_| MetadataError::Unavailable("a test says so".to_owned()))?;
+        store.commit(txn).await
+    }
+}
+
+async fn strict(store: &MemoryStore, term: i64, transactions: usize) -> Catalog {
+    let store = Interfered::new(Arc::new(store.clone()), Strict(AtomicUsize::new(transactions)));
+    Catalog::claim(Arc::new(store), ROOT, "p_0", term).await.unwrap()
+}
+
+#[tokio::test]
+async fn changes_of_any_size_are_written() {
+    let store = MemoryStore::new(Clock::system());
+    let catalog = strict(&store, 1, usize::MAX).await;
+    let mut state = empty();
+    for entry in 1..40 {
+        let header = CreateCollectionMessageHeader { collection_id: 1, partition_ids: vec![1], db_id: 1 };
+        let bytes = if entry == 20 { LARGEST_SCHEMA } else { 100_000 };
+        let body = CreateCollectionRequest { schema: vec![0; bytes].into(), ..Default::default() };
+        let message = MessageBuilder::new(&header).vchannel(format!("p_0_{entry}v0")).body(&body).build().unwrap();
+        apply(&mut state, entry, &written(entry, message));
+    }
+    catalog.save(&state.take_changes()).await.unwrap();
+    assert_eq!(catalog.load().await.unwrap().vchannels.len(), 39);
+}
+
+#[tokio::test]
+async fn next_owner_goes_on_where_a_crash_came_between_schemas_and_their_vchannel() {
+    let (store, vchannels) = (MemoryStore::new(Clock::system()), ["p_0_7v0", "p_0_8v0"]);
+    let created = vchannels.map(|vchannel| create_collection(vchannel, 7, vec![]));
+    let changed = |vchannel: &str, count| vec![change_schema(vchannel, 7, vec![]); count];
+    let messages = created.into_iter().chain(changed(vchannels[0], 100)).chain(changed(vchannels[1], 40));
+    let log: Vec<_> = (1..).zip(messages).map(|(entry, message)| (entry, written(entry, message))).collect();
+
+    // One transaction claims the term, one takes all of the first vchannel and a part of the second one's schemas.
+    let catalog = strict(&store, 1, 3).await;
+    let mut state = empty();
+    log[..2].iter().for_each(|(entry, record)| apply(&mut state, *entry, record));
+    catalog.save(&state.take_changes()).await.unwrap();
+    log[2..].iter().for_each(|(entry, record)| apply(&mut state, *entry, record));
+    catalog.save(&state.take_changes()).await.unwrap_err();
+
+    let catalog = claim(&store, 2).await.unwrap();
+    let mut next = State::recovered(catalog.load().await.unwrap(), "by-dev", "p_0", KEY_SPAN);
+    log.iter().for_each(|(entry, record)| apply(&mut next, *entry, record));
+    catalog.save(&next.take_changes()).await.unwrap();
+    let again = State::recovered(catalog.load().await.unwrap(), "by-dev", "p_0", KEY_SPAN);
+    assert_eq!((next.vchannels(), again.vchannels()), (state.vchannels(), state.vchannels()));
+}
+
+#[tokio::test]
+async fn schemas_that_are_written_are_left_alone() {
+    let store = MemoryStore::new(Clock::system());
+    let catalog = claim(&store, 1).await.unwrap();
+    let mut state = empty();
+    let mut revisions = Vec::new();
+    for entry in 1..4 {
+        let message = match entry {
+            1 => create_collection("p_0_7v0", 7, vec![]),
+            _ => change_schema("p_0_7v0", 7, vec![]),
+        };
+        apply(&mut state, entry, &written(entry, message));
+        catalog.save(&state.take_changes()).await.unwrap();
+        let first = store.get(&format!("{WAL}/vchannel/p_0_7v0/schema/100")).await.unwrap().unwrap();
+        revisions.push(first.mod_revision);
+    }
+    assert!(revisions.iter().all(|revision| *revision == revisions[0]), "{revisions:?}");
+    assert_eq!(catalog.load().await.unwrap().vchannels["p_0_7v0"].schemas.len(), 3);
+}
+
 #[tokio::test]
 async fn unreadable_records_are_left_out() {
     let store = MemoryStore::new(Clock::system());
     let catalog = claim(&store, 1).await.unwrap();
-    let mut txn = woodpecker_base::metadata::Txn::new();
+    let mut txn = Txn::new();
     for key in ["consume-checkpoint", "vchannel/a", "segment-assign/x", "segment-assign/1", "vchannel/b/schema/1"] {
         txn = txn.put(format!("{WAL}/{key}"), "\u{7f}garbage");
     }

@@ -84,17 +84,27 @@ impl Schema {
     }
 }
 
-/// The schema in the body of a `CreateCollection`; `None` if that cannot be read.
-pub fn schema_of(body: &[u8]) -> Option<Bytes> {
-    let body = CreateBody::decode(body).ok()?;
-    Some(if body.schema.is_empty() { body.collection_schema } else { body.schema })
+/// Largest schema, in bytes: it has to fit into one transaction of a metadata store.
+pub const LARGEST_SCHEMA: usize = 1 << 20;
+
+/// The schema in the body of a message that brings one; `None` if it cannot be read.
+pub fn schema_in(kind: MessageType, body: &[u8]) -> Option<Bytes> {
+    match kind {
+        MessageType::CreateCollection => {
+            let body = CreateBody::decode(body).ok()?;
+            Some(if body.schema.is_empty() { body.collection_schema } else { body.schema })
+        }
+        MessageType::SchemaChange => Some(ChangeBody::decode(body).ok()?.schema),
+        MessageType::AlterCollection => Some(AlterBody::decode(body).ok()?.updates?.schema),
+        _ => None,
+    }
 }
 
 impl VChannel {
     /// The vchannel that a `CreateCollection` makes.
     pub fn created(seen: &Seen<'_>) -> Option<Self> {
         let header: CreateCollectionMessageHeader = seen.header()?;
-        let schema = schema_of(seen.payload)?;
+        let schema = schema_in(seen.kind, seen.payload)?;
         Some(Self {
             collection_id: header.collection_id,
             partitions: header.partition_ids.into_iter().collect(),
@@ -130,12 +140,8 @@ impl VChannel {
             MessageType::DropPartition => seen
                 .header::<DropPartitionMessageHeader>()
                 .is_some_and(|header| self.partitions.remove(&header.partition_id)),
-            MessageType::SchemaChange => {
-                self.set_schema(ChangeBody::decode(seen.payload).ok().map(|body| body.schema), seen.tick)
-            }
-            MessageType::AlterCollection => {
-                let updates = AlterBody::decode(seen.payload).ok().and_then(|body| body.updates);
-                self.set_schema(updates.map(|updates| updates.schema), seen.tick)
+            MessageType::SchemaChange | MessageType::AlterCollection => {
+                self.set_schema(schema_in(seen.kind, seen.payload), seen.tick)
             }
             _ => false,
         };
@@ -147,7 +153,10 @@ impl VChannel {
 
     fn set_schema(&mut self, schema: Option<Bytes>, tick: u64) -> bool {
         let Some(schema) = schema.filter(|schema| !schema.is_empty()) else { return false };
-        self.schemas.push(Schema { schema, tick });
+        // It is there already where a former owner wrote it, and not the vchannel any more.
+        if self.schemas.iter().all(|known| known.tick != tick) {
+            self.schemas.push(Schema { schema, tick });
+        }
         true
     }
 

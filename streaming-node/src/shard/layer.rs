@@ -12,6 +12,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use bytes::Bytes;
 use futures::FutureExt;
 use streaming_proto::messages::{
     AlterCollectionMessageHeader, CreateCollectionMessageHeader, CreatePartitionMessageHeader,
@@ -33,7 +34,7 @@ use super::{
 };
 use crate::{
     metrics,
-    recovery::state::schema_of,
+    recovery::state::{LARGEST_SCHEMA, schema_in},
     settings::Segments as Limits,
     wal::group::{Append, Group},
 };
@@ -271,10 +272,15 @@ impl Grower<'_> {
 
 /// Takes a message other than an insert.
 fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), StreamingError> {
+    let schema = schema_in(append.kind, &append.message.payload);
+    if let Some(size) = schema.as_ref().map(Bytes::len).filter(|size| *size > LARGEST_SCHEMA) {
+        let cause = format!("a schema of {size} bytes is larger than {LARGEST_SCHEMA}");
+        return Err(StreamingError::unrecoverable(cause));
+    }
     match append.kind {
         MessageType::CreateCollection => {
             let header: CreateCollectionMessageHeader = header(append)?;
-            if schema_of(&append.message.payload).is_none() {
+            if schema.is_none() {
                 return Err(StreamingError::unrecoverable("the body of the collection cannot be read"));
             }
             table.create(vchannel, header.collection_id, header.partition_ids);

@@ -8,9 +8,10 @@ use streaming_proto::{
         self, CreateCollectionMessageHeader, CreatePartitionMessageHeader, CreateSegmentMessageHeader,
         DeleteMessageHeader, DropCollectionMessageHeader, DropPartitionMessageHeader, FlushMessageHeader,
         InsertMessageHeader, ManualFlushExtraResponse, ManualFlushMessageHeader, PartitionSegmentAssignment,
-        SchemaChangeMessageHeader,
+        SchemaChangeMessageBody, SchemaChangeMessageHeader,
     },
     msg::CreateCollectionRequest,
+    schema::CollectionSchema,
     streaming::{ProduceMessageResponseResult, StreamingCode},
 };
 use streaming_types::{DeliverPolicy, ImmutableMessage, MessageBuilder, MessageType, message::Header};
@@ -204,6 +205,24 @@ async fn collection_that_the_next_owner_could_not_read_is_refused() {
     assert_eq!(code_of(refused), Some(StreamingCode::Unrecoverable));
     let nowhere = produce.append(message(OTHER, &rows(2, 10, 10))).await;
     assert_eq!(code_of(nowhere), Some(StreamingCode::Unrecoverable));
+}
+
+#[tokio::test]
+async fn schema_that_the_metadata_could_not_hold_is_refused() {
+    let world = World::new();
+    let (_node, mut produce) = collected(&world, small()).await;
+    let schema = || CollectionSchema { description: "x".repeat(1 << 20), ..Default::default() };
+    let created = CreateCollectionMessageHeader { collection_id: 2, partition_ids: vec![10], db_id: 1 };
+    let create = CreateCollectionRequest { schema: schema().encode_to_vec().into(), ..Default::default() };
+    let changed = SchemaChangeMessageHeader { collection_id: 1, ..Default::default() };
+    let change = SchemaChangeMessageBody { schema: Some(schema()) };
+    for message in [
+        MessageBuilder::new(&created).vchannel(OTHER).body(&create),
+        MessageBuilder::new(&changed).vchannel(VCHANNEL).body(&change),
+    ] {
+        let refused = produce.append(message.build().unwrap().into()).await;
+        assert_eq!(code_of(refused), Some(StreamingCode::Unrecoverable));
+    }
 }
 
 #[tokio::test]
