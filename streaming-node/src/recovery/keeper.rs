@@ -307,7 +307,8 @@ impl Keeper {
 async fn write(catalog: &Catalog, changes: &Changes, mut backoff: Backoff) -> Result<(), CatalogError> {
     loop {
         match catalog.save(changes).await {
-            Err(error) if error.is_retryable() => tracing::warn!(%error, "writing a checkpoint failed, trying again"),
+            // Appends need no metadata, and what the store refuses of this owner it would refuse of the next one.
+            Err(CatalogError::Metadata(error)) => tracing::warn!(%error, "writing a checkpoint failed, trying again"),
             outcome => return outcome,
         }
         backoff.wait().await;

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use prost::Message as _;
 use streaming_proto::{
     data::{DropVirtualChannelRequest, UpdateChannelCheckpointRequest, data_coord_client::DataCoordClient},
@@ -14,9 +15,19 @@ use streaming_proto::{
         ProduceMessageResponseResult, StreamingCode, VChannelMeta, WalCheckpoint, streaming_node_wal_metrics::Metrics,
     },
 };
-use streaming_types::{DeliverPolicy, Message, MessageBuilder, MessageId, PChannel, channel::control_channel};
+use streaming_types::{
+    DeliverPolicy, Message, MessageBuilder, MessageId, MessageType, PChannel, channel::control_channel,
+};
+use tokio::sync::watch;
+use woodpecker_base::{
+    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
+    tasks::Tasks,
+};
 
-use super::harness::{PCHANNEL, Produce, TestNode, VCHANNEL, World, code, eventually, id, insert, rw};
+use super::{
+    harness::{PCHANNEL, Produce, TestNode, VCHANNEL, World, code, eventually, id, insert, rw},
+    parts::delete,
+};
 use crate::{Recovery, Settings, recovery::catalog::Catalog};
 
 const WAL: &str = "by-dev/meta/streamingnode-meta/wal/by-dev-rootcoord-dml_0";
@@ -39,7 +50,6 @@ fn drop_collection(vchannel: &str) -> Message {
 }
 
 async fn checkpoint(world: &World) -> Option<(MessageId, u64)> {
-    use woodpecker_base::metadata::MetadataStore as _;
     let found = world.metadata.get(&format!("{WAL}/consume-checkpoint")).await.unwrap()?;
     let checkpoint = WalCheckpoint::decode(found.value).unwrap();
     assert_eq!(checkpoint.recovery_magic, 1);
@@ -53,7 +63,6 @@ pub async fn until_saved(world: &World, tick: u64) {
 
 #[tokio::test]
 async fn collections_and_checkpoint_are_in_the_metadata_and_outlive_a_crash() {
-    use woodpecker_base::metadata::MetadataStore as _;
     let world = World::new();
     let node = world.node_with(1, eager()).await;
     node.assign(&rw(1)).await.unwrap();
@@ -95,7 +104,6 @@ async fn owner_without_a_checkpoint_replays_the_whole_log() {
     let next = world.node_with(2, eager()).await;
     next.assign(&rw(2)).await.unwrap();
     until_saved(&world, created.timetick + 1).await;
-    use woodpecker_base::metadata::MetadataStore as _;
     assert!(world.metadata.get(&format!("{WAL}/vchannel/{VCHANNEL}")).await.unwrap().is_some());
 }
 
@@ -246,7 +254,6 @@ async fn consumer_that_was_dropped_holds_nothing_back_though_nothing_is_appended
 
 #[tokio::test]
 async fn consumer_goes_with_the_collection_of_its_vchannel() {
-    use woodpecker_base::metadata::MetadataStore as _;
     let world = World::new();
     let node = world.node_with(1, eager()).await;
     node.assign(&rw(1)).await.unwrap();
@@ -266,7 +273,6 @@ async fn consumer_goes_with_the_collection_of_its_vchannel() {
 
 #[tokio::test]
 async fn consumer_that_reports_when_its_vchannel_was_dropped_is_not_heard_until_that_is_created_again() {
-    use woodpecker_base::metadata::MetadataStore as _;
     let world = World::new();
     let node = world.node_with(1, eager()).await;
     node.assign(&rw(1)).await.unwrap();
@@ -300,7 +306,6 @@ async fn consumer_that_reports_when_its_vchannel_was_dropped_is_not_heard_until_
 
 #[tokio::test]
 async fn dropped_vchannel_is_remembered_as_long_as_the_log_holds_its_drop() {
-    use woodpecker_base::metadata::MetadataStore as _;
     let world = World::new();
     let node = world.node_with(1, eager()).await;
     node.assign(&rw(1)).await.unwrap();
@@ -330,6 +335,45 @@ async fn owner_that_lost_the_metadata_gives_the_wal_up() {
     Catalog::claim(Arc::new(world.metadata.clone()), "by-dev/meta", PCHANNEL, 2).await.unwrap();
     node.producer(&rw(1)).await.append(insert(VCHANNEL, "x")).await.unwrap();
     eventually(&world, "the end", async || node.status().await.is_empty().then_some(())).await;
+}
+
+/// Refuses what is written, if it is told to, and counts that.
+#[derive(Debug)]
+struct Refusing {
+    refuses: watch::Sender<bool>,
+    refused: watch::Sender<u32>,
+}
+
+#[async_trait]
+impl Interference for Refusing {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        if *self.refuses.borrow() {
+            self.refused.send_modify(|refused| *refused += 1);
+            return Err(MetadataError::Invalid("not these credentials".to_owned()));
+        }
+        store.commit(txn).await
+    }
+}
+
+#[tokio::test]
+async fn owner_whose_metadata_is_refused_goes_on_and_writes_it_later() {
+    let (world, tasks) = (World::new(), Tasks::new());
+    let refusing = Refusing { refuses: watch::Sender::new(false), refused: watch::Sender::new(0) };
+    let metadata = Arc::new(Interfered::new(Arc::new(world.metadata.clone()), refusing));
+    let mut opener = world.opener(eager(), &tasks, &tasks);
+    opener.metadata = Arc::<Interfered<Refusing>>::clone(&metadata);
+    let wal = opener.open(&rw(1), 1).await.unwrap();
+    metadata.by.refuses.send_replace(true);
+    let before = checkpoint(&world).await;
+    wal.appends().unwrap().append_own(MessageType::Delete, delete(VCHANNEL, "x", None)).await;
+    let mut refused = metadata.by.refused.subscribe();
+    let tried = world.clock.timeout(Duration::from_secs(10), refused.wait_for(|refused| *refused > 2));
+    tried.await.expect("another try").unwrap();
+    assert!(!wal.ended().is_cancelled() && checkpoint(&world).await == before);
+
+    metadata.by.refuses.send_replace(false);
+    eventually(&world, "a checkpoint", async || (checkpoint(&world).await != before).then_some(())).await;
+    tasks.stop();
 }
 
 #[tokio::test]
