@@ -108,6 +108,16 @@ impl Governor {
     }
 }
 
+impl Drop for Governor {
+    /// The WAL is elsewhere from now on: what was told of it here holds no more.
+    fn drop(&mut self) {
+        metrics::consumers_behind(&self.pchannel, 0);
+        if self.limit != Limit::None {
+            metrics::rate_limited(&self.pchannel, Limit::None);
+        }
+    }
+}
+
 impl Source {
     fn all(settings: &Flow, now: Instant) -> Vec<Self> {
         let source = |name, marks: &Marks, measure: fn(&Readings) -> Option<u64>| Source {

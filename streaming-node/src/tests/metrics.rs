@@ -1,6 +1,6 @@
 //! What a node tells of its WALs.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use metrics::set_default_local_recorder;
 use metrics_exporter_prometheus::PrometheusBuilder;
@@ -65,4 +65,21 @@ async fn a_wal_is_shown_while_it_is_open_and_its_gauges_are_empty_once_it_is_gon
     ] {
         assert_eq!(value(gauge, more), Some(0.0), "{gauge}");
     }
+}
+
+#[tokio::test]
+async fn limit_of_writers_is_not_shown_where_their_wal_is_gone() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let page = recorder.handle();
+    let _here = set_default_local_recorder(&recorder);
+    let limit = || {
+        let series = format!("milvus_wal_rate_limit_bytes{{channel_name=\"{PCHANNEL}\"}} ");
+        page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok())
+    };
+    let world = World::new();
+    let node = world.serving().await;
+    world.memory_percent.store(99, Ordering::SeqCst);
+    eventually(&world, "a limit", async || limit().filter(|limit| *limit == 0.0)).await;
+    node.remove(&rw(1)).await.unwrap();
+    assert_eq!(limit(), Some(-1.0));
 }
