@@ -191,6 +191,9 @@ impl Settings {
         if self.recovery.persist_interval.is_zero() {
             return refuse("recovery.persist_interval", "must not be zero");
         }
+        if self.recovery.persist_bytes == 0 {
+            return refuse("recovery.persist_bytes", "must not be zero");
+        }
         self.flow.validate()?;
         self.segments.validate()?;
         Ok(())
@@ -244,6 +247,10 @@ mod tests {
                     recovery: Recovery { persist_interval: Duration::ZERO, ..Recovery::default() },
                     ..default()
                 },
+            ),
+            (
+                "recovery.persist_bytes",
+                Settings { recovery: Recovery { persist_bytes: 0, ..Recovery::default() }, ..default() },
             ),
         ];
         for (key, settings) in bad {
