@@ -44,17 +44,17 @@ async fn written(world: &mut World) -> (Process, Vec<(EntryId, String)>) {
     for owner in 0..3 {
         let writer = log.open_writer().await.unwrap();
         all.extend(append_all(&writer, &format!("owner-{owner}"), 60).await);
+        // Each writer fills one segment, which closes in the background; a writer that is closed before leaves only that one.
+        let rolled = async {
+            while closed(&log).await.len() < 2 * owner + 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("rolls", rolled).await;
         if owner < 2 {
             soon("close", writer.close()).await.unwrap();
         }
     }
-    // Each writer filled one segment; the last closes in the background.
-    let rolled = async {
-        while closed(&log).await.len() < 5 {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon("rolls", rolled).await;
     (process, all)
 }
 

@@ -197,6 +197,10 @@ async fn a_segment_that_a_quota_holds_up_ends_where_it_was_acked_and_an_empty_on
     let (backend, _tasks) = world.backend(|settings| settings.quota_patience = Duration::from_millis(500));
     let (opened, empty) = (Open::create(&backend, 1).await, Open::create(&backend, 2).await);
     opened.fill(0, 2).await;
+    for replica in 0..3 {
+        let store = world.replica(&opened.placement(), replica);
+        store.wait("both entries", || store.held(opened.key).entries.len() == 2).await;
+    }
     let used_up =
         Refusal { code: Code::Quota, reason: "bytes kept".to_owned(), retry_after: Duration::from_millis(50) };
     let refuse = |refusal: Option<&Refusal>| {
