@@ -21,10 +21,17 @@ use woodpecker_base::{
 use woodpecker_core::ids::VolumeId;
 
 pub use self::records::{End, Facts, NamespaceRecord, ReplicaRecord, StoreMeta};
-use crate::{lock, refusal::Refusal, released::Released, replica::ReplicaKey};
+use crate::{
+    failure::{Failure, Part},
+    lock,
+    refusal::Refusal,
+    released::Released,
+    replica::ReplicaKey,
+};
 
 /// Writes facts; one task commits them.
 pub struct Ledger {
+    failure: Arc<Failure>,
     pending: Mutex<Pending>,
     work: Notify,
     done: watch::Sender<Done>,
@@ -64,10 +71,15 @@ impl Ledger {
     ///
     /// # Errors
     /// [`Refusal::Corrupt`] when a record cannot be read; [`Refusal::Unavailable`] when the file cannot.
-    pub async fn open(store: Arc<dyn MetadataStore>, tasks: &Tasks) -> Result<(Arc<Self>, Facts), Refusal> {
+    pub async fn open(
+        store: Arc<dyn MetadataStore>,
+        failure: Arc<Failure>,
+        tasks: &Tasks,
+    ) -> Result<(Arc<Self>, Facts), Refusal> {
         let snapshot = store.list("").await.map_err(|error| Refusal::Unavailable(error.to_string().into()))?;
         let facts = Facts::read(&snapshot.items)?;
-        let ledger = Arc::new(Self { pending: Mutex::default(), work: Notify::new(), done: watch::Sender::default() });
+        let (pending, work, done) = (Mutex::default(), Notify::new(), watch::Sender::default());
+        let ledger = Arc::new(Self { failure, pending, work, done });
         let (writing, token) = (ledger.clone(), tasks.token().clone());
         tasks.spawn(async move {
             while !token.is_cancelled() {
@@ -143,22 +155,29 @@ impl Ledger {
         Ticket(pending.ticket)
     }
 
+    /// Commits what could not be committed.
+    pub fn try_again(&self) {
+        self.work.notify_one();
+    }
+
     async fn commit_pending(&self, store: &dyn MetadataStore) {
         let (writes, prefixes, ticket) = {
             let mut pending = lock(&self.pending);
             (std::mem::take(&mut pending.writes), std::mem::take(&mut pending.prefixes), pending.ticket)
         };
         let outcome = commit(store, &writes, &prefixes).await;
-        if outcome.is_err() {
-            lock(&self.pending).put_back(writes, prefixes);
-        }
-        self.done.send_modify(|done| match outcome {
-            Ok(()) => done.ticket = ticket,
-            Err(error) => {
-                tracing::error!(%error, "the store's facts cannot be written");
-                done.failed = Some((ticket, error.to_string().into()));
+        match outcome {
+            Ok(()) => {
+                self.failure.clear(Part::Facts);
+                self.done.send_modify(|done| done.ticket = ticket);
             }
-        });
+            Err(error) => {
+                let reason: Arc<str> = format!("its facts cannot be written, which is tried again: {error}").into();
+                lock(&self.pending).put_back(writes, prefixes);
+                self.failure.set(Part::Facts, &reason);
+                self.done.send_modify(|done| done.failed = Some((ticket, reason)));
+            }
+        }
     }
 }
 
@@ -218,7 +237,7 @@ mod tests {
     async fn open(path: &std::path::Path) -> (Arc<RedbStore>, Tasks, Arc<Ledger>, Facts) {
         let store = Arc::new(RedbStore::open(path, Clock::system()).await.unwrap());
         let tasks = Tasks::new();
-        let (ledger, facts) = Ledger::open(store.clone(), &tasks).await.unwrap();
+        let (ledger, facts) = Ledger::open(store.clone(), Arc::default(), &tasks).await.unwrap();
         (store, tasks, ledger, facts)
     }
 
@@ -277,7 +296,7 @@ mod tests {
         let memory = Arc::new(MemoryStore::new(Clock::system()));
         let store = Arc::new(Interfered::new(memory, Refusing::default()));
         let tasks = Tasks::new();
-        let (ledger, _) = Ledger::open(store.clone(), &tasks).await.unwrap();
+        let (ledger, _) = Ledger::open(store.clone(), Arc::default(), &tasks).await.unwrap();
         let record = |fenced| ReplicaRecord { fenced, ..ReplicaRecord::default() };
         ledger.settled(ledger.put_replica(key(1), record(1))).await.unwrap();
 
@@ -313,7 +332,7 @@ mod tests {
         let memory = Arc::new(MemoryStore::new(Clock::system()));
         let store = Arc::new(Interfered::new(memory, Holding(watch::Sender::new(false))));
         let tasks = Tasks::new();
-        let (ledger, _) = Ledger::open(store.clone(), &tasks).await.unwrap();
+        let (ledger, _) = Ledger::open(store.clone(), Arc::default(), &tasks).await.unwrap();
         let first = ledger.put_replica(key(1), ReplicaRecord::default());
         Clock::system().sleep(Duration::from_secs(1)).await;
         let second = ledger.put_replica(key(2), ReplicaRecord::default());

@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::sync::Semaphore;
-use woodpecker_base::clock::Clock;
+use woodpecker_base::clock::{Clock, Instant};
 
 use crate::{
     ledger::{Ledger, NamespaceRecord},
@@ -66,18 +66,26 @@ impl Namespace {
         Ok(())
     }
 
-    /// Takes so many bytes of the quota's rate, waiting for a short time until they come. Who is told to try again sends
-    /// all that is on its way anew; who waits holds its stream back, and sends nothing twice.
-    pub async fn keep_pace(&self, bytes: u64, clock: &Clock) -> Result<(), Refusal> {
+    /// Waits until what was appended is within the quota's rate, for a short time. Who is told to try again sends all that
+    /// is on its way anew; who waits holds its stream back, and sends nothing twice.
+    pub async fn keep_pace(&self, clock: &Clock) -> Result<(), Refusal> {
         let patience = clock.now() + PATIENCE;
         loop {
             let now = clock.now();
-            let Err(wait) = lock(&self.rate).take(bytes, now) else { return Ok(()) };
+            let wait = lock(&self.rate).debt(now);
+            if wait.is_zero() {
+                return Ok(());
+            }
             if now + wait > patience {
                 return Err(Refusal::Rate { retry_after: wait });
             }
             clock.sleep(wait).await;
         }
+    }
+
+    /// So many bytes were appended, and count against the quota's rate.
+    pub fn spend(&self, bytes: u64, now: Instant) {
+        lock(&self.rate).spend(bytes, now);
     }
 
     /// A replica of a log holds entries from now on.
@@ -90,10 +98,14 @@ impl Namespace {
         self.metrics.grew(bytes);
     }
 
-    /// A replica of a log, that held entries, is gone.
-    pub fn lost(&self, log: u64, bytes: u64) {
+    pub fn shrank(&self, bytes: u64) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.metrics.shrank(bytes);
+    }
+
+    /// A replica of a log, that held entries, is gone.
+    pub fn lost(&self, log: u64, bytes: u64) {
+        self.shrank(bytes);
         let mut logs = lock(&self.logs);
         if let Some(replicas) = logs.get_mut(&log) {
             *replicas -= 1;

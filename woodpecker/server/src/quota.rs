@@ -17,7 +17,7 @@ pub struct Quota {
     pub logs: u64,
 }
 
-/// Tokens that come at a steady rate, up to a second's worth. What is taken may exceed what is there: the debt is waited
+/// Tokens that come at a steady rate, up to a second's worth. What is spent may exceed what is there: the debt is waited
 /// for by whoever comes next, so that any size passes.
 #[derive(Debug)]
 pub struct TokenBucket {
@@ -32,20 +32,25 @@ impl TokenBucket {
         Self { rate, tokens: as_f64(rate), at: now }
     }
 
-    /// Takes `amount`, or says how long until the debt is paid.
-    pub fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
-        if self.rate == 0 {
-            return Ok(());
+    /// How long until the debt is paid; zero when there is none.
+    pub fn debt(&mut self, now: Instant) -> Duration {
+        self.fill(now);
+        if self.rate == 0 || self.tokens > 0.0 {
+            return Duration::ZERO;
         }
+        let wait = Duration::try_from_secs_f64(-self.tokens / as_f64(self.rate)).unwrap_or(Duration::MAX);
+        wait.max(Duration::from_millis(1))
+    }
+
+    pub fn spend(&mut self, amount: u64, now: Instant) {
+        self.fill(now);
+        self.tokens -= as_f64(amount);
+    }
+
+    fn fill(&mut self, now: Instant) {
         let rate = as_f64(self.rate);
         self.tokens = (self.tokens + rate * now.duration_since(self.at).as_secs_f64()).min(rate);
         self.at = now;
-        if self.tokens <= 0.0 {
-            let wait = Duration::try_from_secs_f64(-self.tokens / rate).unwrap_or(Duration::MAX);
-            return Err(wait.max(Duration::from_millis(1)));
-        }
-        self.tokens -= as_f64(amount);
-        Ok(())
     }
 }
 
@@ -65,13 +70,20 @@ mod tests {
         let start = Clock::system().now();
         let at = |ms| start + Duration::from_millis(ms);
         let mut bucket = TokenBucket::new(1_000, start);
-        assert_eq!(bucket.take(900, at(0)), Ok(()));
-        assert_eq!(bucket.take(600, at(0)), Ok(()), "any size passes while there is a token");
-        assert_eq!(bucket.take(1, at(0)), Err(Duration::from_millis(500)));
-        assert_eq!(bucket.take(1, at(400)), Err(Duration::from_millis(100)));
-        assert_eq!(bucket.take(1, at(501)), Ok(()));
-        assert_eq!(bucket.take(1_000, at(60_000)), Ok(()), "a long pause gives no more than a second's worth");
-        assert!(bucket.take(1, at(60_000)).is_err());
-        assert_eq!(TokenBucket::new(0, start).take(u64::MAX, start), Ok(()));
+        let mut spend = |amount, ms| {
+            let debt = bucket.debt(at(ms));
+            bucket.spend(amount, at(ms));
+            debt.as_millis()
+        };
+        assert_eq!(spend(900, 0), 0);
+        assert_eq!(spend(600, 0), 0, "any size passes while there is a token");
+        assert_eq!(spend(0, 0), 500);
+        assert_eq!(spend(0, 400), 100);
+        assert_eq!(spend(1, 501), 0);
+        assert_eq!(spend(1_000, 60_000), 0);
+        assert_eq!(spend(0, 60_000), 1, "a long pause gives no more than a second's worth");
+        let mut free = TokenBucket::new(0, start);
+        free.spend(u64::MAX, start);
+        assert_eq!(free.debt(start), Duration::ZERO);
     }
 }

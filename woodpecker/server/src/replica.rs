@@ -22,7 +22,7 @@ use woodpecker_store::backend::{SegmentEnd, SegmentOwner, SegmentWriter};
 use self::holding::Holding;
 pub use self::{fence::Description, holding::Part};
 use crate::{
-    failure::Failure,
+    failure::{self, Failure},
     ledger::{End, ReplicaRecord},
     lock, metrics,
     namespace::Namespace,
@@ -133,12 +133,21 @@ struct State {
     durable: u64,
     holding: Holding,
     writer: Option<Arc<dyn SegmentWriter>>,
-    /// Appends on their way, by the number after their last entry.
-    on_the_way: VecDeque<(u64, Room)>,
+    /// Appends on their way, in order.
+    on_the_way: VecDeque<OnTheWay>,
     streams: Vec<(u64, Arc<Slot>)>,
     released: bool,
     /// `committed` is newer than what is written down, since then.
     unwritten: Option<Instant>,
+}
+
+/// An append on its way to the disk.
+#[derive(Debug)]
+struct OnTheWay {
+    /// The number after its last entry.
+    end: u64,
+    bytes: u64,
+    room: Room,
 }
 
 impl Replica {
@@ -175,7 +184,7 @@ impl Replica {
         let mut state = self.state();
         let need = state.need(&append, &self.common.failure)?;
         let end = append.end();
-        if let Need::Store { skip, .. } = need {
+        if let Need::Store { skip, recovery, .. } = need {
             let unopened = || Refusal::Unavailable("the replica is not open for appends".into());
             let (writer, room) = state.writer.clone().zip(room).ok_or_else(unopened)?;
             append.entries.drain(..skip.min(append.entries.len()));
@@ -184,7 +193,10 @@ impl Replica {
             debug_assert_eq!(first, state.next, "the volume numbers otherwise");
             state.owner.get_or_insert(append.epoch);
             state.next = end;
-            state.on_the_way.push_back((end, room));
+            if !recovery {
+                self.namespace.spend(bytes, self.common.clock.now());
+            }
+            state.on_the_way.push_back(OnTheWay { end, bytes, room });
             state.holding.grew(bytes);
             self.namespace.grew(bytes);
             self.namespace.metrics.appended(entries, bytes);
@@ -237,7 +249,9 @@ impl Replica {
         state.next = state.durable;
         let durable = state.durable;
         state.holding.stopped(durable);
-        state.on_the_way.clear();
+        let lost: u64 = state.on_the_way.drain(..).map(|append| append.bytes).sum();
+        state.holding.shrank(lost);
+        self.namespace.shrank(lost);
         for (_, slot) in std::mem::take(&mut state.streams) {
             slot.refuse(Refusal::Failed(reason.clone()));
         }
@@ -304,8 +318,8 @@ impl SegmentOwner for Owner {
         let now = replica.common.clock.now();
         let mut state = replica.state();
         state.durable = state.durable.max(next);
-        while let Some((_, room)) = state.on_the_way.pop_front_if(|(end, _)| *end <= next) {
-            metrics::appended(&replica.common.latency.0, now.duration_since(room.since));
+        while let Some(append) = state.on_the_way.pop_front_if(|append| append.end <= next) {
+            metrics::appended(&replica.common.latency.0, now.duration_since(append.room.since));
         }
         for (_, slot) in &state.streams {
             slot.durable(next);
@@ -321,7 +335,7 @@ impl SegmentOwner for Owner {
             // Nobody but this process has the directory, and it fences nothing there.
             SegmentEnd::Fenced | SegmentEnd::Displaced => "another process fenced the store's volume".into(),
         };
-        replica.common.failure.set(&reason);
+        replica.common.failure.set(failure::Part::Volume, &reason);
         replica.fail(&reason);
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use streaming_proto::logstore as proto;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, watch};
 use woodpecker_base::{clock::Clock, disk::Disk};
 use woodpecker_core::ids::{Placement, StoreId, VolumeId};
 use woodpecker_store::{
@@ -28,7 +28,7 @@ pub use self::{
     status::Advertised,
 };
 use crate::{
-    failure::Failure,
+    failure::{self, Failure},
     ledger::Ledger,
     lock,
     namespace::Namespaces,
@@ -54,6 +54,8 @@ pub struct Store {
     path: PathBuf,
     disk: Arc<dyn Disk>,
     backend: LocalBackend,
+    /// Pieces are begun, and their failures noted, by any number of calls, and a failed volume let go of by itself.
+    letting_go: RwLock<()>,
     ledger: Arc<Ledger>,
     replicas: Mutex<BTreeMap<ReplicaKey, Arc<Replica>>>,
     /// By namespace and log.
@@ -64,6 +66,8 @@ pub struct Store {
     common: Common,
     in_flight: Arc<Semaphore>,
     decommissioning: AtomicBool,
+    /// Held while it is decided whether the store is given up.
+    deciding: tokio::sync::Mutex<()>,
     /// Why a replica of which nothing is found may still have held something.
     doubt: Option<Arc<str>>,
     /// Replicas of which newer positions are known to be acked than are written down.
@@ -156,9 +160,8 @@ impl Store {
                 return Err(Refusal::Decommissioning);
             }
             replica.namespace.admit(bytes, replica.key.log, begins)?;
-            replica.namespace.keep_pace(bytes, &self.clock).await?;
+            replica.namespace.keep_pace(&self.clock).await?;
         }
-        self.gauge.admit(bytes, recovery)?;
         let units =
             self.settings.in_flight.units().map(|most| units(bytes).min(u32::try_from(most).unwrap_or(u32::MAX)));
         let since = self.clock.now();
@@ -172,6 +175,8 @@ impl Store {
             return Err(crowded());
         }
         let of_all = self.in_flight.clone().try_acquire_many_owned(units[2]).map_err(|_| crowded())?;
+        // Last of what may put it off: from here on its bytes count.
+        self.gauge.admit(bytes, recovery)?;
         self.open(replica).await?;
         Ok(Some(Room { permits: [of_stream, of_namespace, of_all], since }))
     }
@@ -185,12 +190,14 @@ impl Store {
             return Err(Refusal::Failed(reason));
         }
         let owner = Arc::new(Owner(Arc::downgrade(replica)));
-        let writer =
+        let writer = {
+            let _stays = self.letting_go.read().await;
             self.backend.create_piece(key, owner, first, replica.key.namespace).await.inspect_err(|error| {
                 if let StoreError::Failed(reason) = error {
-                    self.common.failure.set(reason);
+                    self.common.failure.set(failure::Part::Volume, reason);
                 }
-            })?;
+            })?
+        };
         if let Placement::Volume { volume, .. } = *writer.placement()
             && !lock(&self.volumes).contains(&volume)
         {
@@ -198,8 +205,7 @@ impl Store {
             self.ledger.settled(self.ledger.put_volume(volume)).await?;
             lock(&self.volumes).insert(volume);
         }
-        replica.open(writer);
-        Ok(())
+        replica.open(writer)
     }
 
     /// Takes note of what a writer says is acked.
@@ -222,11 +228,7 @@ impl Store {
             Some(known) => known,
             None => self.replica(name).await?,
         };
-        let fenced = replica.fence(epoch, end, &self.ledger).await;
-        if let Err(Refusal::Failed(reason)) = &fenced {
-            self.common.failure.set(reason);
-        }
-        fenced
+        replica.fence(epoch, end, &self.ledger).await
     }
 
     /// What a replica holds; of one that was never heard of, nothing.

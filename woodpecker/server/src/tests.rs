@@ -2,6 +2,7 @@
 
 mod append;
 mod disk;
+mod failing;
 mod fence;
 mod harness;
 mod limits;

@@ -117,7 +117,7 @@ pub struct LocalBackend {
 enum Own {
     None,
     Writing { shared: Arc<Shared>, ended: watch::Receiver<()> },
-    Failed { reason: Arc<str>, at: Instant },
+    Failed { reason: Arc<str>, at: Instant, ended: watch::Receiver<()> },
     Closed,
 }
 
@@ -191,19 +191,23 @@ impl LocalBackend {
         Ok(Arc::new(Writer { segment, queue: shared.queue.clone() }))
     }
 
-    /// Lets go of a volume that failed, so that the next segment begins another at once. For one that failed because the
-    /// disk was full, when there is room again.
+    /// Lets go of a volume that failed, once its owners know, so that the next segment begins another at once. For one that
+    /// failed because the disk was full, when there is room again.
     pub async fn begin_anew(&self) {
         let mut own = self.own.lock().await;
-        let failed = match &*own {
-            Own::Writing { shared, .. } => shared.failure().is_some(),
-            Own::Failed { .. } => true,
-            Own::None | Own::Closed => false,
+        let ended = match &mut *own {
+            Own::Writing { shared, ended } if shared.failure().is_some() => Some(ended),
+            Own::Failed { ended, .. } => Some(ended),
+            // None could be made.
+            Own::None => None,
+            Own::Writing { .. } | Own::Closed => return,
         };
-        if failed {
-            *own = Own::None;
-            self.no_room.store(false, Ordering::Release);
+        if let Some(ended) = ended {
+            // Told later, the end of this volume's segments would be taken for that of what comes next.
+            while ended.changed().await.is_ok() {}
         }
+        *own = Own::None;
+        self.no_room.store(false, Ordering::Release);
     }
 
     /// Whether a volume of this process failed because the disk was full, since [`Self::begin_anew`].
@@ -267,15 +271,15 @@ impl LocalBackend {
     async fn writing(&self) -> Result<Arc<Shared>, StoreError> {
         let mut own = self.own.lock().await;
         match &*own {
-            Own::Writing { shared, .. } => match shared.failure() {
+            Own::Writing { shared, ended } => match shared.failure() {
                 None if !shared.queue.is_closed() => return Ok(shared.clone()),
                 reason => {
                     let reason = reason.unwrap_or_else(|| "its writer is gone".into());
-                    *own = Own::Failed { reason: reason.clone(), at: self.clock.now() };
+                    *own = Own::Failed { reason: reason.clone(), at: self.clock.now(), ended: ended.clone() };
                     return Err(StoreError::Failed(reason));
                 }
             },
-            Own::Failed { reason, at } if self.clock.now().duration_since(*at) < RETRY_FAILED => {
+            Own::Failed { reason, at, .. } if self.clock.now().duration_since(*at) < RETRY_FAILED => {
                 return Err(StoreError::Failed(reason.clone()));
             }
             Own::Closed => return Err(StoreError::Unavailable("the backend is closed".into())),

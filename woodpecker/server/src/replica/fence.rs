@@ -49,14 +49,23 @@ impl Replica {
     }
 
     /// Appends go to this writer from now on.
-    pub fn open(&self, writer: Arc<dyn SegmentWriter>) {
+    ///
+    /// # Errors
+    /// Meanwhile the replica was released, or the writer ended.
+    pub fn open(&self, writer: Arc<dyn SegmentWriter>) -> Result<(), Refusal> {
         let mut state = self.state();
+        if state.released {
+            return Err(Refusal::Released);
+        }
+        // Nothing is appended: a writer that ended told so to a replica that did not have it yet.
+        writer.append(Vec::new())?;
         let first = state.next;
         if state.holding.parts().is_empty() {
             self.namespace.began(self.key.log);
         }
         state.holding.begin(writer.placement().clone(), first);
         state.writer = Some(writer);
+        Ok(())
     }
 
     /// Refuses every append of an epoch below, durably, and says what is held once nothing is on its way any more. An
@@ -97,7 +106,7 @@ impl Replica {
         self.changed.notify_waiters();
         self.until(|replica| {
             let state = replica.state();
-            state.durable >= held.min(state.next)
+            state.released || state.durable >= held.min(state.next)
         })
         .await;
         self.describe()

@@ -73,6 +73,10 @@ impl Holding {
         self.bytes += bytes;
     }
 
+    pub fn shrank(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+    }
+
     /// # Errors
     /// [`Refusal::Corrupt`] when the replica cannot say what it holds.
     pub fn check(&self) -> Result<(), Refusal> {

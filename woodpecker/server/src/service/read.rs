@@ -59,21 +59,24 @@ impl ReadStream {
     }
 
     async fn read(&mut self, replica: &Arc<Replica>, limit: u64) -> Result<ReadResponse, Refusal> {
+        let part = replica.part(self.next)?;
         let reader = match &self.reader {
-            Some((part, reader)) if self.next >= part.first && part.end.is_none_or(|end| self.next < end) => reader,
+            Some((kept, reader)) if *kept == part => reader,
+            // Another part, or the volume that held what was to come of it failed.
             _ => {
-                let part = replica.part(self.next)?;
                 let reader = self.store.reader(replica, &part).await?;
                 &self.reader.insert((part, reader)).1
             }
         };
-        let mut entries =
-            reader.read(self.next, self.max_bytes).await.map_err(Refusal::from).inspect_err(|refusal| {
-                if matches!(refusal, Refusal::Corrupt(_)) {
-                    metrics::corrupt();
-                    tracing::error!(replica = ?replica.key, %refusal, "a replica cannot be read");
-                }
-            })?;
+        let read = reader.read(self.next, self.max_bytes).await.map_err(Refusal::from);
+        // What was released meanwhile may be gone by right.
+        replica.readable(self.end)?;
+        let mut entries = read.inspect_err(|refusal| {
+            if matches!(refusal, Refusal::Corrupt(_)) {
+                metrics::corrupt();
+                tracing::error!(replica = ?replica.key, %refusal, "a replica cannot be read");
+            }
+        })?;
         entries.truncate(usize::try_from(limit - self.next).unwrap_or(usize::MAX));
         if entries.is_empty() {
             return Err(Refusal::Corrupt(format!("entry {} is missing", self.next).into()));

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, watch};
 use woodpecker_base::{clock::Clock, disk::Disk, metadata::MetadataStore, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{StoreId, VolumeId};
 use woodpecker_store::{
@@ -115,7 +115,8 @@ impl Store {
             |error: io::Error| StartError::Directory { path: path.display().to_string(), detail: error.to_string() };
         disk.create_dir_all(&path).map_err(directory)?;
         let gauge = Gauge::new(settings.watermarks, &*disk, &path, random.clone()).map_err(directory)?;
-        let (ledger, facts) = Ledger::open(facts, tasks).await.map_err(StartError::Facts)?;
+        let failure = Arc::new(Failure::default());
+        let (ledger, facts) = Ledger::open(facts, failure.clone(), tasks).await.map_err(StartError::Facts)?;
         let volumes = volume_settings(&settings);
         let backend = LocalBackend::open(&path, volumes, disk.clone(), clock.clone(), random.clone()).await?;
         let scanned = backend.pieces().await?;
@@ -134,11 +135,7 @@ impl Store {
         }
         let settings = Arc::new(settings);
         let namespaces = Namespaces::new(facts.namespaces.clone(), settings.clone(), clock.clone());
-        let common = Common {
-            failure: Arc::new(Failure::default()),
-            clock: clock.clone(),
-            latency: Latency(metrics::append_latency()),
-        };
+        let common = Common { failure, clock: clock.clone(), latency: Latency(metrics::append_latency()) };
         let Restored { replicas, orphans, doubt } = restore(&facts, scanned, &namespaces, &common);
         let [.., in_flight] = settings.in_flight.units();
         let store = Arc::new(Store {
@@ -150,6 +147,7 @@ impl Store {
             path,
             disk,
             backend,
+            letting_go: RwLock::default(),
             ledger,
             replicas: Mutex::new(replicas),
             released: Mutex::new(facts.released),
@@ -158,6 +156,7 @@ impl Store {
             common,
             in_flight: Arc::new(Semaphore::new(in_flight)),
             decommissioning: AtomicBool::new(meta.decommissioning),
+            deciding: tokio::sync::Mutex::default(),
             doubt,
             unwritten: Mutex::new(VecDeque::new()),
             heard: Notify::new(),

@@ -1,6 +1,6 @@
 //! Giving up replicas, and whole namespaces.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use streaming_proto::logstore as proto;
 use woodpecker_base::backoff::Backoff;
@@ -28,12 +28,13 @@ impl Store {
             Err(refusal) => return Err(refusal),
         };
         let key = replica.key;
-        let of_log = ReplicaKey { segment: 0, ..key }..=ReplicaKey { segment: u64::MAX, ..key };
-        let held: BTreeSet<u64> = lock(&self.replicas).range(of_log).map(|(key, _)| key.segment).collect();
+        let at = |segment| ReplicaKey { segment, ..key };
         let ticket = {
+            // Held, so that none is begun among those that are taken for released.
+            let held = lock(&self.replicas);
             let mut all = lock(&self.released);
             let released = all.entry((key.namespace, key.log)).or_default();
-            released.insert(key.segment, |between| held.range(between).next().is_some());
+            released.insert(key.segment, |run| held.range(at(*run.start())..=at(*run.end())).next().is_some());
             replica.release(|| self.ledger.put_released(key, released))
         };
         self.ledger.settled(ticket).await?;

@@ -117,6 +117,8 @@ impl Store {
     /// # Errors
     /// The ledger's.
     pub async fn decommission(&self, cancel: bool) -> Result<StatusResponse, Refusal> {
+        // Of two calls at once the later one counts, on the disk and here.
+        let _one_at_a_time = self.deciding.lock().await;
         let meta = StoreMeta { id: self.identity, decommissioning: !cancel };
         self.ledger.settled(self.ledger.put_store(&meta)).await?;
         self.decommissioning.store(!cancel, Ordering::Relaxed);

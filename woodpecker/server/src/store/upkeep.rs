@@ -5,36 +5,53 @@ use std::sync::Arc;
 use woodpecker_store::backend::Backend;
 
 use super::Store;
-use crate::{lock, replica::Replica, watermark::Pressure};
+use crate::{failure::Part, lock, replica::Replica, watermark::Pressure};
+
+/// What an operator does about a volume that failed.
+const ENDS_WITH_ROOM: &str = "appends are taken again when the disk is below its hard mark";
+const ENDS_WITH_A_START: &str = "look at the disk, then start the store again";
 
 impl Store {
-    /// Looks at the disk from time to time, and tells others what has changed.
+    /// Looks at the disk from time to time, ends failures that can end, and tells others what has changed.
     pub async fn watch_disk(self: Arc<Self>) {
         let mut ticker = self.clock.ticker(self.settings.disk_interval);
         let failed = self.failure().clone();
         let mut failures = failed.subscribe();
         // One may have come before this task.
         failures.mark_changed();
-        let mut for_want_of_room = false;
+        // Of a volume that failed: whether it did for want of room.
+        let mut for_want_of_room = None;
         loop {
             tokio::select! {
                 _ = ticker.tick() => {
                     self.gauge.look(&self.disk, &self.path).await;
-                    if for_want_of_room && !self.has_no_room() {
-                        for_want_of_room = false;
-                        self.backend.begin_anew().await;
-                        failed.clear();
+                    if for_want_of_room == Some(true) && !self.has_no_room() {
+                        for_want_of_room = None;
+                        self.begin_anew().await;
+                    }
+                    if failed.is_of(Part::Facts) {
+                        self.ledger.try_again();
                     }
                 }
                 Ok(()) = failures.changed() => {
                     self.gauge.look(&self.disk, &self.path).await;
-                    // What there was no room for may be gone again by now.
-                    for_want_of_room =
-                        failed.reason().is_some() && (self.has_no_room() || self.backend.ran_full());
+                    if for_want_of_room.is_none() && failed.is_of(Part::Volume) {
+                        // What there was no room for may be gone again by now.
+                        let had_none = self.has_no_room() || self.backend.ran_full();
+                        for_want_of_room = Some(had_none);
+                        failed.advise(Part::Volume, if had_none { ENDS_WITH_ROOM } else { ENDS_WITH_A_START });
+                    }
                 }
             }
             self.advertise();
         }
+    }
+
+    /// Lets go of the volume that failed. Nobody tells of its failure after that.
+    async fn begin_anew(&self) {
+        let _nobody_opens = self.letting_go.write().await;
+        self.backend.begin_anew().await;
+        self.failure().clear(Part::Volume);
     }
 
     /// Whether appends find no room.

@@ -245,6 +245,11 @@ async fn after_a_failed_sync_nothing_is_taken_and_reads_and_fences_go_on() {
     assert_eq!(fenced.durable, 3);
     let status = running.store.status();
     assert_eq!(status.state(), streaming_proto::logstore::State::ReadOnly);
-    assert!(running.store.failure().is_some());
+    let advised = async {
+        while !running.store.failure().unwrap().contains("start the store again") {
+            Clock::system().sleep(Duration::from_millis(2)).await;
+        }
+    };
+    within("saying what ends it", advised).await;
     running.stop().await;
 }

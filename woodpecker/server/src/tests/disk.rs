@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::sync::oneshot;
 use woodpecker_base::disk::{Disk, DiskFile, OpenMode, RealDisk, Space};
 
 use crate::lock;
@@ -26,12 +27,24 @@ struct State {
     broken: AtomicBool,
     filling: AtomicBool,
     space: Mutex<Option<Space>>,
+    /// What the next work off the async threads waits for.
+    held: Mutex<Option<Held>>,
     /// Nanoseconds that each byte written costs, and each sync.
     byte_cost: AtomicU64,
     sync_cost: AtomicU64,
 }
 
+/// Work is asked for; it goes on when the other end says so.
+type Held = (oneshot::Sender<()>, oneshot::Receiver<()>);
+
 impl ValveDisk {
+    /// Holds up the next work off the async threads: resolves when it is asked for, and lets it go on.
+    pub fn hold_next_work(&self) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+        let ((asked, is_asked), (go_on, goes_on)) = (oneshot::channel(), oneshot::channel());
+        *lock(&self.0.held) = Some((asked, goes_on));
+        (is_asked, go_on)
+    }
+
     /// Syncs of data files wait.
     pub fn close(&self) {
         *lock(&self.0.closed) = true;
@@ -106,7 +119,13 @@ impl Disk for ValveDisk {
     }
 
     fn run(&self, work: Box<dyn FnOnce() + Send>) -> BoxFuture<'static, ()> {
-        RealDisk.run(work)
+        let Some((asked, goes_on)) = lock(&self.0.held).take() else { return RealDisk.run(work) };
+        async move {
+            asked.send(()).unwrap();
+            goes_on.await.unwrap();
+            RealDisk.run(work).await;
+        }
+        .boxed()
     }
 }
 

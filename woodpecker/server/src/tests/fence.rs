@@ -13,7 +13,7 @@ use super::{
     harness::{Running, Site, committed, frame, refusal, within},
 };
 
-async fn try_fence(running: &Running, replica: &Replica, epoch: u64) -> Result<FenceResponse, Status> {
+pub async fn try_fence(running: &Running, replica: &Replica, epoch: u64) -> Result<FenceResponse, Status> {
     let request = FenceRequest { replica: Some(replica.clone()), epoch, end: None };
     within("a fence", running.client.clone().fence(request)).await.map(tonic::Response::into_inner)
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use streaming_proto::logstore::{
-    AppendRequest, AppendResponse, Refusal, Replica, append_response::Outcome, log_store_client::LogStoreClient,
+    AppendRequest, AppendResponse, Refusal, Replica, State, append_response::Outcome, log_store_client::LogStoreClient,
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -86,8 +86,17 @@ impl Site {
     }
 
     pub async fn start_found_in(&self, registry: Arc<dyn MetadataStore>) -> Running {
+        self.start_with(registry, |facts| facts).await
+    }
+
+    /// Facts are kept where `kept` says.
+    pub async fn start_with(
+        &self,
+        registry: Arc<dyn MetadataStore>,
+        kept: impl FnOnce(Arc<dyn MetadataStore>) -> Arc<dyn MetadataStore>,
+    ) -> Running {
         let facts = self.facts().await;
-        let store = LogStore::start(self.settings.clone(), self.parts(facts.clone())).await.unwrap();
+        let store = LogStore::start(self.settings.clone(), self.parts(kept(facts.clone()))).await.unwrap();
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.address().to_owned();
         let tasks = Tasks::new();
@@ -131,6 +140,15 @@ impl Running {
             }
         };
         within("queueing", queued).await;
+    }
+
+    pub async fn until_state(&self, state: State) {
+        let reached = async {
+            while self.store.status().state() != state {
+                Clock::system().sleep(Duration::from_millis(2)).await;
+            }
+        };
+        within(state.as_str_name(), reached).await;
     }
 
     pub fn facts(&self) -> &RedbStore {

@@ -24,15 +24,6 @@ async fn refused(running: &Running, frame: AppendRequest) -> streaming_proto::lo
     stream.refusal().await
 }
 
-async fn until_state(running: &Running, state: State) {
-    let reached = async {
-        while running.store.status().state() != state {
-            Clock::system().sleep(Duration::from_millis(2)).await;
-        }
-    };
-    within(state.as_str_name(), reached).await;
-}
-
 /// Waits until the gauge says that the store takes appends, or that it takes none.
 async fn until_writable(page: &PrometheusHandle, writable: bool) {
     let line = format!("woodpecker_logstore_writable {}", u8::from(writable));
@@ -62,7 +53,7 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     let active = running.store.status().load;
 
     disk.set_space(Space { total: 100 * GB, free: 11 * GB });
-    until_state(&running, State::Slowed).await;
+    running.until_state(State::Slowed).await;
     assert!(running.store.status().load > active);
     let mut stream = running.stream().await;
     let slowed = async {
@@ -80,7 +71,7 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     assert!(refusal.retry_after_ms > 100, "{refusal:?}");
 
     disk.set_space(Space { total: 100 * GB, free: 5 * GB });
-    until_state(&running, State::ReadOnly).await;
+    running.until_state(State::ReadOnly).await;
     let refusal = refused(&running, frame(&other, 1, 0, 1)).await;
     assert_eq!(refusal.code(), Code::DiskFull);
     assert!(refusal.retry_after_ms > 0);
@@ -92,7 +83,7 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     running.fill(&replica, 2, held, held + 3).await;
 
     disk.set_space(Space { total: 100 * GB, free: 50 * GB });
-    until_state(&running, State::Active).await;
+    running.until_state(State::Active).await;
     until_writable(&page, true).await;
     running.fill(&other, 1, 0, 5).await;
     running.stop().await;
@@ -114,15 +105,23 @@ async fn a_store_whose_disk_was_full_takes_appends_again_when_there_is_room() {
     disk.fill_up();
     stream.send(&replica, 1, 3, 5).await;
     assert_eq!(stream.refusal().await.code(), Code::Failed);
-    until_state(&running, State::ReadOnly).await;
-    assert!(running.store.failure().is_some());
+    running.until_state(State::ReadOnly).await;
+    let advised = async {
+        while !running.store.failure().unwrap().contains("below its hard mark") {
+            Clock::system().sleep(Duration::from_millis(2)).await;
+        }
+    };
+    within("saying what ends it", advised).await;
     disk.make_room(roomy);
-    until_state(&running, State::Active).await;
+    running.until_state(State::Active).await;
     assert_eq!(running.store.failure(), None);
     // The same owner goes on, in another volume, and all of it is there, also after a restart.
     running.fill(&replica, 1, 3, 6).await;
     let all: Vec<_> = (0..6).map(|number| entry(&replica, number)).collect();
     assert_eq!(read(&running, &replica, 0, 6).await, all);
+    // What was lost on its way is not kept.
+    let kept: usize = all.iter().map(bytes::Bytes::len).sum();
+    assert_eq!((running.store.status().bytes_held, running.store.namespaces()[0].bytes), (kept as u64, kept as u64));
     running.stop().await;
     let running = site.start().await;
     assert_eq!(read(&running, &replica, 0, 6).await, all);
@@ -170,6 +169,30 @@ async fn a_namespace_keeps_to_its_quota_and_the_others_do_not_feel_it() {
     running.fill(&running.replica(3, 1), 1, 0, 100).await;
     let names: Vec<_> = running.store.namespaces().into_iter().map(|one| (one.name, one.logs)).collect();
     assert_eq!(names, [("a".into(), 1), ("few".into(), 2), ("slow".into(), 1), ("small".into(), 1)]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_append_that_is_put_off_pays_its_rate_once() {
+    let disk = ValveDisk::default();
+    let mut site = Site::on(Arc::new(disk.clone()));
+    site.settings.in_flight = InFlight { stream: 16 << 10, namespace: 16 << 10, total: 24 << 10 };
+    site.settings.quotas.insert("slow".into(), Quota { bytes_per_second: 20 << 10, ..Quota::default() });
+    let running = site.start().await;
+    disk.close();
+    let [mut crowd, mut slow] = [running.stream().await, running.stream().await];
+    let [held, put_off] = ["crowd", "slow"].map(|name| running.replica_of(name, 1, 1));
+    let large = |replica| AppendRequest { entries: vec![vec![7; 16 << 10].into()], ..frame(replica, 1, 0, 0) };
+    crowd.put(large(&held)).await;
+    running.until_in_flight(16).await;
+    for attempt in 0..10 {
+        slow.put(large(&put_off)).await;
+        assert_eq!(slow.refusal().await.code(), Code::SlowDown, "attempt {attempt}");
+    }
+    disk.open();
+    crowd.durable(&held, 1).await;
+    slow.put(large(&put_off)).await;
+    slow.durable(&put_off, 1).await;
     running.stop().await;
 }
 
@@ -267,6 +290,22 @@ async fn a_store_that_is_given_up_takes_nothing_new_and_says_when_it_may_go() {
     let status = running.store.decommission(true).await.unwrap();
     assert_eq!((status.state(), status.safe_to_remove), (State::Active, false));
     running.fill(&new, 1, 0, 1).await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn of_giving_a_store_up_and_a_cancel_at_once_the_later_counts_for_ever() {
+    let site = Site::default();
+    let running = site.start().await;
+    let (mut giving_up, mut cancel) =
+        (Box::pin(running.store.decommission(false)), Box::pin(running.store.decommission(true)));
+    assert!(futures::poll!(&mut giving_up).is_pending() && futures::poll!(&mut cancel).is_pending());
+    let (cancelled, given_up) = futures::join!(cancel, giving_up);
+    assert!(cancelled.is_ok() && given_up.is_ok());
+    let said = running.store.status().state();
+    running.stop().await;
+    let running = site.start().await;
+    assert_eq!((said, running.store.status().state()), (State::Active, State::Active));
     running.stop().await;
 }
 

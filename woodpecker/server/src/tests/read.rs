@@ -9,11 +9,11 @@ use woodpecker_base::{clock::Clock, metadata::MetadataStore};
 
 use super::harness::{Running, Site, committed, entry, frame, refusal, within};
 
-fn request(replica: &Replica, from: u64, end: u64, follow: bool) -> ReadRequest {
+pub fn request(replica: &Replica, from: u64, end: u64, follow: bool) -> ReadRequest {
     ReadRequest { replica: Some(replica.clone()), from, end, follow, max_bytes: 0 }
 }
 
-async fn open(running: &Running, request: ReadRequest) -> Streaming<ReadResponse> {
+pub async fn open(running: &Running, request: ReadRequest) -> Streaming<ReadResponse> {
     within("opening a read", running.client.clone().read(request)).await.unwrap().into_inner()
 }
 
@@ -33,7 +33,7 @@ fn entries(replica: &Replica, from: u64, to: u64) -> Vec<Bytes> {
 }
 
 /// Reads on until `to`.
-async fn expect(answers: &mut Streaming<ReadResponse>, replica: &Replica, from: u64, to: u64) {
+pub async fn expect(answers: &mut Streaming<ReadResponse>, replica: &Replica, from: u64, to: u64) {
     let mut next = from;
     while next < to {
         let answer = within("an answer", answers.message()).await.unwrap().expect("the end");

@@ -42,6 +42,8 @@ pub type Hook = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 pub struct Process {
     pub dead: bool,
+    /// No directory can be made for want of room.
+    pub no_dirs: bool,
     pub writes: usize,
     pub syncs: usize,
     pub reads: usize,
@@ -132,6 +134,9 @@ impl Disk for FaultyDisk {
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         self.alive()?;
+        if self.faults().no_dirs {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.machine.lock().unwrap().dirs.extend(path.ancestors().map(Path::to_owned));
         Ok(())
     }

@@ -1,14 +1,20 @@
 //! What a volume costs: syncs, reads, memory and room on the disk.
 
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use woodpecker_base::disk::RealDisk;
+use futures::FutureExt;
+use tokio::sync::watch;
+use woodpecker_base::{clock::Clock, disk::RealDisk};
 use woodpecker_core::ids::Epoch;
 
-use super::{One, ROOT, backend, entry, key, read_all, small};
+use super::{One, ROOT, backend, entry, faulty::FaultyDisk, key, read_all, small};
 use crate::{
-    backend::{Backend, StoreError},
+    backend::{Backend, SegmentEnd, SegmentOwner, StoreError},
     conformance::Owner,
     disk::LocalSettings,
 };
@@ -188,4 +194,63 @@ async fn files_that_went_are_open_nowhere() {
     other.wait_acked(1).await;
     assert_eq!(files("(deleted)"), 0);
     drop(reader);
+}
+
+/// Tells what it is told, and holds the volume's writer up at the end until it is let go.
+#[derive(Debug)]
+struct Slow {
+    told: Owner,
+    held: watch::Sender<bool>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+impl SegmentOwner for Slow {
+    fn acked(&self, next: u64) {
+        self.told.acked(next);
+    }
+
+    fn ended(&self, end: SegmentEnd) {
+        self.held.send_replace(true);
+        self.go_on.lock().unwrap().recv().unwrap();
+        self.told.ended(end);
+    }
+}
+
+/// An end that is told after it would be taken for that of a segment in the next volume.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_begins_anew_when_every_owner_knows_that_the_volume_failed() {
+    let disk = FaultyDisk::default();
+    let backend = backend(ROOT, small(), Arc::new(disk.clone())).await;
+    let (go_on, waits) = mpsc::channel();
+    let owner = Slow { told: Owner::default(), held: watch::Sender::new(false), go_on: Mutex::new(waits) };
+    let (told, mut held) = (owner.told.clone(), owner.held.subscribe());
+    let writer = backend.create(key(1), Epoch(1), Arc::new(owner)).await.unwrap();
+    disk.faults().fail_write = Some((1, 0, Some(io::ErrorKind::StorageFull)));
+    writer.append(vec![entry(key(1), 0)]).unwrap();
+    held.wait_for(|held| *held).await.unwrap();
+    assert!(backend.ran_full());
+    let mut beginning = Box::pin(backend.begin_anew());
+    let early = Clock::system().timeout(Duration::from_millis(100), &mut beginning).await;
+    assert!(early.is_err(), "before its owner knew");
+    go_on.send(()).unwrap();
+    beginning.await;
+    assert!(matches!(told.wait_ended().now_or_never(), Some(SegmentEnd::Failed(_))));
+    let next = Owner::default();
+    let writer = backend.create(key(2), Epoch(1), Arc::new(next.clone())).await.unwrap();
+    writer.append(vec![entry(key(2), 0)]).unwrap();
+    next.wait_acked(1).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_could_not_be_made_for_want_of_room_is_forgotten_when_there_is_some() {
+    let disk = FaultyDisk::default();
+    let backend = backend(ROOT, small(), Arc::new(disk.clone())).await;
+    disk.faults().no_dirs = true;
+    let create = || backend.create(key(1), Epoch(1), Arc::new(Owner::default()));
+    assert!(matches!(create().await, Err(StoreError::Failed(_))));
+    assert!(backend.ran_full());
+    disk.faults().no_dirs = false;
+    backend.begin_anew().await;
+    assert!(!backend.ran_full());
+    create().await.unwrap();
 }
