@@ -91,7 +91,8 @@ impl Bucket {
         let (volume, seq) = (head.batch.header.id.volume, head.batch.header.id.seq);
         let load = async {
             let bytes = match head.at_hand(block) {
-                Some(bytes) => bytes,
+                // What is kept must not hold the whole front of the object.
+                Some(bytes) => Bytes::copy_from_slice(&bytes),
                 None => {
                     let start = head.batch.header.head_len() + u64::from(block.offset);
                     self.range(volume, seq, start, start + u64::from(block.length)).await?

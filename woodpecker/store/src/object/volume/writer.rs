@@ -13,7 +13,7 @@ use woodpecker_core::ids::SegmentKey;
 use super::{Ack, Gathered, Volume};
 use crate::{
     backend::{SegmentEnd, StoreError},
-    format::{BatchHead, BatchId, BlockEntry, Kind, encode_batch},
+    format::{BatchHead, BatchId, BlockEntry, Header, Kind, encode_batch},
     object::{
         bucket::{Entries, Head, Put},
         sections::{FenceMark, Summary},
@@ -206,13 +206,49 @@ async fn fenced_segment(view: &View, seq: u64) -> Option<SegmentKey> {
     }
 }
 
+/// What is kept for readers. It shares memory with the object, most of which goes sooner, only where it is most of it.
 fn written(bytes: &Bytes, index: &[BlockEntry]) -> Option<Written> {
-    let head = BatchHead::decode(bytes).ok()?;
-    let head_bytes = usize::try_from(head.header.head_len()).ok()?;
-    let whole = Head::new(head, bytes.clone());
+    let head_bytes = usize::try_from(Header::decode(bytes).ok()?.head_len()).ok()?;
+    let front = Bytes::copy_from_slice(bytes.get(..head_bytes)?);
+    let head = Head::new(BatchHead::decode(&front).ok()?, front);
     let mut blocks = Vec::with_capacity(index.len());
     for block in index {
-        blocks.push((*block, Entries::new(block.decode(&whole.at_hand(block)?).ok()?)));
+        let start = head_bytes + usize::try_from(block.offset).ok()?;
+        let end = start + usize::try_from(block.length).ok()?;
+        let stored = bytes.get(start..end)?;
+        let stored =
+            if 2 * stored.len() < bytes.len() { Bytes::copy_from_slice(stored) } else { bytes.slice(start..end) };
+        blocks.push((*block, Entries::new(block.decode(&stored).ok()?)));
     }
-    Some(Written { head: Head::new(whole.batch, bytes.slice(..head_bytes)), blocks })
+    Some(Written { head, blocks })
+}
+
+#[cfg(test)]
+mod tests {
+    use woodpecker_core::ids::{LogId, VolumeId};
+
+    use super::*;
+    use crate::format::Block;
+
+    #[test]
+    fn what_is_kept_of_an_object_holds_no_more_memory_than_it_counts() {
+        let id = BatchId { kind: Kind::Data, volume: VolumeId(1), seq: 0, writer: 2, attempt: 3 };
+        let block = |log, bytes| {
+            let key = SegmentKey { log: LogId(log), segment: 1 };
+            Block { key, first: 0, entries: vec![Bytes::from(vec![7; bytes])] }
+        };
+        let summary = Summary(vec![(block(1, 0).key, 1)]);
+        let mut out = Vec::new();
+        let blocks = [block(1, 100), block(2, 100_000)];
+        let index = encode_batch(&mut out, id, &blocks, &[summary.section()]).unwrap();
+        let object = Bytes::from(out);
+        let Written { head, blocks: mut kept } = written(&object, &index).unwrap();
+        assert_eq!(Summary::entries_of(&head.batch, blocks[0].key), Some(1));
+        let large = kept.pop().unwrap().1;
+        assert!(!object.is_unique(), "most of it is not copied");
+        assert_eq!(&*large.all, &blocks[1].entries);
+        drop(large);
+        assert!(object.is_unique());
+        assert_eq!(&*kept[0].1.all, &blocks[0].entries);
+    }
 }
