@@ -164,6 +164,8 @@ impl Maintenance {
             ended = Box::pin(shift.run()) => ended,
         };
         metrics::gauge!("woodpecker_maintenance_leader").set(0.0);
+        // How far it is behind is for whoever leads next to say.
+        shift::report(0, 0, 0);
         self.end(session, &tasks).await;
         outcome
     }

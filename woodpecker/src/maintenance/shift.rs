@@ -283,7 +283,7 @@ fn permits(bytes: usize) -> usize {
     (bytes >> 16).max(1)
 }
 
-fn report(unsealed: usize, oldest_ms: u64, garbage: usize) {
+pub(super) fn report(unsealed: usize, oldest_ms: u64, garbage: usize) {
     #[expect(clippy::cast_precision_loss, reason = "gauges are floating point")]
     let (unsealed, oldest, garbage) = (unsealed as f64, oldest_ms as f64 / 1e3, garbage as f64);
     metrics::gauge!("woodpecker_unsealed_segments").set(unsealed);

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
+use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use tokio::{runtime::Handle, sync::watch};
 use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription};
@@ -244,6 +245,63 @@ async fn a_leader_that_was_deposed_without_noticing_changes_nothing() {
     let swept = process.maintain_with(MaintenanceSettings { sweep_grace: Duration::ZERO, ..eager() }).await;
     assert!(swept.sealed > 2 && swept.swept > 0 && swept.failed == 0, "{swept:?}");
     assert_eq!(read_all(&log).await, all);
+}
+
+/// Notes what a gauge shows.
+#[derive(Debug)]
+struct Shown(watch::Sender<f64>);
+
+impl GaugeFn for Shown {
+    fn increment(&self, _: f64) {}
+
+    fn decrement(&self, _: f64) {}
+
+    fn set(&self, value: f64) {
+        self.0.send_replace(value);
+    }
+}
+
+#[derive(Debug)]
+struct Unsealed(Arc<Shown>);
+
+impl Recorder for Unsealed {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        if key.name() == "woodpecker_unsealed_segments" { Gauge::from_arc(self.0.clone()) } else { Gauge::noop() }
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_deposed_shows_no_segments_that_wait_any_more() {
+    let shown = Unsealed(Arc::new(Shown(watch::Sender::new(0.0))));
+    let _here = metrics::set_default_local_recorder(&shown);
+    let mut world = World::memory().await;
+    written(&mut world).await;
+    // One of them can never be sealed.
+    let lagging = stepping(&world, &Steps::new(i64::MAX), BTreeMap::from([(1, 3)])).await;
+    let (maintenance, stop) = (Maintenance::new(&lagging.client, eager()), lagging.tasks.child());
+    lagging.tasks.spawn(async move { maintenance.serve(&stop).await });
+    let mut seen = shown.0.0.subscribe();
+    soon("segments that wait", seen.wait_for(|count| *count > 0.0)).await.unwrap();
+    let sessions = world.metadata.list("test/woodpecker/session/").await.unwrap();
+    for lease in sessions.items.iter().filter_map(|session| session.lease) {
+        world.metadata.revoke_lease(lease).await.unwrap();
+    }
+    soon("the end of its lead", seen.wait_for(|count| *count == 0.0)).await.unwrap();
+    lagging.tasks.stop();
 }
 
 /// Whether changes of segments get through.
