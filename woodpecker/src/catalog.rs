@@ -201,14 +201,24 @@ impl Catalog {
         Ok(())
     }
 
-    /// Changes to the records of logs from now on, and how to find the log's name in an event's key.
-    pub async fn watch_logs(&self) -> Result<(Watch, String), MetadataError> {
+    /// Changes to the records of logs from now on, and how to find the log's name in an event's key. Tried until it is
+    /// there: what refuses now, for rights that are missing say, may not do so later, and nobody else would try again.
+    pub async fn watch_logs(&self) -> (Watch, String) {
         let under = self.log_key("");
+        let mut attempts = self.retrying.attempts(None);
+        loop {
+            match self.try_watch_logs(&under).await {
+                Ok(watch) => return (watch, under),
+                Err(error) => tracing::warn!(%error, "logs cannot be watched yet"),
+            }
+            attempts.wait().await;
+        }
+    }
+
+    async fn try_watch_logs(&self, under: &str) -> Result<Watch, MetadataError> {
         // The smallest read that tells the store's revision.
-        let some = self.instance_key();
-        let now = self.retrying.run(None, || self.store.list(&some)).await?.revision;
-        let watch = self.retrying.run(None, || self.store.watch(&under, now + 1)).await?;
-        Ok((watch, under))
+        let now = self.retrying.once(self.store.list(&self.instance_key())).await?.revision;
+        self.retrying.once(self.store.watch(under, now + 1)).await
     }
 
     /// Which data belongs to these records: a random number, written by the first process ever.

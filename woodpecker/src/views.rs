@@ -130,10 +130,7 @@ impl Views {
 }
 
 async fn feed(views: Weak<Views>, catalog: Arc<Catalog>) {
-    let (mut watch, under) = match catalog.watch_logs().await {
-        Ok(started) => started,
-        Err(error) => return tracing::error!(%error, "logs cannot be watched"),
-    };
+    let (mut watch, under) = catalog.watch_logs().await;
     if let Some(views) = views.upgrade() {
         views.live.send_replace(true);
     }

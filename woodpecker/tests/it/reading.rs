@@ -1,10 +1,17 @@
 //! Readers at the tail, behind it, across segments and owners, and where nothing is left to read.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use woodpecker::{Entry, EntryId, Position, ReadError};
-use woodpecker_base::clock::Clock;
+use woodpecker_base::{
+    clock::Clock,
+    metadata::{Call, Interference, MetadataError},
+};
 
 use crate::{
     on_every_medium,
@@ -242,4 +249,31 @@ async fn a_deleted_log_is_an_error(world: World) {
     let writer = again.open_writer().await.unwrap();
     let id = append(&writer, "new").await;
     assert_eq!(read(&mut other.log("log").await.reader(Position::Earliest), 1).await, [(id, "new".to_owned())]);
+}
+
+/// Refuses so often to be watched.
+#[derive(Debug)]
+struct Refusing(AtomicUsize);
+
+#[async_trait]
+impl Interference for Refusing {
+    async fn before(&self, call: Call) -> Result<(), MetadataError> {
+        let one_less = |left: usize| left.checked_sub(1);
+        if call == Call::Watch && self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok() {
+            return Err(MetadataError::Invalid("permission denied".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn who_may_not_watch_the_logs_at_first_follows_them_when_it_may() {
+    let world = World::memory().await;
+    let (reading, store) = world.process_behind(Refusing(AtomicUsize::new(2))).await;
+    let mut reader = reading.log("log").await.reader(Position::Earliest);
+    assert!(quiet(reader.next()).await);
+    let writer = world.process().await.log("log").await.open_writer().await.unwrap();
+    let id = append(&writer, "first").await;
+    assert_eq!(read(&mut reader, 1).await, [(id, "first".to_owned())]);
+    assert_eq!(store.by.0.load(Ordering::Acquire), 0);
 }
