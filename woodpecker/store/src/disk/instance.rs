@@ -25,6 +25,11 @@ pub(super) fn claim(root: &Path, disk: &dyn Disk, process: u128, instance: &str)
             }
             // Under a name of its own first: another process may be doing the same.
             let draft = root.join(format!("instance.{process:032x}"));
+            // Of an attempt of this process that failed, for want of room say.
+            match disk.remove_file(&draft) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
             let file = disk.open(&draft, OpenMode::CreateNew).map_err(failed)?;
             file.write_all_at(format!("{instance}\n").as_bytes(), 0).map_err(failed)?;
             file.sync_data().map_err(failed)?;
@@ -36,4 +41,21 @@ pub(super) fn claim(root: &Path, disk: &dyn Disk, process: u128, instance: &str)
     }
     let said = read().map_err(failed)?;
     if said == instance { Ok(()) } else { foreign(format!("its volumes belong to instance {said}")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use woodpecker_base::disk::RealDisk;
+
+    use super::*;
+
+    #[test]
+    fn an_attempt_that_failed_in_the_middle_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("volumes")).unwrap();
+        std::fs::write(dir.path().join(format!("instance.{:032x}", 7)), "ha").unwrap();
+        claim(dir.path(), &RealDisk, 7, "half an instance").unwrap();
+        claim(dir.path(), &RealDisk, 8, "half an instance").unwrap();
+        assert_eq!(claim(dir.path(), &RealDisk, 8, "another").unwrap_err().code(), "STORE_FOREIGN");
+    }
 }
