@@ -1,8 +1,10 @@
-//! What readers keep, and let go.
+//! What readers keep, and let go, and wait for.
+
+use std::time::Duration;
 
 use streaming_proto::messages::AlterReplicateConfigMessageHeader;
 use streaming_types::{
-    DeliverPolicy, Message, MessageBuilder, MessageType, TimeTick, TxnContext, channel::control_channel,
+    DeliverPolicy, Message, MessageBuilder, MessageId, MessageType, TimeTick, TxnContext, channel::control_channel,
 };
 use woodpecker_base::tasks::Tasks;
 
@@ -132,5 +134,41 @@ async fn reader_who_does_not_read_keeps_no_room_of_the_node_for_a_wal_that_was_c
     drop(wal);
     assert_eq!(opener.buffers.held(), 0);
     drop(scanner);
+    tasks.stop();
+}
+
+#[tokio::test]
+async fn reader_of_little_waits_for_nothing_amid_what_is_in_memory_for_others() {
+    const OTHER: &str = "by-dev-rootcoord-dml_0_2v0";
+    let (world, tasks) = (World::new(), Tasks::new());
+    // Nothing is written that would wake the reader, and no heartbeat does.
+    let settings = Settings { heartbeat: Duration::from_secs(3600), ..Settings::default() };
+    let opener = world.opener(settings, &tasks, &tasks);
+    let wal = opener.open(&rw(1), 1).await.unwrap();
+    let append = async |vchannel, payload: &str| {
+        wal.appends().unwrap().append_own(MessageType::Delete, delete(vchannel, payload, None)).await;
+    };
+    let large = "x".repeat(1 << 20);
+    for _ in 0..6 {
+        append(VCHANNEL, &large).await;
+    }
+    append(OTHER, "wanted").await;
+    append(VCHANNEL, &large).await;
+    let all = async || (opener.buffers.held() > 7 << 20).then_some(());
+    eventually(&world, "everything in memory", all).await;
+
+    let policy = DeliverPolicy::StartFrom(MessageId::new(1, 1));
+    let mut scanner =
+        wal.scanner(ScanOptions { vchannel: OTHER.to_owned(), policy, filters: Vec::new(), ignores_pause: false });
+    let found = async {
+        loop {
+            let messages = scanner.next().await.unwrap();
+            if let Some(found) = messages.iter().find(|stored| stored.kind != MessageType::TimeTick) {
+                return text(&found.message);
+            }
+        }
+    };
+    let found = world.clock.timeout(Duration::from_secs(10), found).await.expect("what is there already");
+    assert_eq!(found, "wanted");
     tasks.stop();
 }

@@ -9,7 +9,7 @@
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use streaming_types::{DeliverFilter, DeliverPolicy, MessageType, TimeTick, properties::key};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::yield_now};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use woodpecker::{Entry, EntryId, Log, Position, ReadError, Reader};
 use woodpecker_base::{backoff::Backoff, clock::Clock, random::Random};
@@ -174,9 +174,14 @@ impl Scanner {
                     self.met_entries(read).await?;
                 }
                 Source::Buffer { .. } => {
-                    self.read_buffer();
+                    let is_at_end = self.read_buffer();
                     let Source::Buffer { changed, .. } = &mut self.source else { continue };
                     if !self.ready.is_empty() || !self.rest.is_empty() {
+                        continue;
+                    }
+                    if !is_at_end {
+                        // Nobody wakes a reader for what is there already.
+                        yield_now().await;
                         continue;
                     }
                     tokio::select! {
@@ -269,8 +274,9 @@ impl Scanner {
         }
     }
 
-    fn read_buffer(&mut self) {
-        let Source::Buffer { buffer, changed, cursor } = &mut self.source else { return };
+    /// Takes what comes next of the buffer; says whether that was all there is.
+    fn read_buffer(&mut self) -> bool {
+        let Source::Buffer { buffer, changed, cursor } = &mut self.source else { return false };
         changed.borrow_and_update();
         let (messages, watermark, heartbeats) = match buffer.read(*cursor, PAGE_BYTES) {
             Page::Messages { messages, watermark, heartbeats } => (messages, watermark, heartbeats),
@@ -278,7 +284,7 @@ impl Scanner {
                 let reader = Box::new(self.edges.log.reader(Position::After(*cursor)));
                 self.source = Source::Log { reader, last: Some(*cursor) };
                 metrics::scanner_moved(self.edges.log.name(), "tailing", "catchup");
-                return;
+                return false;
             }
         };
         if let Some(newest) = messages.last() {
@@ -299,6 +305,7 @@ impl Scanner {
             self.release(watermark.tick);
             self.beat(watermark, heartbeats);
         }
+        watermark.is_some()
     }
 
     /// Gives the consumer a tick if one is due and nothing else says how far the WAL has got.
