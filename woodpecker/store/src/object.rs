@@ -16,7 +16,13 @@ use object_store::ObjectStore;
 use woodpecker_base::{clock::Clock, random::Random, tasks::Tasks};
 use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 
-use self::{bucket::Bucket, reader::Reader, segment::MAX_APPEND_BYTES, view::View, volume::Volume};
+use self::{
+    bucket::Bucket,
+    reader::Reader,
+    segment::MAX_APPEND_BYTES,
+    view::View,
+    volume::{Stopped, Volume},
+};
 use crate::backend::{
     Backend, Named, Placement, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed, volume_of,
 };
@@ -171,12 +177,16 @@ impl Backend for ObjectBackend {
 
     async fn fence(&self, key: SegmentKey, placement: &Placement, epoch: Epoch) -> Result<u64, StoreError> {
         let (volume, from_batch) = volume_of(placement)?;
-        if let Some(own) = self.own(volume)
-            && let Some(tail) = own.stop(key).await?
-        {
-            return Ok(tail);
+        let stopped = match self.own(volume) {
+            Some(own) => own.stop(key).await,
+            None => None,
+        };
+        let view = self.view(volume);
+        match stopped {
+            Some(Stopped::At(tail)) => Ok(tail),
+            Some(Stopped::Forgotten) => view.entries_below(key, from_batch, view.known().limit()).await,
+            None => fence::fence(&view, key, from_batch, epoch).await,
         }
-        fence::fence(&self.view(volume), key, from_batch, epoch).await
     }
 
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
@@ -203,10 +213,11 @@ impl Backend for ObjectBackend {
         let volumes = self.bucket.volumes().await?;
         self.state().deleted.retain(|id, _| volumes.contains(id));
         for id in volumes {
-            let written_here = self.own(id).is_some_and(|volume| !volume.is_ended());
-            if !written_here && let Some(volume) = remains::survey(&self.view(id)).await? {
-                surveyed.push(Surveyed::Volume(volume));
-            }
+            let found = match self.own(id).filter(|volume| !volume.is_ended()) {
+                Some(own) => own.survey(),
+                None => remains::survey(&self.view(id)).await?,
+            };
+            surveyed.extend(found.map(Surveyed::Volume));
         }
         Ok(surveyed)
     }

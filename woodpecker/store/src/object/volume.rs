@@ -18,11 +18,15 @@ use super::{
     view::{KEPT, View},
 };
 use crate::{
-    backend::{Placement, SegmentEnd, SegmentOwner, SegmentWriter, StoreError},
+    backend::{Placement, SegmentEnd, SegmentOwner, SegmentWriter, StoreError, SurveyedVolume},
     format::Block,
 };
 
 mod writer;
+
+/// Segments that nobody writes here any more and that are remembered at least, the latest ones. Other processes delete
+/// segments too, and do not tell.
+const CLOSED: usize = 16_384;
 
 /// Entries queued by one call.
 #[derive(Debug)]
@@ -52,8 +56,10 @@ struct State {
     /// Number of the next object.
     next_seq: u64,
     phase: Phase,
-    /// Every segment that was created here and not deleted.
+    /// The segments that were created here, as far as they were not deleted here or forgotten.
     records: BTreeMap<SegmentKey, Record>,
+    /// So many of them are looked through.
+    sweep_at: usize,
     stops: Vec<Stop>,
 }
 
@@ -82,6 +88,36 @@ impl Record {
     fn live(&self) -> Vec<Arc<Segment>> {
         self.segments.iter().filter_map(Weak::upgrade).collect()
     }
+
+    fn is_live(&self) -> bool {
+        self.segments.iter().any(|segment| segment.strong_count() > 0)
+    }
+}
+
+impl State {
+    /// Forgets the oldest segments that nobody writes here any more, when that may be half of what is here.
+    fn sweep(&mut self) {
+        if self.records.len() < self.sweep_at.max(2 * CLOSED) {
+            return;
+        }
+        let closed = self.records.iter().filter(|(_, record)| !record.is_live());
+        let mut closed: Vec<_> = closed.map(|(key, record)| (record.span.map(|(_, last)| last), *key)).collect();
+        closed.sort_unstable();
+        let forgotten = closed.len().saturating_sub(CLOSED);
+        for (_, key) in closed.into_iter().take(forgotten) {
+            self.records.remove(&key);
+        }
+        self.sweep_at = 2 * self.records.len();
+    }
+}
+
+/// Where a segment stands that was stopped.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It has so many entries.
+    At(u64),
+    /// It was forgotten: nobody appends to it any more, and all of it is stored.
+    Forgotten,
 }
 
 /// Somebody waits until every object below `seq` is stored, to know the end of a segment that was stopped.
@@ -136,6 +172,7 @@ impl Volume {
         if state.phase != Phase::Open {
             return None;
         }
+        state.sweep();
         let placement = Placement::Volume { volume: self.id(), from_batch: state.next_seq };
         let record = state.records.entry(key).or_default();
         record.segments.retain(|segment| segment.strong_count() > 0);
@@ -171,16 +208,14 @@ impl Volume {
 
     /// Stops a segment of this volume without a fence, since nobody else may write here: waits for what is under way and
     /// says how many entries the segment has. `None` when the volume ended; then the objects decide.
-    pub async fn stop(&self, key: SegmentKey) -> Result<Option<u64>, StoreError> {
+    pub async fn stop(&self, key: SegmentKey) -> Option<Stopped> {
         let (done, stopped) = oneshot::channel();
         let segments = {
             let mut state = self.state();
             if state.phase == Phase::Ended {
-                return Ok(None);
+                return None;
             }
-            let Some(record) = state.records.get(&key) else {
-                return Err(StoreError::NotFound { what: format!("segment {key}") });
-            };
+            let Some(record) = state.records.get(&key) else { return Some(Stopped::Forgotten) };
             let segments = record.live();
             let tell = segments.iter().filter(|segment| segment.stop()).cloned().collect();
             let seq = state.next_seq;
@@ -189,7 +224,7 @@ impl Volume {
         };
         drop(segments);
         self.work.notify_one();
-        Ok(stopped.await.ok())
+        stopped.await.ok().map(Stopped::At)
     }
 
     /// Forgets a segment and says which objects nobody needs now. The newest ones stay: by them a taker knows the end.
@@ -197,11 +232,25 @@ impl Volume {
         let limit = self.view.known().limit().saturating_sub(KEPT) / SUMMARY_EVERY * SUMMARY_EVERY;
         let mut state = self.state();
         let Some(record) = state.records.remove(&key) else { return Vec::new() };
-        let needed: Vec<_> = state.records.values().filter_map(|record| record.span).collect();
+        let mut needed: Vec<_> = state.records.values().filter_map(|record| record.span).collect();
         drop(state);
         let Some((first, last)) = record.span else { return Vec::new() };
-        let needed = |seq: u64| needed.iter().any(|(first, last)| (*first..=*last).contains(&seq));
-        (first..=last).take_while(|seq| *seq < limit).filter(|seq| !needed(*seq)).collect()
+        let end = limit.min(last + 1);
+        needed.sort_unstable();
+        let (mut unneeded, mut next) = (Vec::new(), first);
+        for (first, last) in needed {
+            unneeded.extend(next..first.min(end));
+            next = next.max(last + 1);
+        }
+        unneeded.extend(next..end);
+        unneeded
+    }
+
+    /// As it is now, when it holds anything. It is being written, so it is not idle.
+    pub fn survey(&self) -> Option<SurveyedVolume> {
+        let end = self.view.known().end;
+        let surveyed = SurveyedVolume { volume: self.id(), end, ended: false, written_ms: u64::MAX };
+        (end > 0).then_some(surveyed)
     }
 
     /// Whether this process writes nothing to it any more.
@@ -270,8 +319,7 @@ impl Volume {
             gathered.blocks.push(block);
         }
         if seq.is_multiple_of(SUMMARY_EVERY) {
-            let is_open = |record: &Record| record.segments.iter().any(|segment| segment.strong_count() > 0);
-            let open = state.records.iter().filter(|(_, record)| is_open(record));
+            let open = state.records.iter().filter(|(_, record)| record.is_live());
             gathered.summary = Some(Summary(open.map(|(key, record)| (*key, record.sent)).collect()));
         }
         drop(state);
@@ -343,5 +391,51 @@ impl Drop for EndGuard {
         drop(self.0.stop_all());
         self.0.view.writer_ended();
         self.0.ended.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+    use woodpecker_base::{clock::Clock, random::Random};
+    use woodpecker_core::ids::{Epoch, LogId};
+
+    use super::*;
+    use crate::{
+        backend::Backend,
+        conformance::Owner,
+        object::{ObjectBackend, ObjectSettings},
+    };
+
+    #[tokio::test]
+    async fn what_others_delete_is_forgotten_and_can_still_be_fenced() {
+        let (clock, random) = (Clock::system(), Random::seeded(1));
+        let store = Arc::new(InMemory::new());
+        let backend = ObjectBackend::new(store, ObjectSettings::default(), clock, random, Tasks::new());
+        let create = async |log| {
+            let (key, owner) = (SegmentKey { log: LogId(log), segment: 1 }, Owner::default());
+            let writer = backend.create(key, Epoch(1), Arc::new(owner.clone())).await.unwrap();
+            (key, owner, writer)
+        };
+        let (old, owner, writer) = create(1).await;
+        writer.append(vec![Bytes::from_static(b"one"), Bytes::from_static(b"two")]).unwrap();
+        owner.wait_acked(2).await;
+        let placement = writer.placement().clone();
+        drop(writer);
+        let (_, open, writing) = create(2).await;
+        for log in 3..(3 + 4 * CLOSED as u64) {
+            create(log).await;
+        }
+        let volume = backend.state().current.clone().unwrap();
+        let known = volume.state().records.len();
+        assert!((CLOSED..3 * CLOSED).contains(&known), "{known}");
+        assert!(volume.segment(SegmentKey { log: LogId(2), segment: 1 }).is_some(), "it is written");
+        assert_eq!(volume.stop(SegmentKey { log: LogId(3), segment: 1 }).await, Some(Stopped::Forgotten));
+        // Those that hold something are the last to go.
+        volume.state().records.remove(&old);
+        assert_eq!(backend.fence(old, &placement, Epoch(2)).await.unwrap(), 2);
+        // And nobody else in the volume feels it.
+        writing.append(vec![Bytes::from_static(b"on")]).unwrap();
+        open.wait_acked(1).await;
     }
 }

@@ -39,8 +39,6 @@ async fn what_lies_before_the_oldest_live_segment_goes_and_the_window_stays() {
         second.write(format!("second {number}")).await;
     }
     let id = volume_of(first.placement()).unwrap().0;
-    // A process does not survey what it writes itself.
-    assert!(writing.survey().await.unwrap().is_empty());
     let surveyed = collecting.survey().await.unwrap();
     assert_eq!(
         surveyed
@@ -61,6 +59,34 @@ async fn what_lies_before_the_oldest_live_segment_goes_and_the_window_stays() {
     let (taker, _tasks) = shared.backend();
     assert_eq!(taker.fence(second.key, second.placement(), Epoch(2)).await.unwrap(), 51);
     assert_eq!(read_from(&second.reader(&taker, Some(51)).await, 0, 1 << 20).await.len(), 51);
+}
+
+#[tokio::test]
+async fn a_process_frees_its_own_volume_of_what_others_deleted_and_does_not_end_it() {
+    let shared = Shared::memory().with(fast);
+    let (writing, _tasks) = shared.backend();
+    let (others, _tasks) = shared.backend();
+    let (first, second) = (Log::create(&writing, 1).await, Log::create(&writing, 2).await);
+    for number in 0..300 {
+        first.append("first");
+        second.append("second");
+        first.owner.wait_acked(number + 1).await;
+        second.owner.wait_acked(number + 1).await;
+    }
+    let third = Log::create(&writing, 3).await;
+    third.write("third").await;
+    let id = volume_of(first.placement()).unwrap().0;
+    others.delete(first.key, first.placement()).await.unwrap();
+    // Of the first one this process was told nothing.
+    writing.delete(second.key, second.placement()).await.unwrap();
+    let surveyed = writing.survey().await.unwrap();
+    writing.reclaim(&surveyed, &[(third.key, third.placement().clone())], Duration::ZERO).await.unwrap();
+    let left = objects(&shared, id).await.len() as u64;
+    assert!((KEPT..KEPT + 64).contains(&left), "{left}");
+    // Not even when nobody needs it.
+    let surveyed = writing.survey().await.unwrap();
+    assert_eq!(writing.reclaim(&surveyed, &[], Duration::ZERO).await.unwrap(), 0);
+    third.write("on").await;
 }
 
 #[tokio::test]
