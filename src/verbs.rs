@@ -18,7 +18,7 @@ mod volume;
 pub(crate) use self::{
     balance::balance,
     config::config,
-    connect::{Cluster, connect, pick_channel},
+    connect::{Cluster, connect, look_at, pick_channel},
     consume::consume,
     consumers::consumers,
     doctor::doctor,

@@ -3,17 +3,24 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use streaming_client::{Channel, Client, Discovery, Edges, Settings};
+use streaming_client::{Channel, Client, Coordinator, Discovery, Edges, Settings};
+use streaming_coord::CHANNEL_TROUBLE;
+use streaming_proto::rootcoord::{GetPChannelInfoRequest, root_coord_client::RootCoordClient};
+use streaming_types::metadata::set_destination;
+use tonic::{Request, transport::Endpoint};
 use woodpecker_base::{
     backoff::Backoff,
     clock::Clock,
     metadata::{EtcdSettings, EtcdStore, MetadataError},
+    net::Connector,
     random::Random,
 };
 
 use super::credentials::{self, Protocol};
 use crate::cli::ConnectArgs;
 
+/// How often it is looked what is known of the coordinator.
+const LOOK: Duration = Duration::from_millis(20);
 /// Between attempts to reach etcd.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
@@ -29,6 +36,13 @@ pub(crate) struct Cluster {
 /// # Errors
 /// Nobody answers in time: with the address and what to look at.
 pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> {
+    let cluster = begin(arguments).await?;
+    wait_ready(&cluster, arguments).await?;
+    Ok(cluster)
+}
+
+/// A client that looks for the coordinator.
+async fn begin(arguments: &ConnectArgs) -> anyhow::Result<Cluster> {
     let clock = Clock::system();
     let random = Random::system();
     let discovery = if arguments.etcd.is_empty() {
@@ -49,15 +63,60 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
         random,
     };
     let client = Client::connect(settings, edges)?;
-    if let Err(not_ready) = client.wait_ready(arguments.timeout).await {
-        let whom = if arguments.etcd.is_empty() {
+    Ok(Cluster { client, clock })
+}
+
+async fn wait_ready(cluster: &Cluster, arguments: &ConnectArgs) -> anyhow::Result<()> {
+    cluster.client.wait_ready(arguments.timeout).await.with_context(|| {
+        if arguments.etcd.is_empty() {
             format!("the coordinator at {}", arguments.coordinator)
         } else {
             format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
-        };
-        return Err(anyhow::Error::new(not_ready).context(whom));
+        }
+    })
+}
+
+/// A channel with its owner, and what failed lately when it was brought to one. Where something did, an owner is not waited for.
+///
+/// # Errors
+/// It does not exist, or nobody serves it in time and nothing has failed.
+pub(crate) async fn look_at(name: &str, arguments: &ConnectArgs) -> anyhow::Result<(Option<Channel>, Option<String>)> {
+    let cluster = begin(arguments).await?;
+    let connector = credentials::connector(&arguments.credentials, Protocol::Grpc)?;
+    let asking = trouble(&cluster, &connector, name, arguments);
+    let trouble = cluster.clock.timeout(arguments.timeout, asking).await.ok().flatten();
+    let owner = if trouble.is_some() {
+        cluster.client.describe(name)
+    } else {
+        wait_ready(&cluster, arguments).await?;
+        Some(pick_channel(&cluster, Some(name), arguments).await?)
+    };
+    cluster.client.close().await;
+    Ok((owner, trouble))
+}
+
+/// What the coordinator says that failed of a channel, if it leads and something did.
+async fn trouble(cluster: &Cluster, connector: &Connector, name: &str, arguments: &ConnectArgs) -> Option<String> {
+    let address = found(cluster, |coordinator| coordinator.address).await;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+    let mut request = Request::new(GetPChannelInfoRequest { pchannel: name.to_owned(), ..Default::default() });
+    set_destination(request.metadata_mut(), &arguments.cluster, None);
+    let answer = RootCoordClient::new(connector.dial(endpoint)).get_p_channel_info(request).await.ok()?;
+    let trouble = answer.into_inner().status?.extra_info.remove(CHANNEL_TROUBLE)?;
+    // From then on it is known who is an owner.
+    found(cluster, |coordinator| coordinator.version).await;
+    Some(trouble)
+}
+
+/// What becomes known of the coordinator.
+async fn found<T>(cluster: &Cluster, look: impl Fn(Coordinator) -> Option<T>) -> T {
+    let mut looks = cluster.clock.ticker(LOOK);
+    loop {
+        looks.tick().await;
+        if let Some(found) = look(cluster.client.coordinator()) {
+            return found;
+        }
     }
-    Ok(Cluster { client, clock })
 }
 
 /// Connects, and tries again for as long as it may take what may pass.

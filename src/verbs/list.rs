@@ -1,10 +1,11 @@
 //! `streaming channels`, `nodes`, `describe`: who serves what.
 
+use anyhow::ensure;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use streaming_client::Channel;
 
-use super::{connect, pick_channel, print_json};
+use super::{connect, look_at, print_json};
 use crate::{
     cli::{DescribeArgs, ListArgs},
     print::say,
@@ -81,25 +82,40 @@ pub(crate) async fn nodes(arguments: ListArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A channel with what is known of it.
+#[derive(Debug, Serialize)]
+struct Described {
+    #[serde(flatten)]
+    line: Option<ChannelLine>,
+    /// What failed lately.
+    trouble: Option<String>,
+}
+
 /// Shows one channel.
 ///
 /// # Errors
 /// It is not served, or the cluster does not answer.
 pub(crate) async fn describe(arguments: DescribeArgs) -> anyhow::Result<()> {
-    let cluster = connect(&arguments.connect).await?;
-    let channel = pick_channel(&cluster, Some(&arguments.channel), &arguments.connect).await?;
-    let line = ChannelLine::from(&channel);
-    cluster.client.close().await;
+    let name = &arguments.channel;
+    let (owner, trouble) = look_at(name, &arguments.connect).await?;
+    let line = owner.as_ref().map(ChannelLine::from);
     if arguments.json {
-        return print_json(&line);
+        print_json(&Described { line, trouble })?;
+    } else {
+        let mut table = table(["KEY", "VALUE"]);
+        table.add_row(["channel", name]);
+        if let Some(line) = line {
+            table.add_row(["term", &line.term.to_string()]);
+            table.add_row(["access", line.access]);
+            table.add_row(["node", &line.node.to_string()]);
+            table.add_row(["address", &line.address]);
+        }
+        if let Some(trouble) = trouble {
+            table.add_row(["trouble", &trouble]);
+        }
+        say!("{table}");
     }
-    let mut table = table(["KEY", "VALUE"]);
-    table.add_row(["channel", &line.name]);
-    table.add_row(["term", &line.term.to_string()]);
-    table.add_row(["access", line.access]);
-    table.add_row(["node", &line.node.to_string()]);
-    table.add_row(["address", &line.address]);
-    say!("{table}");
+    ensure!(owner.is_some(), "{name} is not served");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use woodpecker_base::{
     tasks::Tasks,
 };
 
-pub use self::status::{ChannelState, ChannelStatus};
+pub use self::status::{CHANNEL_TROUBLE, ChannelState, ChannelStatus};
 use self::{
     attempt::{Event, Tools},
     channel::Channel,
@@ -89,9 +89,9 @@ impl Balancer {
             let before = clock.now();
             self.round();
             // What was due and was not started waits for a node, which wakes the loop; its timer would only spin.
-            let retry_at = self.channels.values().filter_map(Channel::retry_at).filter(|at| *at > before).min();
-            let retry = async {
-                match retry_at {
+            let due = self.channels.values().filter_map(Channel::wakes_at).filter(|at| *at > before).min();
+            let timer = async {
+                match due {
                     Some(at) => clock.sleep_until(at).await,
                     None => std::future::pending().await,
                 }
@@ -111,7 +111,7 @@ impl Balancer {
                 Ok(()) = balance.changed() => ticker = clock.ticker(balance.borrow_and_update().interval),
                 () = self.context.publisher.topology_changed() => {}
                 _ = ticker.tick() => {}
-                () = retry => {}
+                () = timer => {}
             }
         }
     }
@@ -124,11 +124,17 @@ impl Balancer {
                     channel.stored(pchannel);
                 }
             }
+            Event::Ended { channel, past, why } => {
+                tracing::warn!(channel, term = past.term, node = past.node.server_id, why, "its WAL ended by itself");
+                if let Some(channel) = self.channels.get_mut(&channel) {
+                    channel.ended(&past, &why);
+                }
+            }
             Event::Finished { channel: pchannel, record, outcome } => {
                 if let Err(attempt::AttemptError::Catalog(CatalogError::Deposed)) = outcome {
                     return Err(CatalogError::Deposed);
                 }
-                let (now, name) = (self.context.clock.now(), pchannel.name().to_owned());
+                let (now, name) = (self.now(), pchannel.name().to_owned());
                 if let Some(channel) = self.channels.get_mut(&name) {
                     channel.finished(pchannel, record, outcome, now);
                     if let Some(term) = channel.take_report() {
@@ -140,11 +146,17 @@ impl Balancer {
         Ok(())
     }
 
+    fn now(&self) -> Now {
+        (self.context.clock.now(), self.context.clock.wall().as_secs())
+    }
+
     fn report(&mut self, report: &Report) {
+        let now = self.now();
         let Some(channel) = self.channels.get_mut(&report.channel) else { return };
         let Some(unavailable) = channel.pchannel().unavailable(report.term) else { return };
         let Some(record) = channel.start(None) else { return channel.keep_report(report.term) };
         tracing::info!(channel = report.channel, term = report.term, "a client reports a failed channel");
+        channel.lost(now);
         self.context.tasks.spawn_until_stopped(attempt::mark_unavailable(self.tools.clone(), unavailable, record));
     }
 
@@ -152,6 +164,8 @@ impl Balancer {
     fn round(&mut self) {
         let nodes = self.context.nodes.now();
         let policy = self.context.policy.borrow().clone();
+        let now = self.context.clock.now();
+        self.channels.values_mut().for_each(|channel| channel.prove(now));
         // A node that has just appeared answers within a moment; without it the layout would be lopsided.
         let settled = !nodes.0.values().any(|status| status.condition == Condition::New);
         if settled && self.is_ready_to_begin(&nodes) {
@@ -173,8 +187,7 @@ impl Balancer {
     }
 
     fn plan(&self, nodes: &Nodes, policy: &RuntimePolicy) -> Vec<Placement> {
-        let now = self.context.clock.now();
-        let now_s = self.context.clock.wall().as_secs();
+        let now = self.now();
         let balance = self.context.balance.borrow().clone();
         let seen = nodes.0.iter().map(|(id, status)| {
             let usable = !policy.frozen.contains(id);
@@ -186,11 +199,8 @@ impl Balancer {
             (*id, view)
         });
         let eligible = policy::eligible(&seen.collect(), balance.strict_groups);
-        let views: Vec<_> = self
-            .channels
-            .values()
-            .filter_map(|channel| channel.view(nodes, &eligible.homes, &balance, (now, now_s)))
-            .collect();
+        let views: Vec<_> =
+            self.channels.values().filter_map(|channel| channel.view(nodes, &eligible.homes, &balance, now)).collect();
         policy::plan(&views, &eligible.targets, policy.allow_rebalance)
     }
 

@@ -25,7 +25,7 @@ mod shared;
 
 pub use self::{
     active::Parts,
-    balancer::{ChannelState, ChannelStatus},
+    balancer::{CHANNEL_TROUBLE, ChannelState, ChannelStatus},
     coordinator::{Coordinator, CoordinatorError},
     serve::{Edges, serve},
     settings::{Balance, Channels, Nodes, OnLeadershipLoss, Settings, SettingsError},

@@ -21,8 +21,8 @@ pub(crate) fn broadcasts(pending: bool) {
 pub(crate) fn channels(before: &[ChannelStatus], now: &[ChannelStatus]) {
     let (before, now): (BTreeSet<_>, BTreeSet<_>) =
         (before.iter().map(Shown::of).collect(), now.iter().map(Shown::of).collect());
-    before.difference(&now).for_each(|gone| gone.set(0, false));
-    now.difference(&before).for_each(|new| new.set(new.term, new.unserved));
+    before.difference(&now).for_each(|gone| gone.set(0, false, 0));
+    now.difference(&before).for_each(|new| new.set(new.term, new.unserved, new.failing_since_s));
 }
 
 /// What is shown of a channel.
@@ -33,6 +33,7 @@ struct Shown<'a> {
     state: &'static str,
     term: i64,
     unserved: bool,
+    failing_since_s: u64,
 }
 
 impl<'a> Shown<'a> {
@@ -44,16 +45,24 @@ impl<'a> Shown<'a> {
             ChannelState::Unavailable => PChannelMetaState::PchannelMetaStateUnavailable,
         };
         let ChannelStatus { name, node, term, served, .. } = channel;
-        Self { name, node: *node, state: state.as_str_name(), term: *term, unserved: !served }
+        Self {
+            name,
+            node: *node,
+            state: state.as_str_name(),
+            term: *term,
+            unserved: !served,
+            failing_since_s: channel.failing_since_s.unwrap_or_default(),
+        }
     }
 
     /// The value of the first is the term: as a label it would make a new series for every assignment. Whether the channel is
     /// served stands apart from its state: it stays assigned while there is no other node to give it to.
-    fn set(&self, term: i64, unserved: bool) {
+    fn set(&self, term: i64, unserved: bool, failing_since_s: u64) {
         let node = self.node.map(|node| node.to_string()).unwrap_or_default();
-        let name = self.name.to_owned();
+        let (name, unserved) = (self.name.to_owned(), if unserved { 1.0 } else { 0.0 });
         gauge!("milvus_streamingcoord_pchannel_info", "channel_name" => name.clone(), "streaming_node" => node, "state" => self.state)
             .set(term as f64);
-        gauge!("milvus_streamingcoord_pchannel_unserved", "channel_name" => name).set(if unserved { 1.0 } else { 0.0 });
+        gauge!("milvus_streamingcoord_pchannel_unserved", "channel_name" => name.clone()).set(unserved);
+        gauge!("milvus_streamingcoord_pchannel_failing_since", "channel_name" => name).set(failing_since_s as f64);
     }
 }

@@ -148,7 +148,7 @@ impl Default for Nodes {
             assign_timeout: Duration::from_secs(600),
             remove_timeout: Duration::from_secs(60),
             retry_initial: Duration::from_millis(50),
-            retry_max: Duration::from_secs(5),
+            retry_max: Duration::from_secs(10),
         }
     }
 }

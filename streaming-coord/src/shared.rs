@@ -115,10 +115,10 @@ fn unserved(channels: &[ChannelStatus]) -> Vec<String> {
     let unserved = channels.iter().filter(|channel| !channel.served);
     unserved
         .map(|channel| {
-            let ChannelStatus { name, term, busy, failures, .. } = channel;
-            let doing = if *busy { "an attempt is running" } else { "waiting for the next attempt" };
-            let cause = channel.last_error.as_deref().map(|error| format!(": {error}")).unwrap_or_default();
-            format!("{name} is not served: term {term}, {failures} failed attempts, {doing}{cause}")
+            let ChannelStatus { name, term, busy, .. } = channel;
+            let begins = if *busy { "an attempt is running" } else { "it waits for a node" };
+            let trouble = channel.trouble().unwrap_or_else(|| begins.to_owned());
+            format!("{name} is not served: term {term}, {trouble}")
         })
         .collect()
 }

@@ -10,3 +10,4 @@ mod metrics;
 mod placement;
 mod replication;
 mod root_coord;
+mod trouble;

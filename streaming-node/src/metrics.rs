@@ -159,6 +159,11 @@ pub fn bad_record(pchannel: &str) {
     counter!("milvus_wal_scan_bad_record_total", "channel_name" => pchannel.to_owned()).increment(1);
 }
 
+/// A WAL could not be opened, or ended without being told to.
+pub fn failed(pchannel: &str, code: &'static str) {
+    counter!("milvus_wal_failure_total", "channel_name" => pchannel.to_owned(), "code" => code).increment(1);
+}
+
 /// Open Produce streams of a pchannel.
 pub fn producers(pchannel: &str) -> Gauge {
     gauge!("milvus_streamingnode_producer_total", "channel_name" => pchannel.to_owned())

@@ -20,5 +20,6 @@ mod replicate;
 mod scanner;
 mod shard;
 mod stuck;
+mod trouble;
 mod txn;
 mod without_coordinator;

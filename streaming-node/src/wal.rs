@@ -26,10 +26,15 @@ pub mod scanner;
 pub mod sessions;
 mod ticks;
 mod time_tick;
+pub mod trouble;
 pub mod txn;
 pub mod window;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use streaming_proto::{common::ReplicateCheckpoint, streaming as pb};
 use streaming_types::{Message, MessageType, PChannel};
@@ -44,6 +49,7 @@ use self::{
     mvcc::Mvcc,
     replicate::SharedReplication,
     scanner::{ScanEdges, ScanOptions, Scanner},
+    trouble::Trouble,
 };
 use crate::{
     flow::{Limit, Limiter},
@@ -77,6 +83,7 @@ struct Live {
     replication: SharedReplication,
     tenure: Tenure,
     tasks: Tasks,
+    trouble: Arc<OnceLock<Trouble>>,
 }
 
 /// The appending side of a WAL.
@@ -96,6 +103,11 @@ impl Wal {
     /// Cancelled when the WAL takes no more appends and feeds no more readers, whatever the reason.
     pub fn ended(&self) -> &CancellationToken {
         &self.scan.ended
+    }
+
+    /// Why it ended, if it did by itself.
+    pub fn trouble(&self) -> Option<&Trouble> {
+        self.live.as_ref()?.trouble.get()
     }
 
     /// The way to append, unless the WAL is open for reading only.

@@ -17,9 +17,11 @@ use woodpecker_base::tasks::Tasks;
 use self::lifetime::{Lifetime, Outcome, Step};
 use crate::{
     identity::Identity,
+    metrics,
     wal::{
         Wal,
         open::{OpenError, Opener},
+        trouble::Trouble,
     },
 };
 
@@ -77,11 +79,11 @@ impl Wals {
         channel.outcome(|lifetime| lifetime.assign_outcome(asked.term())).await
     }
 
-    /// Closes a pchannel and waits until it is closed.
+    /// Closes a pchannel and waits until it is closed. Says why it had ended already, if it had by itself.
     ///
     /// # Errors
     /// IGNORED_OPERATION for a term that is past, UNMATCHED_CHANNEL_TERM when a newer one took over.
-    pub async fn remove(&self, asked: &PChannel) -> Result<(), StreamingError> {
+    pub async fn remove(&self, asked: &PChannel) -> Result<Option<String>, StreamingError> {
         let channel = {
             let mut state = self.lock();
             let channel = state.channels.entry(asked.name().to_owned()).or_insert_with(|| self.drive(asked.name()));
@@ -94,7 +96,8 @@ impl Wals {
                 asked.term()
             ))
         })?;
-        channel.outcome(|lifetime| lifetime.remove_outcome(asked.term())).await
+        channel.outcome(|lifetime| lifetime.remove_outcome(asked.term())).await?;
+        Ok(channel.lock().loss(asked.term()))
     }
 
     /// The open WAL of a pchannel at exactly the term asked for.
@@ -212,10 +215,12 @@ impl Channel {
             match step {
                 Some(Step::Open { term, read_only }) => self.open(name, term, read_only, opener, identity).await,
                 Some(Step::Close { .. }) => {
+                    let mut why = None;
                     if let Some(wal) = self.wal.swap(None) {
                         wal.close().await;
+                        why = wal.trouble().map(ToString::to_string);
                     }
-                    self.change(Lifetime::closed);
+                    self.change(|lifetime| lifetime.closed(why));
                 }
                 None => self.rest(&mut changed).await,
             }
@@ -240,8 +245,10 @@ impl Channel {
                 self.change(Lifetime::opened);
             }
             Err(error) => {
-                tracing::warn!(pchannel = name, term, %error, "opening failed");
-                self.change(|lifetime| lifetime.open_failed(error));
+                let trouble = Trouble::from(&error);
+                tracing::warn!(pchannel = name, term, error = %trouble, "opening failed");
+                metrics::failed(name, trouble.code());
+                self.change(|lifetime| lifetime.open_failed(trouble));
             }
         }
     }

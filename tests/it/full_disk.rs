@@ -16,7 +16,7 @@ use crate::{
     cluster::{Backend, Cluster},
     load::{Acked, CHANNEL, LIMIT, Load, check, read_until},
     mounts::{SmallDisk, has_own_mounts},
-    process::{Role, printed},
+    process::{Role, printed, run},
     quorum::{eventually, pause, verify},
 };
 
@@ -33,6 +33,23 @@ fn client_of(role: &Role) -> anyhow::Result<Client> {
     let settings = Settings::new(Discovery::Address(role.address("coordinator").to_owned()));
     let edges = Edges { connector: tcp_connector(), clock: Clock::system(), random: Random::system() };
     Ok(Client::connect(settings, edges)?)
+}
+
+/// Why the channel is not served, to who probes, who describes it, and who counts.
+async fn operators_see(role: &Role) -> anyhow::Result<()> {
+    let says =
+        |text: &str| ["failed attempts since 20", "WAL_DISK_FULL", NO_SPACE].iter().all(|part| text.contains(part));
+    eventually("it says which channel is not served, since when and why", || {
+        let (_, missing) = get(role, "/readyz", "")?;
+        Ok(missing.lines().any(|line| line.contains(CHANNEL) && line.contains("make room") && says(line)))
+    })
+    .await?;
+    let described = run(["describe", "--json", "--coordinator", role.address("coordinator"), CHANNEL])?;
+    let channel: Value = serde_json::from_slice(&described.stdout)?;
+    assert!(!described.status.success() && channel["trouble"].as_str().is_some_and(says), "{channel}");
+    let failures = format!("milvus_wal_failure_total{{channel_name=\"{CHANNEL}\",code=\"WAL_DISK_FULL\"}}");
+    assert!(counted(&get(role, "/metrics", "")?.1, &failures) > 0);
+    Ok(())
 }
 
 /// Makes room, and returns what was acknowledged until the log goes on. Between `full` and now nothing was, and no data file
@@ -79,6 +96,7 @@ async fn a_process_on_a_full_disk_says_so_keeps_what_it_acked_and_goes_on_when_t
         Ok(failures > 0 && get(&role, "/readyz", "")?.0 == 503)
     })
     .await?;
+    operators_see(&role).await?;
     let acked = go_on(&disk, load, full, &files).await?;
     let last = acked.last().context("nothing was acknowledged")?.id;
     check(&read_until(&client, last).await?, &acked);

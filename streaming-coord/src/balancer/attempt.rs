@@ -15,6 +15,8 @@ use crate::{
 pub(super) enum Event {
     /// The channel as it is stored now.
     Stored(PChannel),
+    /// The WAL of an earlier ownership had ended by itself.
+    Ended { channel: String, past: Ownership, why: String },
     /// The job is over.
     Finished { channel: PChannel, record: Record, outcome: Result<(), AttemptError> },
 }
@@ -65,7 +67,10 @@ async fn drive(tools: &mut Tools, hand_over: &mut HandOver, record: &mut Record)
                 send(&tools.events, Event::Stored(channel)).await;
             }
             Step::Remove(past) => {
-                remove(tools, hand_over.channel(), &past).await?;
+                if let Some(why) = remove(tools, hand_over.channel(), &past).await? {
+                    let channel = hand_over.channel().name().to_owned();
+                    send(&tools.events, Event::Ended { channel, past, why }).await;
+                }
                 hand_over.removed();
             }
             Step::Assign(node) => {
@@ -77,14 +82,15 @@ async fn drive(tools: &mut Tools, hand_over: &mut HandOver, record: &mut Record)
     }
 }
 
-/// Ends an ownership. A node without a session owns nothing: it has stopped, or is fenced by whoever opens next.
-async fn remove(tools: &mut Tools, channel: &PChannel, past: &Ownership) -> Result<(), AttemptError> {
+/// Ends an ownership, and says why its WAL had ended by itself. A node without a session owns nothing: it has stopped, or is
+/// fenced by whoever opens next.
+async fn remove(tools: &mut Tools, channel: &PChannel, past: &Ownership) -> Result<Option<String>, AttemptError> {
     let id = past.node.server_id;
-    let Some(client) = tools.nodes.now().get(id).map(|status| status.client.clone()) else { return Ok(()) };
+    let Some(client) = tools.nodes.now().get(id).map(|status| status.client.clone()) else { return Ok(None) };
     let removal = client.remove(channel.info_of(past), tools.settings.remove_timeout);
     tokio::select! {
         outcome = removal => outcome.map_err(|error| AttemptError::Remove { term: past.term, error }),
-        () = tools.nodes.until(|nodes| nodes.get(id).is_none()) => Ok(()),
+        () = tools.nodes.until(|nodes| nodes.get(id).is_none()) => Ok(None),
     }
 }
 

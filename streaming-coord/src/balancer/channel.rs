@@ -4,8 +4,18 @@ use std::{collections::BTreeSet, time::Duration};
 
 use woodpecker_base::{backoff::Backoff, clock::Instant};
 
-use super::{Context, Now, attempt::AttemptError, status::ChannelStatus};
-use crate::{catalog::Record, nodes::Nodes, pchannel::PChannel, policy::ChannelView, settings::Balance};
+use super::{
+    Context, Now,
+    attempt::AttemptError,
+    status::{ChannelStatus, time},
+};
+use crate::{
+    catalog::Record,
+    nodes::Nodes,
+    pchannel::{Ownership, PChannel},
+    policy::ChannelView,
+    settings::Balance,
+};
 
 /// A channel and what is being done about it.
 pub(super) struct Channel {
@@ -15,8 +25,15 @@ pub(super) struct Channel {
     /// The node that the running job brings the channel to.
     target: Option<i64>,
     retry_at: Option<Instant>,
+    /// When it was assigned, or failed though it is, until that has lasted for [`Self::proof`] or changes.
+    unproven_since: Option<Instant>,
+    /// How long an assignment lasts that was a good one. That a node could open the channel says little: on a full disk it
+    /// fails soon after.
+    proof: Duration,
     backoff: Backoff,
     failures: u32,
+    /// When the first of them was, in seconds since the Unix epoch.
+    failing_since_s: Option<u64>,
     last_error: Option<String>,
     avoid: Option<i64>,
     /// The term that a client saw fail while a job ran.
@@ -33,8 +50,11 @@ impl Channel {
             record: Some(record),
             target: None,
             retry_at: None,
+            unproven_since: None,
+            proof: limit,
             backoff,
             failures: 0,
+            failing_since_s: None,
             last_error: None,
             avoid: None,
             reported: None,
@@ -45,8 +65,13 @@ impl Channel {
         &self.pchannel
     }
 
-    pub(super) fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
+    /// When there is something to do for it next.
+    pub(super) fn wakes_at(&self) -> Option<Instant> {
+        self.retry_at.or_else(|| self.proven_at().filter(|_| self.failures > 0))
+    }
+
+    fn proven_at(&self) -> Option<Instant> {
+        self.pchannel.owner().and(self.unproven_since).map(|since| since + self.proof)
     }
 
     fn is_busy(&self) -> bool {
@@ -58,6 +83,9 @@ impl Channel {
         let record = self.record.take()?;
         self.target = target;
         self.retry_at = None;
+        if target.is_some() {
+            self.unproven_since = None;
+        }
         Some(record)
     }
 
@@ -74,32 +102,57 @@ impl Channel {
         self.pchannel = pchannel;
     }
 
+    /// Forgets what failed before, once the channel has been served for long enough.
+    pub(super) fn prove(&mut self, now: Instant) {
+        if self.proven_at().is_some_and(|at| at <= now) {
+            self.unproven_since = None;
+            self.backoff.reset();
+            self.failures = 0;
+            self.failing_since_s = None;
+            self.last_error = None;
+        }
+    }
+
+    /// A client saw the WAL fail. Soon after it was assigned that is an attempt that failed.
+    pub(super) fn lost(&mut self, now: Now) {
+        self.prove(now.0);
+        self.avoid = self.pchannel.owner().map(|node| node.server_id).filter(|_| self.unproven_since.is_some());
+        // Its node says why when it is asked to let go. Until then the reason is most likely that of the last time.
+        let error = self.last_error.take().unwrap_or_else(|| format!("the WAL of term {} ended", self.pchannel.term()));
+        self.failed(now, error);
+    }
+
+    /// The node has said why.
+    pub(super) fn ended(&mut self, past: &Ownership, why: &str) {
+        self.last_error = Some(format!("the WAL of term {} ended: node {}: {why}", past.term, past.node.server_id));
+    }
+
+    fn failed(&mut self, (now, now_s): Now, error: String) {
+        let delay = self.backoff.delay();
+        self.unproven_since = Some(now);
+        self.retry_at = Some(now + delay);
+        self.failures = self.failures.saturating_add(1);
+        let since = time(*self.failing_since_s.get_or_insert(now_s));
+        let (channel, term, failures) = (self.pchannel.name(), self.pchannel.term(), self.failures);
+        tracing::warn!(channel, term, error, failures, since, ?delay, "not assigned");
+        self.last_error = Some(error);
+    }
+
     /// The job is over; a failed one is followed by another after a while.
-    pub(super) fn finished(
-        &mut self,
-        pchannel: PChannel,
-        record: Record,
-        outcome: Result<(), AttemptError>,
-        now: Instant,
-    ) {
+    pub(super) fn finished(&mut self, pchannel: PChannel, record: Record, outcome: Result<(), AttemptError>, now: Now) {
         self.stored(pchannel);
         self.record = Some(record);
         let target = self.target.take();
         match outcome {
-            Ok(()) => {
-                self.backoff.reset();
-                self.failures = 0;
-                self.last_error = None;
+            Ok(()) if target.is_some() => {
+                self.unproven_since = Some(now.0);
                 self.avoid = None;
             }
+            Ok(()) => {}
             Err(error) => {
-                let delay = self.backoff.delay();
-                tracing::warn!(channel = self.pchannel.name(), term = self.pchannel.term(), %error, ?delay, "not assigned");
-                self.failures = self.failures.saturating_add(1);
                 // A node is to blame only for what it did itself, not for an earlier owner that cannot be reached.
                 self.avoid = target.filter(|_| matches!(error, AttemptError::Assign { .. }));
-                self.last_error = Some(error.to_string());
-                self.retry_at = Some(now + delay);
+                self.failed(now, error.to_string());
             }
         }
     }
@@ -147,6 +200,7 @@ impl Channel {
             node: self.pchannel.node().map(|node| node.server_id),
             busy: self.is_busy(),
             failures: self.failures,
+            failing_since_s: self.failing_since_s,
             last_error: self.last_error.clone(),
         }
     }

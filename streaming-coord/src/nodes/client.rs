@@ -8,7 +8,7 @@ use streaming_proto::streaming::{
     streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
 };
 use streaming_types::{StreamingError, metadata::set_destination};
-use tonic::{Request, Status, transport::Endpoint};
+use tonic::{Request, Status, metadata::MetadataMap, transport::Endpoint};
 use woodpecker_base::{
     clock::Clock,
     net::{Connector, Dialed},
@@ -18,6 +18,9 @@ use crate::pchannel::Node;
 
 /// Both sides of a node's connection accept messages of this many bytes.
 const MAX_MESSAGE: usize = 256 << 20;
+
+/// In the metadata of a node's answer to a Remove: why the WAL had ended by itself.
+const ENDED: &str = "wal-ended-bin";
 
 /// Why a node did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -80,12 +83,12 @@ impl ManagerClient {
         self.within(limit, self.inner.clone().assign(request)).await.map(drop)
     }
 
-    /// Has the node close a WAL, if it still has it open at that term.
-    pub(crate) async fn remove(&self, pchannel: PChannelInfo, limit: Duration) -> Result<(), NodeError> {
+    /// Has the node close a WAL, if it still has it open at that term. Says why it had ended by itself, if the node does.
+    pub(crate) async fn remove(&self, pchannel: PChannelInfo, limit: Duration) -> Result<Option<String>, NodeError> {
         let request = self.request(StreamingNodeManagerRemoveRequest { pchannel: Some(pchannel) }, limit);
         match self.within(limit, self.inner.clone().remove(request)).await {
-            Err(error) if error.is_done_for_remove() => Ok(()),
-            done => done.map(drop),
+            Err(error) if error.is_done_for_remove() => Ok(None),
+            done => done.map(|response| why_ended(response.metadata())),
         }
     }
 
@@ -123,6 +126,11 @@ impl ManagerClient {
     }
 }
 
+fn why_ended(metadata: &MetadataMap) -> Option<String> {
+    let why = metadata.get_bin(ENDED)?.to_bytes().ok()?;
+    Some(String::from_utf8_lossy(&why).into_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,7 +148,7 @@ mod tests {
     #[test]
     fn a_refusal_by_another_process_is_no_removal() {
         let wrong = streaming_types::metadata::check_destination;
-        let mut metadata = tonic::metadata::MetadataMap::new();
+        let mut metadata = MetadataMap::new();
         set_destination(&mut metadata, "by-dev", Some(7));
         assert!(!refused(wrong(&metadata, "by-dev", 8).unwrap_err()).is_done_for_remove());
         assert!(!refused(wrong(&metadata, "other", 7).unwrap_err()).is_done_for_remove());

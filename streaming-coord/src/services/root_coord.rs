@@ -17,6 +17,7 @@ use streaming_proto::{
 use tonic::{Request, Response, Status};
 
 use crate::{
+    CHANNEL_TROUBLE, ChannelStatus,
     active::Active,
     allocator::{MAX_COUNT, physical_ms},
     shared::Shared,
@@ -121,9 +122,14 @@ impl RootCoord for RootCoordService {
 
     async fn get_p_channel_info(
         &self,
-        _request: Request<GetPChannelInfoRequest>,
+        request: Request<GetPChannelInfoRequest>,
     ) -> Result<Response<GetPChannelInfoResponse>, Status> {
-        Ok(Response::new(GetPChannelInfoResponse { status: Some(success()), collections: Vec::new() }))
+        let name = request.into_inner().pchannel;
+        let channels = self.shared.status.borrow().clone();
+        let trouble = channels.iter().find(|channel| channel.name == name).and_then(ChannelStatus::trouble);
+        let extra_info = trouble.map(|trouble| (CHANNEL_TROUBLE.to_owned(), trouble)).into_iter().collect();
+        let status = Some(common::Status { extra_info, ..success() });
+        Ok(Response::new(GetPChannelInfoResponse { status, collections: Vec::new() }))
     }
 
     async fn describe_collection_internal(

@@ -20,7 +20,7 @@ use streaming_proto::streaming::{
 };
 use streaming_types::{StreamingError, metadata::check_destination};
 use tokio::sync::watch;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, metadata::MetadataValue, transport::Server};
 use woodpecker_base::{
     clock::Clock,
     health::HealthReporter,
@@ -180,6 +180,8 @@ pub(super) struct Script {
     /// Removes to fail, and to leave without an answer.
     pub(super) fail_remove: bool,
     pub(super) hold_remove: bool,
+    /// Why each WAL ended by itself.
+    pub(super) ended: Option<String>,
     pub(super) lag_ms: u64,
 }
 
@@ -289,7 +291,7 @@ impl StreamingNodeManagerService for Manager {
     ) -> Result<Response<StreamingNodeManagerRemoveResponse>, Status> {
         self.check(&request)?;
         let info = request.into_inner().pchannel.unwrap();
-        let hold = {
+        let (hold, ended) = {
             let mut state = self.state.lock().unwrap();
             state.told.entry(info.name.clone()).or_default().push(Told::Remove(info.term));
             if state.script.fail_remove {
@@ -298,12 +300,16 @@ impl StreamingNodeManagerService for Manager {
             if state.open.get(&info.name).is_some_and(|term| *term <= info.term) {
                 state.open.remove(&info.name);
             }
-            state.script.hold_remove
+            (state.script.hold_remove, state.script.ended.clone())
         };
         if hold {
             std::future::pending::<()>().await;
         }
-        Ok(Response::new(StreamingNodeManagerRemoveResponse {}))
+        let mut response = Response::new(StreamingNodeManagerRemoveResponse {});
+        if let Some(why) = ended {
+            response.metadata_mut().insert_bin("wal-ended-bin", MetadataValue::from_bytes(why.as_bytes()));
+        }
+        Ok(response)
     }
 
     async fn collect_status(

@@ -19,7 +19,7 @@ use super::cluster::{Cluster, Told, code, eventually, published, settings};
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 
 /// A client of the assignment service that speaks the stubs only.
-struct Raw {
+pub(super) struct Raw {
     requests: mpsc::Sender<AssignmentDiscoverRequest>,
     responses: Streaming<AssignmentDiscoverResponse>,
 }
@@ -29,7 +29,7 @@ async fn client(address: &str) -> StreamingCoordAssignmentServiceClient<Channel>
 }
 
 impl Raw {
-    async fn open(address: &str) -> Self {
+    pub(super) async fn open(address: &str) -> Self {
         let (requests, queue) = mpsc::channel(8);
         let queue = futures::stream::unfold(queue, |mut queue| async { Some((queue.recv().await?, queue)) });
         let responses = client(address).await.assignment_discover(queue).await.unwrap().into_inner();
@@ -48,7 +48,10 @@ impl Raw {
     }
 
     /// The first assignment that is such; versions rise on the way.
-    async fn until(&mut self, mut holds: impl FnMut(&BTreeMap<i64, Vec<(String, i64)>>) -> bool) -> (i64, i64) {
+    pub(super) async fn until(
+        &mut self,
+        mut holds: impl FnMut(&BTreeMap<i64, Vec<(String, i64)>>) -> bool,
+    ) -> (i64, i64) {
         let mut last = (-1, -1);
         loop {
             let assignment = self.assignment().await;
@@ -70,7 +73,7 @@ impl Raw {
         self.requests.send(AssignmentDiscoverRequest { command: Some(command) }).await.unwrap();
     }
 
-    async fn report(&self, term: i64) {
+    pub(super) async fn report(&self, term: i64) {
         let pchannel = Some(PChannelInfo { name: CHANNEL.into(), term, ..PChannelInfo::default() });
         self.send(Command::ReportError(ReportAssignmentErrorRequest { pchannel, err: None })).await;
     }

@@ -7,9 +7,12 @@ use streaming_proto::streaming::{
     streaming_node_manager_service_server::StreamingNodeManagerService,
 };
 use streaming_types::{PChannel, StreamingError};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use super::Services;
+
+/// In the metadata of the answer to a Remove: why the WAL had ended by itself. Who does not know it passes over it.
+const ENDED: &str = "wal-ended-bin";
 
 #[derive(Debug)]
 pub struct Manager {
@@ -40,8 +43,12 @@ impl StreamingNodeManagerService for Manager {
         &self,
         request: Request<StreamingNodeManagerRemoveRequest>,
     ) -> Result<Response<StreamingNodeManagerRemoveResponse>, Status> {
-        self.services.wals.remove(&pchannel(request.get_ref().pchannel.as_ref())?).await?;
-        Ok(Response::new(StreamingNodeManagerRemoveResponse {}))
+        let ended = self.services.wals.remove(&pchannel(request.get_ref().pchannel.as_ref())?).await?;
+        let mut response = Response::new(StreamingNodeManagerRemoveResponse {});
+        if let Some(why) = ended {
+            response.metadata_mut().insert_bin(ENDED, MetadataValue::from_bytes(why.as_bytes()));
+        }
+        Ok(response)
     }
 
     async fn collect_status(

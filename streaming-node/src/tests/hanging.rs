@@ -19,6 +19,21 @@ use woodpecker_store::backend::{Backend, Placement, SegmentOwner, SegmentReader,
 use super::harness::{VCHANNEL, World, code, eventually, insert, rw};
 use crate::Settings;
 
+/// How the medium takes what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writing {
+    Works,
+    /// No append is ever acked.
+    Hangs,
+    /// There is no room, which shows when something is appended.
+    Full,
+    /// No segment can be created.
+    Away,
+}
+
+/// As the kernel says it.
+pub const NO_SPACE: &str = "No space left on device (os error 28)";
+
 /// A backend whose calls never return, and whose appends are never acked, while `hung` is true. While `unreadable` is, reads
 /// fail.
 #[derive(Debug)]
@@ -26,6 +41,7 @@ pub struct Hanging {
     pub inner: Arc<dyn Backend>,
     pub hung: watch::Receiver<bool>,
     pub unreadable: watch::Receiver<bool>,
+    pub writing: watch::Receiver<Writing>,
 }
 
 #[derive(Debug)]
@@ -56,6 +72,7 @@ impl SegmentReader for FailingReader {
 struct HangingWriter {
     inner: Arc<dyn SegmentWriter>,
     hung: watch::Receiver<bool>,
+    writing: watch::Receiver<Writing>,
     next: AtomicU64,
 }
 
@@ -72,7 +89,11 @@ impl SegmentWriter for HangingWriter {
 
     fn append(&self, entries: Vec<Bytes>) -> Result<u64, StoreError> {
         let count = entries.len() as u64;
-        if *self.hung.borrow() {
+        let writing = *self.writing.borrow();
+        if writing == Writing::Full {
+            return Err(StoreError::Failed(NO_SPACE.into()));
+        }
+        if *self.hung.borrow() || writing == Writing::Hangs {
             return Ok(self.next.fetch_add(count, Ordering::SeqCst));
         }
         let first = self.inner.append(entries)?;
@@ -98,8 +119,12 @@ impl Backend for Hanging {
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
         self.answers().await;
+        if *self.writing.borrow() == Writing::Away {
+            return Err(StoreError::Unavailable("the bucket is not there".into()));
+        }
         let inner = self.inner.create(key, epoch, owner).await?;
-        Ok(Arc::new(HangingWriter { inner, hung: self.hung.clone(), next: AtomicU64::new(0) }))
+        let (hung, writing) = (self.hung.clone(), self.writing.clone());
+        Ok(Arc::new(HangingWriter { inner, hung, writing, next: AtomicU64::new(0) }))
     }
 
     async fn open(

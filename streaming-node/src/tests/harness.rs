@@ -45,7 +45,7 @@ use woodpecker_store::{
     memory::{MemoryBackend, MemoryMedium},
 };
 
-use super::hanging::Hanging;
+use super::hanging::{Hanging, Writing};
 use crate::{
     AckError, BroadcastAcks, IdError, IdSource, Memory, Node, Parts, Settings, TimestampError, TimestampSource, Usage,
     tenure::Tenure,
@@ -138,6 +138,7 @@ pub struct World {
     pub hung: watch::Sender<bool>,
     /// Whether what it holds cannot be read.
     pub unreadable: watch::Sender<bool>,
+    pub writing: watch::Sender<Writing>,
     /// Whether nodes are set to let consumers stand still.
     pub paused: watch::Sender<bool>,
     /// Memory in use, in percent.
@@ -154,6 +155,7 @@ impl World {
             ids: Arc::default(),
             hung: watch::Sender::new(false),
             unreadable: watch::Sender::new(false),
+            writing: watch::Sender::new(Writing::Works),
             paused: watch::Sender::new(false),
             memory_percent: Arc::new(AtomicU64::new(10)),
             acks: Arc::new(Acks {
@@ -173,8 +175,12 @@ impl World {
     /// A client of the logs, as another process would have one.
     pub fn logs(&self, tasks: &Tasks) -> woodpecker::Client {
         let inner: Arc<dyn Backend> = Arc::new(MemoryBackend::new(self.medium.clone(), tasks));
-        let backend: Arc<dyn Backend> =
-            Arc::new(Hanging { inner, hung: self.hung.subscribe(), unreadable: self.unreadable.subscribe() });
+        let backend: Arc<dyn Backend> = Arc::new(Hanging {
+            inner,
+            hung: self.hung.subscribe(),
+            unreadable: self.unreadable.subscribe(),
+            writing: self.writing.subscribe(),
+        });
         let settings = woodpecker::Settings {
             metadata_prefix: "woodpecker".to_owned(),
             backend: backend.name().to_owned(),

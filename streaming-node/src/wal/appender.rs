@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -29,11 +29,12 @@ use super::{
     replicate::{Replicate, ReplicateLayer, SharedReplication},
     sessions::{End, SharedSessions},
     time_tick::{MAX_GROUP, SharedTicks, TICKS_PER_GROUP, TimeTickLayer, TimeTicks},
+    trouble::Trouble,
     txn::{TxnLayer, Txns},
     window::Windows,
 };
 use crate::{
-    metrics::Reading,
+    metrics::{self, Reading},
     shard::{ShardLayer, Sharding},
     tenure::Tenure,
 };
@@ -98,6 +99,8 @@ pub struct Appender {
     pub ticks: SharedTicks,
     pub sessions: SharedSessions,
     pub tenure: Tenure,
+    /// What ended the WAL, if nobody wanted it to.
+    pub trouble: Arc<OnceLock<Trouble>>,
     pub writer: Arc<Writer>,
     pub publisher: Publisher,
     pub inbox: mpsc::Receiver<Box<Append>>,
@@ -124,11 +127,16 @@ impl Appender {
     /// Runs until the WAL is told to stop or its log takes no more. Cancels `ended` before it lets go of anything.
     pub async fn run(mut self, stop: CancellationToken, ended: CancellationToken) {
         let reason = self.serve(&stop).await;
-        ended.cancel();
-        match &reason {
-            Ended::Closed => tracing::info!(pchannel = %self.pchannel, "closing the write-ahead log"),
-            reason => tracing::error!(pchannel = %self.pchannel, %reason, "the write-ahead log has ended"),
+        match reason.trouble() {
+            None => tracing::info!(pchannel = %self.pchannel, "closing the write-ahead log"),
+            Some(trouble) => {
+                tracing::error!(pchannel = %self.pchannel, reason = %trouble, "the write-ahead log has ended");
+                metrics::failed(&self.pchannel, trouble.code());
+                let _ = self.trouble.set(trouble);
+            }
         }
+        // Whoever sees the end finds the reason.
+        ended.cancel();
         self.publisher.metrics.closed();
         self.inbox.close();
         while self.inbox.try_recv().is_ok() {}

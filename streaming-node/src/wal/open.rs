@@ -1,6 +1,11 @@
 //! Opening a WAL at a term: claim the term, fence the log, replay it, append the tick that begins the term, serve.
 
-use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures::stream::FuturesOrdered;
 use streaming_types::{ImmutableMessage, PChannel};
@@ -47,8 +52,8 @@ use crate::{
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// After so many failures in a row the coordinator may try elsewhere.
-const ATTEMPTS: u32 = 30;
+/// After failing for so long the coordinator learns why, and may try elsewhere.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Shares of the time that closing may take: the appender's, then the keeper's; the rest is slack.
 const APPENDER_SHARE: f32 = 0.6;
 const KEEPER_SHARE: f32 = 0.3;
@@ -89,11 +94,28 @@ pub enum OpenError {
     FirstTick(#[from] AppendError),
     #[error("the first time tick: {0}")]
     BadFirstTick(#[from] BadRecord),
+    #[error("the first time tick has no outcome after {0:?}")]
+    Stuck(Duration),
     #[error("a newer term took over")]
     Overtaken,
 }
 
 impl OpenError {
+    /// A stable code for documentation and programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Log(error) => error.code(),
+            Self::Writer(error) => error.code(),
+            Self::Catalog(CatalogError::Metadata(error)) => error.code(),
+            Self::Replay(ReplayError::Log(error)) => error.code(),
+            Self::Replay(ReplayError::Read(error)) => error.code(),
+            Self::FirstTick(error) => error.code(),
+            Self::BadFirstTick(_) => "WAL_BAD_RECORD",
+            Self::Stuck(_) => "WAL_STUCK",
+            Self::Catalog(CatalogError::Overtaken(_)) | Self::Overtaken => "WAL_OVERTAKEN",
+        }
+    }
+
     fn is_retryable(&self) -> bool {
         match self {
             Self::Log(error) | Self::Writer(OpenWriterError::Log(error)) => error.is_retryable(),
@@ -101,9 +123,11 @@ impl OpenError {
             Self::Replay(ReplayError::Log(error)) => error.is_retryable(),
             Self::Replay(ReplayError::Read(error)) => error.is_retryable(),
             // Whoever preempted this open has the later term.
-            Self::Writer(OpenWriterError::Preempted) | Self::FirstTick(_) | Self::BadFirstTick(_) | Self::Overtaken => {
-                false
-            }
+            Self::Writer(OpenWriterError::Preempted)
+            | Self::FirstTick(_)
+            | Self::BadFirstTick(_)
+            | Self::Stuck(_)
+            | Self::Overtaken => false,
         }
     }
 }
@@ -112,16 +136,18 @@ impl Opener {
     /// Opens a WAL as server `node`. Dropping the future gives up at the next await; the log is then as a crash leaves it.
     pub async fn open(&self, channel: &PChannel, node: i64) -> Result<Wal, OpenError> {
         let mut backoff = Backoff::new(self.clock.clone(), &self.random, FIRST_PAUSE, LONGEST_PAUSE);
-        let mut failures = 0;
+        let mut failing_since = None;
         loop {
-            match self.attempt(channel, node).await {
-                Err(error) if error.is_retryable() && failures < ATTEMPTS => {
-                    failures += 1;
-                    tracing::warn!(pchannel = channel.name(), %error, "opening failed, trying again");
-                    backoff.wait().await;
-                }
+            let error = match self.attempt(channel, node).await {
+                Err(error) if error.is_retryable() => error,
                 result => return result,
+            };
+            let now = self.clock.now();
+            if now.duration_since(*failing_since.get_or_insert(now)) >= PATIENCE {
+                return Err(error);
             }
+            tracing::warn!(pchannel = channel.name(), %error, "opening failed, trying again");
+            backoff.wait().await;
         }
     }
 
@@ -189,7 +215,7 @@ impl Opener {
         let (shards, replication) = (parts.sharding.shards.clone(), parts.replication.clone());
         let mut stack = appender::stack(parts, log_writer);
 
-        let first = first_tick(&mut stack).await?;
+        let first = self.first_tick(&mut stack).await?;
 
         let settings = &self.settings;
         let confirmed = sessions.lock().confirmed();
@@ -197,7 +223,9 @@ impl Opener {
         let mvcc = Arc::new(Mvcc::default());
         mvcc.told(first.tick);
         let (inbox, arrivals) = mpsc::channel(INBOX);
+        let trouble = Arc::new(OnceLock::new());
         let appender = Appender {
+            trouble: Arc::clone(&trouble),
             publisher: Publisher::of(channel, &buffer, &mvcc),
             pchannel,
             stack,
@@ -237,8 +265,13 @@ impl Opener {
         let gauges = Gauges { memory: self.memory.clone(), progress: Arc::clone(&progress) };
         self.look_after(channel, &tasks, &appends, (shards, sessions), gauges, still);
         let (close_timeout, tenure) = (settings.close_timeout, self.tenure.clone());
-        let live = Live { appends, close_timeout, catalog, progress, mvcc, replication, tenure, tasks };
+        let live = Live { appends, close_timeout, catalog, progress, mvcc, replication, tenure, tasks, trouble };
         Ok((live, buffer))
+    }
+
+    async fn first_tick(&self, stack: &mut Stack) -> Result<Stored, OpenError> {
+        let limit = self.settings.append_timeout;
+        self.clock.timeout(limit, first_tick(stack)).await.unwrap_or(Err(OpenError::Stuck(limit)))
     }
 
     fn appends(&self, inbox: mpsc::Sender<Box<Append>>) -> Appends {

@@ -63,12 +63,14 @@ pub struct Lifetime {
     reached: State,
     running: Option<Step>,
     failure: Option<String>,
+    /// The term that ended by itself last, and why.
+    loss: Option<(i64, String)>,
 }
 
 impl Default for Lifetime {
     fn default() -> Self {
         let never = State::unavailable(-1);
-        Self { wanted: never, read_only: false, reached: never, running: None, failure: None }
+        Self { wanted: never, read_only: false, reached: never, running: None, failure: None, loss: None }
     }
 }
 
@@ -129,9 +131,10 @@ impl Lifetime {
         }
     }
 
-    /// The running close ended.
-    pub fn closed(&mut self) {
+    /// The running close ended; the reason is that of an end that came by itself before.
+    pub fn closed(&mut self, why: Option<String>) {
         if let Some(Step::Close { term }) = self.running.take() {
+            self.loss = why.map(|why| (term, why));
             self.reach(State::unavailable(term));
             self.settle();
         }
@@ -175,6 +178,11 @@ impl Lifetime {
         }
     }
 
+    /// Why a term ended by itself, if it did and none was closed since.
+    pub fn loss(&self, term: i64) -> Option<String> {
+        self.loss.as_ref().filter(|(lost, _)| *lost == term).map(|(_, why)| why.clone())
+    }
+
     /// What became of [`Lifetime::remove`].
     pub fn remove_outcome(&self, term: i64) -> Outcome {
         if self.reached < State::unavailable(term) {
@@ -212,7 +220,7 @@ mod tests {
         lifetime.assign(3, RO).unwrap();
         assert_eq!(lifetime.begin(), Some(Step::Close { term: 1 }));
         assert_eq!(lifetime.begin(), None, "one step at a time");
-        lifetime.closed();
+        lifetime.closed(None);
         assert_eq!(lifetime.begin(), Some(Step::Open { term: 3, read_only: RO }));
         assert_eq!(lifetime.assign_outcome(1), Outcome::Overtaken { wanted: 1, actual: 1 });
         lifetime.opened();
@@ -306,7 +314,7 @@ mod tests {
                         }
                         Some(Step::Open { .. }) => lifetime.open_failed("x"),
                         Some(Step::Close { .. }) => {
-                            lifetime.closed();
+                            lifetime.closed(None);
                             open = None;
                         }
                     },
@@ -318,7 +326,7 @@ mod tests {
             for _ in 0..4 {
                 match running.take().or_else(|| lifetime.begin()) {
                     Some(Step::Open { .. }) => lifetime.opened(),
-                    Some(Step::Close { .. }) => lifetime.closed(),
+                    Some(Step::Close { .. }) => lifetime.closed(None),
                     None => {}
                 }
             }
