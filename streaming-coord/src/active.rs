@@ -20,6 +20,7 @@ use crate::{
     balancer::{Balancer, Context, Report},
     catalog::{Catalog, CatalogError},
     nodes::Watcher,
+    pchannel::State,
     replication::{self, ReplicationControl},
     runtime_policy::PolicyControl,
     settings::Balance,
@@ -83,7 +84,19 @@ impl Active {
             settings.metadata_timeout,
         );
         claim_rank(&catalog, server_id).await?;
-        let stored = catalog.load(&settings.channel_names()).await?;
+        let mut stored = catalog.load(&settings.channel_names()).await?;
+        if let Some(only) = replication::only_pchannels(&catalog, &settings.cluster).await? {
+            stored.channels.retain(|name, (channel, _)| {
+                let stays = channel.state() != State::Uninitialized || only.contains(name);
+                if !stays {
+                    tracing::warn!(
+                        channel = name,
+                        "not served as long as clusters follow each other: it is in no topology"
+                    );
+                }
+                stays
+            });
+        }
         let policy = PolicyControl::load(catalog.clone(), settings.balance.allow_rebalance).await?;
         let timestamps = catalog.number("timestamp-ceiling").await?;
         let ids = catalog.number("id-ceiling").await?;

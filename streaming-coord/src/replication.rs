@@ -12,7 +12,7 @@ mod copies;
 mod task;
 mod topology;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use streaming_proto::{
@@ -43,6 +43,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// Where the topology in force is kept, and a change that is under way.
+const IN_FORCE: &str = "replicate-configuration";
+const UNDER_WAY: &str = "replicate-configuration-task";
+
 /// The topology in force, if there ever was one.
 pub(crate) type Topology = Option<Arc<ReplicateConfiguration>>;
 
@@ -59,6 +63,18 @@ pub(crate) struct Edges {
     pub(crate) clock: Clock,
     pub(crate) random: Random,
     pub(crate) tasks: Tasks,
+}
+
+/// The only pchannels that a cluster may have, while clusters follow each other: those of one have their counterparts at the
+/// others. One that was served beside them would be in nobody's list, and no change of the topology possible any more.
+pub(crate) async fn only_pchannels(catalog: &Catalog, cluster: &str) -> Result<Option<BTreeSet<String>>, CatalogError> {
+    let (_, in_force) = catalog.message::<ReplicateConfigurationMeta>(IN_FORCE).await?;
+    let (_, under_way) = catalog.message(UNDER_WAY).await?;
+    let in_force = in_force.and_then(|meta| meta.replicate_configuration);
+    let under_way = under_way.and_then(Task::from_stored).map(|task| task.config().clone());
+    let following = [in_force, under_way].into_iter().flatten().filter(topology::has_followers);
+    let ours = following.flat_map(|config| config.clusters).find(|listed| listed.cluster_id == cluster);
+    Ok(ours.map(|ours| ours.pchannels.into_iter().collect()))
 }
 
 /// Changes the topology, one change at a time.
@@ -84,8 +100,8 @@ struct State {
 impl ReplicationControl {
     /// Reads what was stored, and goes on with a change that a former leader began.
     pub(crate) async fn load(edges: Edges) -> Result<Arc<Self>, CatalogError> {
-        let (record, meta) = edges.catalog.message::<ReplicateConfigurationMeta>("replicate-configuration").await?;
-        let (task_record, stored) = edges.catalog.message("replicate-configuration-task").await?;
+        let (record, meta) = edges.catalog.message::<ReplicateConfigurationMeta>(IN_FORCE).await?;
+        let (task_record, stored) = edges.catalog.message(UNDER_WAY).await?;
         let (meta, task) = (meta.unwrap_or_default(), stored.and_then(Task::from_stored));
         metrics::broadcasts(task.is_some());
         let broadcasts = Broadcasts::load(edges.catalog.clone()).await?;

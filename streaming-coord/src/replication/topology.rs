@@ -10,6 +10,11 @@ pub(super) fn is_secondary(config: &ReplicateConfiguration, cluster: &str) -> bo
     config.cross_cluster_topology.iter().any(|edge| edge.target_cluster_id == cluster)
 }
 
+/// Whether any cluster follows another one.
+pub(super) fn has_followers(config: &ReplicateConfiguration) -> bool {
+    !config.cross_cluster_topology.is_empty()
+}
+
 /// Whether a cluster is in the topology. Clients do not survive one that leaves their own cluster out.
 pub(crate) fn is_listed(config: &ReplicateConfiguration, cluster: &str) -> bool {
     config.clusters.iter().any(|listed| listed.cluster_id == cluster)
@@ -39,10 +44,14 @@ pub(super) fn validate(
     let sets = (ours.pchannels.iter().collect::<BTreeSet<_>>(), pchannels.iter().collect::<BTreeSet<_>>());
     ensure(sets.0 == sets.1, || format!("cluster {own} has pchannels {}", pchannels.join(", ")))?;
     validate_edges(config, &ids)?;
+    // Those that are added while nobody follows have been followed by nobody.
+    let may_grow = current.is_some_and(|current| !has_followers(current));
     for known in current.map(|current| current.clusters.as_slice()).unwrap_or_default() {
         let now = clusters.iter().find(|cluster| cluster.cluster_id == known.cluster_id);
-        let same = now.is_none_or(|now| now.pchannels == known.pchannels);
-        ensure(same, || format!("cluster {}: its pchannels, and their order, cannot change", known.cluster_id))?;
+        let fits = now.is_none_or(|now| {
+            now.pchannels.starts_with(&known.pchannels) && (may_grow || now.pchannels.len() == known.pchannels.len())
+        });
+        ensure(fits, || format!("cluster {}: its pchannels, and their order, cannot change", known.cluster_id))?;
     }
     Ok(())
 }
@@ -134,6 +143,19 @@ mod tests {
             config.cross_cluster_topology.pop();
         };
         assert_eq!(fault(without), "");
+    }
+
+    #[test]
+    fn pchannels_are_added_at_the_end_while_nobody_follows() {
+        let mut grown = star(&[("a", "b"), ("a", "c")]);
+        for cluster in &mut grown.clusters {
+            cluster.pchannels.push(format!("{}_2", cluster.cluster_id));
+        }
+        let pchannels = ["a_0", "a_1", "a_2"].map(str::to_owned);
+        assert_eq!(validate(&grown, Some(&star(&[])), "a", &pchannels), Ok(()));
+        let followed = validate(&grown, Some(&star(&[("a", "b"), ("a", "c")])), "a", &pchannels);
+        assert!(followed.unwrap_err().contains("cluster a: its pchannels"));
+        assert!(validate(&star(&[]), Some(&grown), "a", &pchannels[..2]).is_err(), "none is taken away");
     }
 
     #[test]

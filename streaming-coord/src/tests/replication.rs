@@ -158,6 +158,30 @@ async fn assert_in_force(cluster: &Cluster, wanted: ReplicateConfiguration) {
 }
 
 #[tokio::test]
+async fn channel_that_is_added_waits_until_no_cluster_follows_another() {
+    let cluster = Cluster::new();
+    let tasks = Tasks::new();
+    let mut grown = topology("by-dev", "far");
+    grown.clusters[0].pchannels.push("by-dev-rootcoord-dml_2".to_owned());
+    grown.clusters[1].pchannels.push("far_2".to_owned());
+    for (channels, wanted, copies) in [
+        (2, topology("by-dev", "far"), COPIES.to_vec()),
+        (3, alone(), COPIES.to_vec()),
+        (3, grown, [&COPIES[..], &["by-dev-rootcoord-dml_2"]].concat()),
+    ] {
+        let coordinator = cluster.coordinator(settings(channels)).await;
+        let asked = update(&coordinator.address, wanted.clone(), &tasks);
+        let message = change(&cluster.store).await;
+        for copy in copies {
+            ack(&coordinator.address, &message, copy, 10).await.unwrap();
+        }
+        asked.await.unwrap().unwrap();
+        assert_in_force(&cluster, wanted).await;
+        coordinator.stop().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn secondary_waits_for_its_source_and_an_old_word_changes_nothing() {
     let cluster = Cluster::new();
     let tasks = Tasks::new();
