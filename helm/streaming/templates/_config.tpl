@@ -44,8 +44,7 @@
   "log" $values.log
   "woodpecker" (dict "storage" (dict "type" $values.storage.type "also" (default list $values.storage.also)))
 -}}
-{{- /* The shipping side has nothing to do with object storage. */}}
-{{- if ne .role "replicate" -}}{{- $_ := set $owned "minio" $minio -}}{{- end -}}
+{{- if eq (include "streaming.usesObjects" .) "true" -}}{{- $_ := set $owned "minio" $minio -}}{{- end -}}
 {{- if $values.tls.enabled -}}
 {{- $_ := set $owned "tls" (dict
   "enabled" true
@@ -105,6 +104,20 @@
 {{/* Name of the variable that holds the address others dial. */}}
 {{- define "streaming.advertiseVariable" -}}
 {{- get (dict "coord" "STREAMING_CONF_ROOTCOORD_ADVERTISE" "node" "STREAMING_CONF_STREAMINGNODE_ADVERTISE" "logstore" "STREAMING_CONF_WOODPECKER_LOGSTORE_ADVERTISE") .role -}}
+{{- end -}}
+
+{{/* The ports of the collectors that the roles send traces to, as a list. The default one is in the pod itself. */}}
+{{- define "streaming.collectorPorts" -}}
+{{- $ports := list -}}
+{{- range $role := list "coord" "node" "logstore" "replicate" -}}
+{{- $trace := dig "trace" dict (mergeOverwrite (deepCopy $.Values.config) (deepCopy (default dict (index $.Values $role).config))) -}}
+{{- $endpoint := dig "otlp" "endpoint" "" $trace -}}
+{{- if and $endpoint (eq (default "noop" $trace.exporter) "otlp") -}}
+{{- $given := regexFind ":[0-9]+(/|$)" $endpoint | trimPrefix ":" | trimSuffix "/" -}}
+{{- $ports = append $ports (int (default (ternary "443" "80" (hasPrefix "https:" $endpoint)) $given)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (uniq $ports) -}}
 {{- end -}}
 
 {{/* The port of `host:port` or a URL. */}}

@@ -45,11 +45,16 @@ spec:
   topologySpreadConstraints:
     {{- . | nindent 4 }}
   {{- end }}
-  {{- range $key := list "nodeSelector" "tolerations" "affinity" "hostAliases" "dnsConfig" "priorityClassName" "runtimeClassName" "schedulerName" }}
-  {{- with index $role $key }}
-  {{ $key }}: {{ if kindIs "string" . }}{{ . | quote }}{{ else }}{{ toYaml . | nindent 4 }}{{ end }}
-  {{- end }}
-  {{- end }}
+  {{- include "streaming.placement" $role | nindent 2 }}
+{{- end -}}
+
+{{/* Where a role's pods may run, and how they find hosts. */}}
+{{- define "streaming.placement" -}}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "hostAliases" "dnsConfig" "priorityClassName" "runtimeClassName" "schedulerName" }}
+{{- with index $ $key }}
+{{ $key }}: {{ if kindIs "string" . }}{{ . | quote }}{{ else }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{- define "streaming.container" -}}
@@ -211,15 +216,20 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
+{{/* Whether the role reads or writes objects: log stores keep theirs on their disks, and what ships asks nodes. */}}
+{{- define "streaming.usesObjects" -}}
+{{- has .role (list "coord" "node") -}}
+{{- end -}}
+
 {{/* Whether the role's keys to object storage come from a Secret. */}}
 {{- define "streaming.objectStorageKeys" -}}
 {{- $s3 := .root.Values.objectStorage -}}
-{{- and (ne $s3.provider "filesystem") (eq $s3.auth "static") (ne .role "replicate") -}}
+{{- and (ne $s3.provider "filesystem") (eq $s3.auth "static") (eq (include "streaming.usesObjects" .) "true") -}}
 {{- end -}}
 
 {{/* Whether the role's object storage is a claim. */}}
 {{- define "streaming.objectClaim" -}}
-{{- and (eq .root.Values.objectStorage.provider "filesystem") (ne .role "replicate") -}}
+{{- and (eq .root.Values.objectStorage.provider "filesystem") (eq (include "streaming.usesObjects" .) "true") -}}
 {{- end -}}
 
 {{- define "streaming.volumes" -}}

@@ -37,7 +37,7 @@ def checksum():
     equal(changed({"config": {"common": {"session": {"ttl": "20s"}}}}), {"coord", "node", "logstore", "replicate"}, "config")
     equal(changed({"coord": {"ports": {"grpc": 53101}}}), {"coord"}, "coord.ports")
     equal(changed({"etcd": {"rootPath": "other"}}), {"coord", "node", "logstore", "replicate"}, "etcd.rootPath")
-    equal(changed({"objectStorage": {"bucket": "other"}}), {"coord", "node", "logstore"}, "objectStorage.bucket")
+    equal(changed({"objectStorage": {"bucket": "other"}}), {"coord", "node"}, "objectStorage.bucket")
     equal(changed({"replicate": {"config": {"replicate": {"inFlightMessages": 64}}, "replicas": 2}}), {"replicate"}, "replicate.config")
 
 

@@ -96,6 +96,30 @@ def claimed():
         equal(claims(running), before, "claims of a new installation")
 
 
+@check("K54", "log stores get larger claims as the guide says: the StatefulSet is made anew under its pods, which stay the same")
+def grown():
+    def pods():
+        return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in running.pods("logstore")}
+
+    with cluster.running(controllers=True) as (running, containers):
+        machines(running)
+        for number in range(3):
+            running.volume(f"v{number}")
+        release = newest(running)
+        release.must("install", "s", render.CHART, values=STORES)
+        containers.all_ready(coord=2, node=2, logstore=3)
+        before, larger = pods(), ("--reuse-values", "--set", "logstore.persistence.size=100Gi")
+        done = release.run("upgrade", "s", render.CHART, *larger)
+        assert done.returncode != 0 and "statefulset" in done.stderr.lower(), f"the size was changed under the StatefulSet: {done.stderr}"
+        running.kubectl("delete", "statefulset", "s-streaming-logstore", "-n", cluster.NAMESPACE, "--cascade=orphan")
+        release.must("upgrade", "s", render.CHART, *larger)
+        containers.all_ready(coord=2, node=2, logstore=3)
+        found = running.must("GET", f"/apis/apps/v1/namespaces/{cluster.NAMESPACE}/statefulsets/s-streaming-logstore")
+        equal(found["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"], "100Gi")
+        until(lambda: running.must("GET", f"/apis/apps/v1/namespaces/{cluster.NAMESPACE}/statefulsets/s-streaming-logstore")["status"].get("readyReplicas") == 3, 60, "the new StatefulSet has the pods")
+        equal(pods(), before, "pods of the log stores")
+
+
 def evictable(running, pod, expected):
     """Asks until the answer is the expected one: budgets follow pods with a delay."""
     until(lambda: running.evict(pod["metadata"]["name"]) == expected, 30, f"{pod['metadata']['name']}: {expected}")

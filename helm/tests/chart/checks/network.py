@@ -81,7 +81,7 @@ def at(cidr, port):
     return {"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"port": port, "protocol": "TCP"}]}
 
 
-@check("R33", "the network policy allows exactly: the release, clients, monitoring, DNS, etcd, object storage, and what exchanges an identity")
+@check("R33", "the network policy allows exactly: the release, clients, monitoring, DNS, etcd, object storage, what exchanges an identity, and collectors of traces")
 def policy():
     objects = render.template(files=[render.CHART / "ci/prod-aws-values.yaml"])
     found = render.of_kind(objects, "NetworkPolicy")
@@ -110,6 +110,13 @@ def policy():
         equal(spec["egress"][3:], wanted, scenario)
     keys = render.merged({"networkPolicy": {"enabled": True}}, yaml.safe_load((render.CHART / "ci/external-static-values.yaml").read_text()))
     equal(render.of_kind(render.template(keys), "NetworkPolicy")[0]["spec"]["egress"][3:], [https], "keys need no exchange")
+    traced = render.merged(keys, {"config": {"trace": {"exporter": "otlp", "otlp": {"endpoint": "https://otel.example.com"}}}, "node": {"config": {"trace": {"otlp": {"endpoint": "http://otel.obs:4317"}}}}})
+    collectors = {"ports": [{"port": 443, "protocol": "TCP"}, {"port": 4317, "protocol": "TCP"}]}
+    peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "obs"}}}]
+    for values, wanted in [({}, collectors), ({"networkPolicy": {"collectorPeers": peers}}, collectors | {"to": peers})]:
+        equal(render.of_kind(render.template(render.merged(traced, values)), "NetworkPolicy")[0]["spec"]["egress"][4:], [wanted], "collectors of traces")
+    silent = render.merged(keys, {"config": {"trace": {"otlp": {"endpoint": "http://otel.obs:4317"}}}})
+    equal(render.of_kind(render.template(silent), "NetworkPolicy")[0]["spec"]["egress"][4:], [], "traces that nobody exports")
     bundled = render.of_kind(render.template({"networkPolicy": {"enabled": True}}), "NetworkPolicy")[0]["spec"]
     equal(len(bundled["egress"]), 2, "bundled stores are pods of the release")
     ships = render.template(files=[render.CHART / "ci/replicate-values.yaml"])

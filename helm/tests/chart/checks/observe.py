@@ -308,6 +308,12 @@ def milvus_settings():
     assert "WARNING" not in text
     warned = notes({"etcd": {"bundled": {"persistence": {"enabled": False}}}, "node": {"replicas": 1}})
     equal(warned.count("WARNING"), 3, "warnings")
+    monitored = {"metrics": {"serviceMonitor": {"enabled": True}}}
+    peers = {"clients": [{"podSelector": {}}], "monitoring": [{"podSelector": {}}]}
+    nobody = ["networkPolicy.clients names nobody", "networkPolicy.monitoring names nobody"]
+    for policy, wanted in [({}, nobody), (peers, [])]:
+        text = notes(render.merged(render.PROD, monitored, {"networkPolicy": {"enabled": True} | policy}))
+        equal([words for words in nobody if words in text], wanted, f"notes with networkPolicy {policy}")
     for values, wanted in [({}, ["no network policy"]), ({"networkPolicy": {"enabled": True}}, []), (TOKENS, None)]:
         text = notes(render.merged(render.PROD, values))
         equal("auth.enabled is false" in text, wanted is not None, f"production with {values}")

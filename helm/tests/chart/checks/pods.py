@@ -93,6 +93,22 @@ def existing_secrets():
     equal(variables["STREAMING_CONF_ETCD_AUTH_PASSWORD"]["valueFrom"]["secretKeyRef"], {"name": "etcd-user", "key": "password"})
 
 
+@check("R52", "object storage is for those who use it: log stores, what ships and the test pod have neither its keys nor its claim, and are not told of it")
+def objects_for_whom():
+    both = {"replicate": {"enabled": True}, "storage": {"type": "quorum", "also": ["object"]}, "logstore": {"enabled": True}}
+    for scenario in ("external-static", "filesystem"):
+        objects = render.template(both, files=[render.CHART / f"ci/{scenario}-values.yaml"])
+        users = set()
+        for _, metadata, spec in render.pods(objects):
+            role = metadata["labels"]["app.kubernetes.io/component"]
+            keys = [name for container in render.containers(spec) for name in render.environment(container) if "MINIO" in name]
+            if keys or "objects" in [volume["name"] for volume in spec.get("volumes", [])]:
+                users.add(role)
+        equal(users, {"coord", "node"}, scenario)
+        for role in ("coord", "node", "logstore", "replicate"):
+            equal("minio" in render.configuration(objects, role), role in users, f"{scenario} {role}")
+
+
 @check("R11", "workload identity: annotations and labels arrive, keys do not")
 def workload_identity():
     for scenario, annotation in [
@@ -151,6 +167,10 @@ def extensions():
                     equal([item for item in got if item == entry], [entry], f"{role}.{key}")
             else:
                 equal(spec[key], wanted, f"{role}.{key}")
+    # A pod of `helm test` that no machine takes would say nothing.
+    test = render.named(objects, "Pod", "s-streaming-test")["spec"]
+    places = ("nodeSelector", "tolerations", "affinity", "hostAliases", "dnsConfig", "priorityClassName", "runtimeClassName", "schedulerName")
+    equal({key: test[key] for key in places}, {key: values["coord"][key] for key in places}, "the test pod")
     alone = [{key: value} for key, value in values["node"].items()]
     for part in alone:
         render.template({"coord": part, "node": part, "logstore": part | {"enabled": True}, "replicate": part | {"enabled": True}})

@@ -174,6 +174,8 @@ COMBINATIONS = [
     ({"node": {"extraVolumes": [{"name": "tmp"}]}}, "node.extraVolumes: tmp is there already"),
     ({"config": {"common": {"preCreatedTopic": {"enabled": True}}}}, "config.common.preCreatedTopic.names: must name"),
     ({"node": {"autoscaling": {"minReplicas": 11}}}, "node.autoscaling.minReplicas: 11"),
+    ({"node": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}}, "node.resources.requests.cpu: autoscaling"),
+    ({"node": {"resources": {"requests": {"cpu": None}}, "resourceGroups": [{"name": "a", "autoscaling": {"enabled": True}}]}}, "node.resourceGroups a: resources.requests.cpu: autoscaling"),
     ({"node": {"resourceGroups": [{"name": "a"}, {"name": "a"}]}}, "node.resourceGroups: a is there twice"),
     ({"node": {"resourceGroups": [{"name": "a", "autoscaling": {"minReplicas": 11}}]}}, "node.resourceGroups a: autoscaling.minReplicas: 11"),
 ]

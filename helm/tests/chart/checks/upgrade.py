@@ -32,7 +32,7 @@ def immutable():
 EARLIER = {
     "storage": {"also": None},
     "node": {"resourceGroups": None},
-    "networkPolicy": {"enabled": True, "identityPeers": None, "followers": None, "followerPorts": None},
+    "networkPolicy": {"enabled": True, "identityPeers": None, "followers": None, "followerPorts": None, "collectorPeers": None},
     "replicate": {key: None for key in yaml.safe_load((render.CHART / "values.yaml").read_text())["replicate"] if key != "enabled"},
 }
 
@@ -86,6 +86,20 @@ def life():
             equal({name: objects["Secret", name]["data"] for name in made}, keys, "what Helm made itself, after a roll-back")
             release.must("uninstall", "s")
             equal(objects, {}, "what is left")
+
+
+@check("R53", "when autoscaling is switched on, and at upgrades later on, there are as many nodes as there were: Helm 3 and 4, on a stand-in API server")
+def autoscaled():
+    for helm in render.helms(tools.OLDEST_AND_NEWEST):
+        with apiserver.running() as (objects, kubeconfig):
+            release, key = Release(helm, kubeconfig), ("Deployment", "s-streaming-node")
+            release.must("install", "s", render.CHART, "--disable-openapi-validation", "--set", "node.replicas=5")
+            release.upgrade("--reuse-values", "--set", "node.autoscaling.enabled=true")
+            # What is not there becomes 1 on a real one.
+            equal(objects[key]["spec"].get("replicas"), 5, "when it is switched on")
+            objects[key]["spec"]["replicas"] = 7
+            release.upgrade("--reuse-values", "--set", "image.tag=2.0.0")
+            equal(objects[key]["spec"].get("replicas"), 7, "what the autoscaler wanted, after an upgrade")
 
 
 @check("R27", "log stores are not taken away without logstore.allowScaleDown: Helm 3 and 4, on a stand-in API server")
