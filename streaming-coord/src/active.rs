@@ -1,6 +1,9 @@
 //! What exists only while this coordinator leads.
 
-use std::sync::{Arc, Weak};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+};
 
 use tokio::sync::{mpsc, watch};
 use woodpecker_base::{
@@ -20,7 +23,7 @@ use crate::{
     balancer::{Balancer, Context, Report},
     catalog::{Catalog, CatalogError},
     nodes::Watcher,
-    pchannel::State,
+    pchannel::{PChannel, State},
     replication::{self, ReplicationControl},
     runtime_policy::PolicyControl,
     settings::Balance,
@@ -86,16 +89,7 @@ impl Active {
         claim_rank(&catalog, server_id).await?;
         let mut stored = catalog.load(&settings.channel_names()).await?;
         if let Some(only) = replication::only_pchannels(&catalog, &settings.cluster).await? {
-            stored.channels.retain(|name, (channel, _)| {
-                let stays = channel.state() != State::Uninitialized || only.contains(name);
-                if !stays {
-                    tracing::warn!(
-                        channel = name,
-                        "not served as long as clusters follow each other: it is in no topology"
-                    );
-                }
-                stays
-            });
+            stored.channels.retain(|name, (channel, _)| may_be_served(channel, name, &only));
         }
         let policy = PolicyControl::load(catalog.clone(), settings.balance.allow_rebalance).await?;
         let timestamps = catalog.number("timestamp-ceiling").await?;
@@ -153,6 +147,15 @@ impl Active {
     pub(crate) fn is_sure_to_lead(&self) -> bool {
         self.session.upgrade().is_some_and(|session| self.clock.now() < session.valid_until())
     }
+}
+
+/// Whether a channel may be served while clusters follow each other by a topology with `only` these.
+fn may_be_served(channel: &PChannel, name: &str, only: &BTreeSet<String>) -> bool {
+    let may = channel.state() != State::Uninitialized || only.contains(name);
+    if !may {
+        tracing::warn!(channel = name, "not served as long as clusters follow each other: it is in no topology");
+    }
+    may
 }
 
 /// Clients order assignments by the leader's server id first, so each leader's must be larger than all before it. An equal one

@@ -71,11 +71,12 @@ impl Wals {
                 return Err(StreamingError::manager_closed());
             }
             let channel = state.channels.entry(asked.name().to_owned()).or_insert_with(|| self.drive(asked.name()));
+            // Under the lock, so that who releases what is open finds it.
+            channel
+                .change(|lifetime| lifetime.assign(asked.term(), asked.is_read_only()))
+                .map_err(|_| StreamingError::expired_open(asked.name(), asked.term()))?;
             Arc::clone(channel)
         };
-        channel
-            .change(|lifetime| lifetime.assign(asked.term(), asked.is_read_only()))
-            .map_err(|_| StreamingError::expired_open(asked.name(), asked.term()))?;
         channel.outcome(|lifetime| lifetime.assign_outcome(asked.term())).await
     }
 

@@ -109,8 +109,8 @@ impl Names {
         properties.set_replicate(&header);
         properties.set_vchannel(self.must_be(&vchannel)?);
         if let Some(mut broadcast) = properties.broadcast()? {
-            let names: Result<_, _> = broadcast.vchannels.iter().map(|name| self.must_be(name)).collect();
-            broadcast.vchannels = names?;
+            // A client may name what is no channel of the source. Nobody has that, and it must not stop all that follows.
+            broadcast.vchannels = broadcast.vchannels.iter().filter_map(|name| self.of(name)).collect();
             properties.set_broadcast(&broadcast);
         }
         if let Some(txn) = properties.txn()? {
@@ -164,7 +164,8 @@ mod tests {
     use streaming_proto::{
         common::MilvusCluster,
         messages::{
-            BeginTxnMessageHeader, CreateCollectionMessageHeader, CreateSegmentMessageHeader, InsertMessageHeader,
+            BeginTxnMessageHeader, BroadcastHeader, CreateCollectionMessageHeader, CreateSegmentMessageHeader,
+            InsertMessageHeader,
         },
         msg::CreateCollectionRequest,
     };
@@ -243,6 +244,15 @@ mod tests {
         assert_eq!(copy.properties.vchannel(), Some("b-dml_0_vcchan"));
         assert_eq!(copy.properties.broadcast().unwrap().unwrap().vchannels, ["b-dml_0_vcchan", "b-dml_1_7v0"]);
         assert_eq!(copy.payload, "?", "what cannot be read stays");
+    }
+
+    #[test]
+    fn broadcast_that_names_what_is_no_channel_is_shipped_without_that() {
+        let mut copy = insert();
+        let vchannels = ["nowhere_7v0", "", "a-dml_1_7v0"].map(str::to_owned).into();
+        copy.properties.set_broadcast(&BroadcastHeader { vchannels, ..BroadcastHeader::default() });
+        let copy = rewritten(copy).unwrap();
+        assert_eq!(copy.properties.broadcast().unwrap().unwrap().vchannels, ["b-dml_1_7v0"]);
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Channel {
 
     /// Keeps a report until the job is over: no client says it twice.
     pub(super) fn keep_report(&mut self, term: i64) {
-        self.reported = Some(term);
+        self.reported = self.reported.max(Some(term));
     }
 
     pub(super) fn take_report(&mut self) -> Option<i64> {
