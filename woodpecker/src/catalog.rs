@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <prefix>/instance                      a number written once: which data belongs to these records
+//! <prefix>/objects                       there once an object store is known to be this instance's
 //! <prefix>/log-id                        the last log id given out
 //! <prefix>/logs/<name>                   LogRecord; every change of a log is a compare-and-swap of this key
 //! <prefix>/segments/<log id>/<segment>   ClosedSegment
@@ -28,6 +29,7 @@ use woodpecker_core::{
 
 use crate::{LogError, retry::Retrying};
 
+mod media;
 mod upkeep;
 
 pub(crate) use self::upkeep::About;

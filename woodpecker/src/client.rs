@@ -287,15 +287,34 @@ impl Inner {
         let claim = || async {
             let instance = self.catalog.instance().await?;
             let instance = String::from_utf8_lossy(&instance);
+            let objects = self.sealed().ok();
+            let before = objects.is_some() && self.catalog.had_objects().await?;
+            if let Some(store) = objects.filter(|_| before) {
+                self.check_objects(store, &instance).await?;
+            }
             for backend in self.backends.values() {
                 self.retrying.run(Some(PATIENCE), || backend.claim(&instance)).await?;
             }
-            match self.sealed() {
-                Ok(store) => Ok(self.retrying.run(Some(PATIENCE), || store.claim(&instance)).await?),
-                Err(_) => Ok(()),
+            if let Some(store) = objects {
+                self.retrying.run(Some(PATIENCE), || store.claim(&instance)).await?;
+                if !before {
+                    self.catalog.note_objects().await?;
+                }
             }
+            Ok(())
         };
         self.claimed.get_or_try_init(|| Box::pin(claim())).await.copied()
+    }
+
+    /// A bucket that nobody has claimed is for a new instance. In place of one that was used it would have nothing of a log's
+    /// last segment, and who takes the log over would end that with no entries.
+    async fn check_objects(&self, store: &SealedStore, instance: &str) -> Result<(), LogError> {
+        if self.retrying.run(Some(PATIENCE), || store.is_claimed(instance)).await? {
+            return Ok(());
+        }
+        let what = format!("the object store of instance {instance}");
+        let detail = "nothing in it says so, and this instance has its objects in one already".to_owned();
+        Err(StoreError::Foreign { what, detail }.into())
     }
 
     /// The backend of a log's next segment: the one the log wants, if this process has it.

@@ -2,14 +2,17 @@
 
 use std::{
     future::pending,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::{ObjectStoreExt, path::Path};
+use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
 use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, ReadError};
 use woodpecker_base::{
     clock::Clock,
@@ -275,6 +278,24 @@ async fn an_emptied_metadata_store_makes_nothing_a_leftover() {
     let error = fresh.log("log").await.open_writer().await.unwrap_err();
     assert_eq!(error.code(), "STORE_FOREIGN", "{error}");
     assert_eq!(objects(&world).await, count);
+}
+
+#[tokio::test]
+async fn an_empty_bucket_in_place_of_the_one_that_was_used_is_refused() {
+    let mut world = World::memory().await;
+    let process = world.process().await;
+    let log = process.log("log").await;
+    let written = append_all(&log.open_writer().await.unwrap(), "entry", 3).await;
+    let used = std::mem::replace(&mut world.objects, Arc::new(InMemory::new()));
+    let fresh = world.process().await;
+    let error = fresh.log("log").await.open_writer().await.unwrap_err();
+    assert_eq!(error.code(), "STORE_FOREIGN", "{error}");
+    let put = world.objects.list(None).try_collect::<Vec<_>>().await.unwrap();
+    assert!(put.is_empty(), "{put:?}");
+    world.objects = used;
+    let right = world.process().await.log("log").await;
+    right.open_writer().await.unwrap();
+    assert_eq!(read_all(&right).await, written);
 }
 
 #[tokio::test]

@@ -16,9 +16,8 @@ impl Requests {
     /// # Errors
     /// [`StoreError::Foreign`]; or the store's.
     pub async fn claim(&self, instance: &str) -> Result<(), StoreError> {
-        match self.check(instance).await {
-            Err(StoreError::NotFound { .. }) => {}
-            other => return other,
+        if self.is_claimed(instance).await? {
+            return Ok(());
         }
         for directory in OURS {
             if !self.list(&Path::from(directory), None, 1).await?.is_empty() {
@@ -41,6 +40,17 @@ impl Requests {
         })
         .await?;
         self.check(instance).await
+    }
+
+    /// Whether the object store says that it is the instance's.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when it is another's; or the store's.
+    pub async fn is_claimed(&self, instance: &str) -> Result<bool, StoreError> {
+        match self.check(instance).await {
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            checked => checked.map(|()| true),
+        }
     }
 
     /// Checks that the object store is the instance's.

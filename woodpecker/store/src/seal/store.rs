@@ -120,6 +120,14 @@ impl SealedStore {
         self.requests.claim(instance).await
     }
 
+    /// Whether the object store says that it is the instance's.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`] when it is another's; the store's.
+    pub async fn is_claimed(&self, instance: &str) -> Result<bool, StoreError> {
+        self.requests.is_claimed(instance).await
+    }
+
     /// Bytes of one object, about.
     #[must_use]
     pub fn run_bytes(&self) -> usize {
