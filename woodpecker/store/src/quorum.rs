@@ -208,8 +208,8 @@ impl QuorumBackend {
         let mut set = None;
         for _ in 0..CHOICES {
             let chosen = directory.select(&self.context.settings.selection);
-            let chosen = chosen
-                .map_err(|error| StoreError::Unavailable(format!("{error}{}", directory.why_not()).into()))?;
+            let chosen =
+                chosen.map_err(|error| StoreError::Unavailable(format!("{error}{}", directory.why_not()).into()))?;
             let peers = self.peers(&chosen);
             if probe(&self.context, &peers).await {
                 set = Some((chosen, peers));
