@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use streaming_client::{Client, Discovery, Edges, Settings};
+use streaming_client::{Client, Discovery, Edges, NotReady, Settings};
 use streaming_replicate::Replicator;
-use woodpecker_base::{health::State, tasks::Tasks};
+use woodpecker_base::{
+    health::{HealthReporter, State},
+    tasks::Tasks,
+};
 
 use self::targets::Targets;
 use super::{banner, process::Process, reload};
@@ -17,6 +20,8 @@ mod tests;
 
 /// How long what is on its way may take to end.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the source is looked for before it is told that it is not there.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Runs until it is told to stop.
 ///
@@ -43,11 +48,14 @@ pub(crate) async fn replicate(arguments: ServerArgs) -> anyhow::Result<()> {
     let replicator = Replicator::new(source.clone(), cluster.clone(), config.replicator(), edges, connectors)?;
     reload::watch(vec![targets.watched()], config.common.reload_interval, machine.clock.clone(), tasks)?;
     let role = async {
-        health.replicate.report(State::Healthy, Vec::new());
         let token = shipping.token().clone();
         let running = shipping.clone();
         let replicating = shipping.spawn(async move { replicator.run(&running).await });
-        tasks.stopped().await;
+        tokio::select! {
+            biased;
+            () = tasks.stopped() => {}
+            () = until_found(&source, &health.replicate) => tasks.stopped().await,
+        }
         health.replicate.report(State::Stopping, Vec::new());
         token.cancel();
         replicating.await.context("the replicator panicked")?;
@@ -57,4 +65,13 @@ pub(crate) async fn replicate(arguments: ServerArgs) -> anyhow::Result<()> {
     };
     banner::print("replicate", &process.addresses(&[("cluster", &cluster), ("source", &found)]), None);
     process.run(role).await
+}
+
+/// Says that the source is not there as long as it is not: nothing is shipped then, and nothing else would tell.
+async fn until_found(source: &Client, health: &HealthReporter) {
+    while let Err(NotReady { cause, .. }) = source.wait_ready(LOOK).await {
+        tracing::warn!(cause, "the source is not found yet");
+        health.report(State::Initializing, vec![format!("the source is not found yet: {cause}")]);
+    }
+    health.report(State::Healthy, Vec::new());
 }

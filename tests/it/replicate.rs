@@ -361,6 +361,29 @@ async fn follower_has_the_same_whoever_is_killed(backends: [Backend; 2]) -> anyh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_ships_from_a_cluster_of_another_name_is_not_ready_and_says_why() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let west = Site::start("west", directory.path(), Backend::Local, None).await?;
+    let wrong = set(&[
+        "msgChannel.chanNamePrefix.cluster=east".to_owned(),
+        format!("replicate.source={}", west.port.address()),
+    ]);
+    let shipping = Role::start("replicate", directory.path(), &wrong)?;
+    let deadline = std::time::Instant::now() + LIMIT;
+    loop {
+        let (status, said) = get(&shipping, "/readyz", "")?;
+        ensure!(status == 503, "ready: {said}");
+        if said.contains("the source is not found yet") && said.contains("expected cluster west") {
+            break;
+        }
+        ensure!(std::time::Instant::now() < deadline, "{said}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(shipping.log().contains("the source is not found yet"), "{}", shipping.log());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn follower_has_the_same_whoever_is_killed_on_local_disks() -> anyhow::Result<()> {
     follower_has_the_same_whoever_is_killed([Backend::Local, Backend::Local]).await
 }
