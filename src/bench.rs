@@ -314,7 +314,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(arguments: &BenchArgs) -> anyhow::Result<Self> {
-        if arguments.server.data.is_some() {
+        if arguments.configuration.data.is_some() {
             return Ok(Self { directory: None });
         }
         let directory = std::path::PathBuf::from("data").join(format!("bench-{}", std::process::id()));
@@ -324,7 +324,7 @@ impl Scratch {
 
     /// As for `standalone`, on free ports.
     fn config(&self, arguments: &BenchArgs) -> anyhow::Result<Config> {
-        let mut config = arguments.server.load()?;
+        let mut config = arguments.configuration.load()?;
         config.root_coord.port = 0;
         config.streaming_node.port = 0;
         config.admin.enabled = false;

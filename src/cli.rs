@@ -19,6 +19,11 @@ pub(crate) use self::{
     topology::{TopologyArgs, TopologyVerb},
 };
 
+/// Headings of what many verbs have in common: what is a verb's own stands before it.
+const CLUSTER: &str = "Cluster";
+const CREDENTIALS: &str = "Credentials";
+const ETCD: &str = "Credentials for etcd";
+
 /// Write-ahead logs and streams for a vector database: append, durable log, ordered read.
 #[derive(Debug, Parser)]
 #[command(name = "streaming", version, about, max_term_width = 100)]
@@ -69,24 +74,31 @@ pub(crate) enum Command {
     Config(ConfigArgs),
 }
 
-/// How a role is configured.
+/// How a role is started.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerArgs {
-    /// YAML file with configuration; of several, each says what it changes of those before it.
-    #[arg(long, env = "STREAMING_CONFIG", value_name = "FILE", value_delimiter = ',')]
-    pub(crate) config: Vec<PathBuf>,
-    /// Sets one key, for example --set rootCoord.port=0; may be given many times.
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub(crate) set: Vec<String>,
-    /// The data directory; the same as --set woodpecker.storage.rootPath=DIR.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) configuration: ConfigurationArgs,
     /// Prints the configuration as it would be used, without secrets, and exits.
     #[arg(long)]
     pub(crate) dump_config: bool,
 }
 
-impl ServerArgs {
+/// Where configuration comes from.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigurationArgs {
+    /// YAML file with configuration; of several, each says what it changes of those before it.
+    #[arg(long, global = true, env = "STREAMING_CONFIG", value_name = "FILE", value_delimiter = ',')]
+    pub(crate) config: Vec<PathBuf>,
+    /// Sets one key, for example --set rootCoord.port=0; may be given many times.
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// The data directory; the same as --set woodpecker.storage.rootPath=DIR.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+impl ConfigurationArgs {
     /// The configuration from all its sources.
     ///
     /// # Errors
@@ -107,19 +119,19 @@ impl ServerArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConnectArgs {
     /// Address of the coordinator.
-    #[arg(long, env = "STREAMING_COORDINATOR", value_name = "HOST:PORT", default_value = "127.0.0.1:53100")]
+    #[arg(long, help_heading = CLUSTER, env = "STREAMING_COORDINATOR", value_name = "HOST:PORT", default_value = "127.0.0.1:53100", value_parser = host_and_port)]
     pub(crate) coordinator: String,
     /// Finds the coordinator through etcd instead, also after it moved.
-    #[arg(long, env = "STREAMING_ETCD", value_name = "ENDPOINTS", value_delimiter = ',')]
+    #[arg(long, help_heading = CLUSTER, env = "STREAMING_ETCD", value_name = "ENDPOINTS", value_delimiter = ',')]
     pub(crate) etcd: Vec<String>,
     /// Root of the metadata keys in etcd.
-    #[arg(long, env = "STREAMING_META_ROOT", value_name = "PATH", default_value = "by-dev/meta")]
+    #[arg(long, help_heading = CLUSTER, env = "STREAMING_META_ROOT", value_name = "PATH", default_value = "by-dev/meta")]
     pub(crate) meta_root: String,
     /// Name of the cluster; a server of another cluster refuses the call.
-    #[arg(long, env = "STREAMING_CLUSTER", value_name = "NAME", default_value = "by-dev")]
+    #[arg(long, help_heading = CLUSTER, env = "STREAMING_CLUSTER", value_name = "NAME", default_value = "by-dev")]
     pub(crate) cluster: String,
     /// How long to wait for the cluster before giving up.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = CLUSTER, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,
     #[command(flatten)]
     pub(crate) credentials: CredentialArgs,
@@ -129,44 +141,51 @@ pub(crate) struct ConnectArgs {
 
 /// What a client shows to the cluster, and whom it trusts.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Credentials")]
 pub(crate) struct CredentialArgs {
     /// File with the token to show.
-    #[arg(long, env = "STREAMING_TOKEN_FILE", value_name = "FILE")]
+    #[arg(long, help_heading = CREDENTIALS, env = "STREAMING_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Speaks TLS, and trusts the authorities in this file.
-    #[arg(long, env = "STREAMING_CA", value_name = "FILE")]
+    #[arg(long, help_heading = CREDENTIALS, env = "STREAMING_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// The certificate to show.
-    #[arg(long, env = "STREAMING_CERT", value_name = "FILE", requires_all = ["key", "ca"])]
+    #[arg(long, help_heading = CREDENTIALS, env = "STREAMING_CERT", value_name = "FILE", requires_all = ["key", "ca"])]
     pub(crate) cert: Option<PathBuf>,
     /// Its key.
-    #[arg(long, env = "STREAMING_KEY", value_name = "FILE", requires = "cert")]
+    #[arg(long, help_heading = CREDENTIALS, env = "STREAMING_KEY", value_name = "FILE", requires = "cert")]
     pub(crate) key: Option<PathBuf>,
     /// The name in the servers' certificates, if it is not the host that is dialled.
-    #[arg(long, env = "STREAMING_SERVER_NAME", value_name = "NAME", requires = "ca")]
+    #[arg(long, help_heading = CREDENTIALS, env = "STREAMING_SERVER_NAME", value_name = "NAME", requires = "ca")]
     pub(crate) server_name: Option<String>,
 }
 
 /// The same towards etcd.
 #[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Credentials for etcd")]
 pub(crate) struct EtcdCredentialArgs {
     /// The user.
-    #[arg(long, env = "STREAMING_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
+    #[arg(long, help_heading = ETCD, env = "STREAMING_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
     pub(crate) etcd_user: Option<String>,
     /// File with the user's password.
-    #[arg(long, env = "STREAMING_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
+    #[arg(long, help_heading = ETCD, env = "STREAMING_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
     pub(crate) etcd_password_file: Option<PathBuf>,
     /// Speaks TLS with etcd, and trusts the authorities in this file.
-    #[arg(long, env = "STREAMING_ETCD_CA", value_name = "FILE")]
+    #[arg(long, help_heading = ETCD, env = "STREAMING_ETCD_CA", value_name = "FILE")]
     pub(crate) etcd_ca: Option<PathBuf>,
     /// The certificate to show.
-    #[arg(long, env = "STREAMING_ETCD_CERT", value_name = "FILE", requires_all = ["etcd_key", "etcd_ca"])]
+    #[arg(long, help_heading = ETCD, env = "STREAMING_ETCD_CERT", value_name = "FILE", requires_all = ["etcd_key", "etcd_ca"])]
     pub(crate) etcd_cert: Option<PathBuf>,
     /// Its key.
-    #[arg(long, env = "STREAMING_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
+    #[arg(long, help_heading = ETCD, env = "STREAMING_ETCD_KEY", value_name = "FILE", requires = "etcd_cert")]
     pub(crate) etcd_key: Option<PathBuf>,
+}
+
+/// What is no address is told before anybody waits for it.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let dialable = |(host, port): &(&str, &str)| {
+        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    let (host, port) = text.rsplit_once(':').filter(dialable).ok_or("expected HOST:PORT, without http://")?;
+    Ok(format!("{host}:{port}"))
 }
 
 #[derive(Debug, Args)]
@@ -203,7 +222,7 @@ pub(crate) enum ConfigVerb {
     /// Prints every key with its type, default and meaning, as Markdown.
     Reference,
     /// Prints the configuration as it would be used, without secrets.
-    Dump(ServerArgs),
+    Dump(ConfigurationArgs),
 }
 
 #[derive(Debug, Args)]
@@ -269,7 +288,7 @@ pub(crate) struct DescribeArgs {
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
-    pub(crate) server: ServerArgs,
+    pub(crate) configuration: ConfigurationArgs,
     /// Bytes of one entry in the throughput measurements.
     #[arg(long, value_name = "SIZE", default_value = "64KiB")]
     pub(crate) entry: ByteSize,
@@ -291,4 +310,47 @@ pub(crate) struct BenchArgs {
     /// Prints JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Arg, Command as Verb, CommandFactory};
+
+    use super::*;
+
+    fn under(heading: &str) -> &'static [&'static str] {
+        match heading {
+            CLUSTER => &["coordinator", "etcd", "meta_root", "cluster", "timeout"],
+            CREDENTIALS => &["token_file", "ca", "cert", "key", "server_name"],
+            ETCD => &["etcd_user", "etcd_password_file", "etcd_ca", "etcd_cert", "etcd_key"],
+            _ => &[],
+        }
+    }
+
+    fn each_argument(verb: &Verb, look: &mut impl FnMut(&Verb, &Arg)) {
+        verb.get_arguments().for_each(|argument| look(verb, argument));
+        verb.get_subcommands().for_each(|inner| each_argument(inner, look));
+    }
+
+    #[test]
+    fn help_says_what_every_argument_is_and_a_verbs_own_stand_under_no_heading() {
+        let mut seen = 0;
+        each_argument(&Cli::command(), &mut |verb, argument| {
+            let (verb, name, heading) = (verb.get_name(), argument.get_id().as_str(), argument.get_help_heading());
+            assert!(argument.is_hide_set() || argument.get_help().is_some(), "{verb} {name} is not explained");
+            assert!(heading.is_none_or(|heading| under(heading).contains(&name)), "{verb} {name} under {heading:?}");
+            seen += usize::from(heading.is_some());
+        });
+        assert!(seen > 100, "{seen}");
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_before_anybody_waits_for_it() {
+        for good in ["127.0.0.1:53100", "coord-0.coords:1", "[::1]:53100"] {
+            assert_eq!(host_and_port(good).unwrap(), good);
+        }
+        for wrong in ["", "coord", ":53100", "coord:0", "coord:70000", "http://coord:53100", "coord:53100/"] {
+            assert!(host_and_port(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -158,7 +158,7 @@ pub(crate) struct RootCoord {
     pub(crate) ip: String,
     /// Port to listen on; 0 takes a free one.
     pub(crate) port: u16,
-    /// `host:port` that others dial; empty means the address it listens on.
+    /// `host:port` that others dial; empty means the address it listens on, which 0.0.0.0 and `::` are not.
     pub(crate) advertise: String,
     /// Number of physical channels.
     pub(crate) dml_channel_num: u32,
@@ -178,7 +178,7 @@ pub(crate) struct StreamingNode {
     pub(crate) ip: String,
     /// Port to listen on; 0 takes a free one.
     pub(crate) port: u16,
-    /// `host:port` that others dial; empty means the address it listens on.
+    /// `host:port` that others dial; empty means the address it listens on, which 0.0.0.0 and `::` are not.
     pub(crate) advertise: String,
     /// Labels of the node's session, such as `RESOURCE_GROUP`; the variables `MILVUS_SERVER_LABEL_<NAME>`, and for nodes
     /// alone `MILVUS_SERVER_LABEL_SN_<NAME>`, set one each.
@@ -245,6 +245,14 @@ impl Config {
     /// Prefix of all Milvus-style metadata keys.
     pub(crate) fn meta_root(&self) -> String {
         format!("{}/{}", self.etcd.root_path, self.etcd.meta_sub_path)
+    }
+
+    /// Where the embedded metadata store is.
+    pub(crate) fn metadata_file(&self) -> PathBuf {
+        match self.metastore.path.as_str() {
+            "" => self.data_path("metadata.redb"),
+            path => path.into(),
+        }
     }
 
     /// Where a path that was left empty goes, under the data directory.

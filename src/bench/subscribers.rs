@@ -50,7 +50,7 @@ impl Subscribers {
 /// What the process does until it is killed: reads what comes, as each of the subscribers.
 pub(super) async fn follow(arguments: &BenchArgs) -> anyhow::Result<()> {
     let [address, channel] = arguments.subscribe.as_slice() else { return pending().await };
-    let machine = Machine::real(&arguments.server.load()?)?;
+    let machine = Machine::real(&arguments.configuration.load()?)?;
     let client = client(address, None, &machine).await?;
     let consumer = || {
         let tail = ConsumeOptions::new(channel, DeliverPolicy::Latest);

@@ -9,13 +9,13 @@ use bytesize::ByteSize;
 use clap::{Args, Subcommand, ValueEnum};
 use woodpecker::Compression;
 
-use super::ServerArgs;
+use super::ConfigurationArgs;
 use crate::config::StorageType;
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
     #[command(flatten)]
-    pub(crate) server: ServerArgs,
+    pub(crate) configuration: ConfigurationArgs,
     #[command(subcommand)]
     pub(crate) verb: LogVerb,
     /// Prints JSON instead of a table.
@@ -27,6 +27,7 @@ pub(crate) struct LogArgs {
 pub(crate) enum LogVerb {
     /// Creates a log.
     Create {
+        /// The log.
         name: String,
         #[command(flatten)]
         wanted: WantedArgs,
@@ -39,6 +40,7 @@ pub(crate) enum LogVerb {
     },
     /// Shows one log and its segments.
     Describe {
+        /// The log.
         name: String,
         /// Shows as well where to start to meet all that was appended since then: `2026-01-31T08:30:00Z`.
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
@@ -46,12 +48,14 @@ pub(crate) enum LogVerb {
     },
     /// Gives up everything up to and including an entry.
     Truncate {
+        /// The log.
         name: String,
-        /// SEGMENT:ENTRY
+        /// The last one that goes, as SEGMENT:ENTRY.
         entry: String,
     },
     /// Deletes a log and what it holds.
     Delete {
+        /// The log.
         name: String,
         /// Does not ask.
         #[arg(long)]
@@ -59,12 +63,16 @@ pub(crate) enum LogVerb {
     },
     /// Changes where a log's next segments go, how they are compressed, and how long they are kept.
     Alter {
+        /// The log.
         name: String,
         #[command(flatten)]
         wanted: WantedArgs,
     },
     /// Reads all of a log, and checks every checksum and that nothing is missing.
-    Verify { name: String },
+    Verify {
+        /// The log.
+        name: String,
+    },
 }
 
 /// What is wanted of a log; what is not given stays as it is.
@@ -88,8 +96,11 @@ pub(crate) struct WantedArgs {
 pub(crate) enum BackendArg {
     /// Each writer's own.
     Default,
+    /// The local disk.
     Local,
+    /// Object storage.
     Object,
+    /// Log stores.
     Quorum,
 }
 
@@ -149,6 +160,7 @@ pub(crate) struct VolumeArgs {
 pub(crate) enum VolumeVerb {
     /// Shows what a data file, marks or an object of a volume, or a sealed run holds, and whether its checksums hold.
     Dump {
+        /// The file, or an object that was downloaded.
         #[arg(value_name = "FILE")]
         file: PathBuf,
         /// Prints JSON instead of a table.
@@ -160,7 +172,7 @@ pub(crate) enum VolumeVerb {
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     #[command(flatten)]
-    pub(crate) server: ServerArgs,
+    pub(crate) configuration: ConfigurationArgs,
     /// Prints JSON instead of a table.
     #[arg(long)]
     pub(crate) json: bool,

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use figment::{
     Figment, Metadata, Profile, Provider,
     providers::Serialized,
-    value::{Dict, Map},
+    value::{Dict, Map, Value},
 };
 
 use super::{
@@ -17,6 +17,8 @@ use super::{
 /// Variables with this prefix set a key: `STREAMING_CONF_ETCD_ROOTPATH` is `etcd.rootPath`. Case and the separators
 /// `_ . /` do not count.
 const ENVIRONMENT_PREFIX: &str = "STREAMING_CONF_";
+/// How much like one that exists a key must be to be taken for a slip of it.
+const ALIKE: f64 = 0.9;
 
 /// Where configuration comes from, besides the defaults.
 #[derive(Debug, Default)]
@@ -35,10 +37,10 @@ pub(crate) struct Sources {
 pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
     let mut figment = Figment::from(Serialized::defaults(Config::default()));
     for path in &sources.files {
-        figment = figment.merge(Layer::from_file(path)?);
+        figment = figment.merge(Layer::from_file(path)?.with_units()?);
     }
-    figment = figment.merge(Layer::from_environment(&sources.environment)?);
-    figment = figment.merge(Layer::from_assignments(&sources.assignments)?);
+    figment = figment.merge(Layer::from_environment(&sources.environment)?.with_units()?);
+    figment = figment.merge(Layer::from_assignments(&sources.assignments)?.with_units()?);
     let config: Config = figment.extract().map_err(|error| anyhow::anyhow!("configuration: {error}"))?;
     config.validate()?;
     Ok(config)
@@ -79,7 +81,7 @@ impl Layer {
             let Some(wanted) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
             let wanted = folded(wanted);
             let Some(leaf) = leaves.iter().find(|leaf| folded(&leaf.key) == wanted) else {
-                bail!("environment variable {name} names no configuration key");
+                bail!("environment variable {name} names no configuration key; {}", meant(&wanted)?);
             };
             let value = leaf.parse(value).with_context(|| format!("environment variable {name}"))?;
             insert(&mut values, &leaf.key, value)?;
@@ -96,21 +98,45 @@ impl Layer {
             let Some((key, value)) = assignment.split_once('=') else {
                 bail!("--set {assignment}: expected KEY=VALUE");
             };
-            let Some(leaf) = Leaf::named(key)? else { bail!("--set {key}: there is no such key") };
+            let Some(leaf) = Leaf::named(key)? else { bail!("--set {key}: there is no such key; {}", meant(key)?) };
             insert(&mut values, key, leaf.parse(value)?)?;
         }
         Ok(Self { name: "command line".into(), values })
+    }
+
+    /// The same, if every size in it has a unit: `256` may have been meant as anything.
+    fn with_units(self) -> anyhow::Result<Self> {
+        let whole = Value::from(self.values.clone());
+        for Leaf { key, .. } in Leaf::all()?.iter().filter(|leaf| leaf.is_size()) {
+            let bare = match whole.find_ref(key) {
+                Some(Value::Num(_, number)) => number.to_u128() != Some(0),
+                Some(Value::String(_, text)) => text.trim().parse::<f64>().is_ok_and(|number| number != 0.0),
+                _ => false,
+            };
+            ensure!(!bare, "configuration: {key}: expected a size with its unit, such as 16MiB, in {}", self.name);
+        }
+        Ok(self)
     }
 }
 
 impl Provider for Layer {
     fn metadata(&self) -> Metadata {
-        Metadata::named(self.name.clone())
+        // Keys as one writes them: nobody here has profiles.
+        Metadata::named(self.name.clone()).interpolater(|_, keys| keys.join("."))
     }
 
     fn data(&self) -> figment::Result<Map<Profile, Dict>> {
         Ok(Map::from([(Profile::Default, self.values.clone())]))
     }
+}
+
+/// What somebody may have meant who gave a key that does not exist.
+fn meant(wanted: &str) -> anyhow::Result<String> {
+    let (wanted, keys) = (folded(wanted), Leaf::all()?.into_iter().map(|leaf| leaf.key));
+    let alike = keys.map(|key| (strsim::jaro_winkler(&wanted, &folded(&key)), key));
+    let most = alike.max_by(|(one, _), (other, _)| one.total_cmp(other)).filter(|(alike, _)| *alike > ALIKE);
+    let slip = most.map(|(_, key)| format!("did you mean {key}? ")).unwrap_or_default();
+    Ok(format!("{slip}`streaming config reference` lists all"))
 }
 
 fn folded(key: &str) -> String {
@@ -144,7 +170,7 @@ mod tests {
     fn later_layers_win() {
         let dir = tempfile::tempdir().unwrap();
         let files = ["default.yaml", "user.yaml"].map(|name| dir.path().join(name));
-        std::fs::write(&files[0], "etcd: {rootPath: first, metaSubPath: first}\nrootCoord: {port: 1, ip: '::'}\n")
+        std::fs::write(&files[0], "etcd: {rootPath: first, metaSubPath: first}\nrootCoord: {port: 1, ip: '::1'}\n")
             .unwrap();
         std::fs::write(&files[1], "etcd: {rootPath: from-file, metaSubPath: file-meta}\n").unwrap();
         let config = load(&Sources {
@@ -160,7 +186,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.etcd.root_path, "from-env");
         assert_eq!(config.etcd.meta_sub_path, "file-meta");
-        assert_eq!((config.root_coord.port, config.root_coord.ip.as_str()), (3, "::"));
+        assert_eq!((config.root_coord.port, config.root_coord.ip.as_str()), (3, "::1"));
         assert_eq!(config.streaming_node.labels["RESOURCE_GROUP"], "7");
     }
 
@@ -184,9 +210,23 @@ mod tests {
     }
 
     #[test]
+    fn a_size_without_a_unit_is_refused() {
+        let key = "streaming.maxMessageSize";
+        for error in [
+            from_yaml("streaming: {maxMessageSize: 16}").unwrap_err(),
+            from_yaml("streaming: {maxMessageSize: '16'}").unwrap_err(),
+            from_assignments(&["streaming.maxMessageSize=16"]).unwrap_err(),
+        ] {
+            assert!(error.to_string().contains(key) && error.to_string().contains("unit"), "{error}");
+        }
+        let none = from_yaml("woodpecker: {logstore: {quota: {bytesKept: 0}}}").unwrap();
+        assert_eq!(none.woodpecker.logstore.quota.bytes_kept.as_u64(), 0);
+    }
+
+    #[test]
     fn an_unknown_key_is_named() {
         let error = from_yaml("etcd: {rootpath: x}\n").unwrap_err().to_string();
-        assert!(error.contains("rootpath") && error.contains("etcd"), "{error}");
+        assert!(error.contains("\"etcd.rootpath\""), "{error}");
         let error = from_assignments(&["nonsense.key=1"]).unwrap_err().to_string();
         assert!(error.contains("nonsense"), "{error}");
         let error =
@@ -194,6 +234,29 @@ mod tests {
                 .unwrap_err()
                 .to_string();
         assert!(error.contains("STREAMING_CONF_NO_SUCH"), "{error}");
+    }
+
+    #[test]
+    fn a_slip_in_a_key_is_told_with_the_key_that_was_meant() {
+        for (slip, meant) in [
+            ("rootCord.port", "rootCoord.port"),
+            ("etcd.rootpath", "etcd.rootPath"),
+            ("minio.bucket", "minio.bucketName"),
+            ("streaming.walRateLimit.nodeMemory.enable", "streaming.walRateLimit.nodeMemory.enabled"),
+        ] {
+            let typed = from_assignments(&[&format!("{slip}=1")]).unwrap_err().to_string();
+            let variable = format!("STREAMING_CONF_{}", slip.replace('.', "_").to_uppercase());
+            let said = format!("did you mean {meant}?");
+            assert!(typed.contains(&said), "{typed}");
+            // Of a variable, case does not count.
+            if slip.to_lowercase() != meant.to_lowercase() {
+                let environment = vec![(variable, "1".to_owned())];
+                let error = load(&Sources { environment, ..Sources::default() }).unwrap_err().to_string();
+                assert!(error.contains(&said), "{error}");
+            }
+        }
+        let error = from_assignments(&["nonsense.key=1"]).unwrap_err().to_string();
+        assert!(!error.contains("did you mean") && error.contains("config reference"), "{error}");
     }
 
     #[test]
@@ -211,6 +274,10 @@ mod tests {
             ("rootCoord.advertise=§ no", "rootCoord.advertise"),
             ("rootCoord.advertise=:19530", "rootCoord.advertise"),
             ("streamingNode.advertise=host", "streamingNode.advertise"),
+            ("rootCoord.ip=0.0.0.0", "rootCoord.advertise"),
+            ("streamingNode.ip=::", "streamingNode.advertise"),
+            ("woodpecker.logstore.ip=0.0.0.0", "woodpecker.logstore.advertise"),
+            ("woodpecker.logstore.ip=nonsense", "woodpecker.logstore.ip"),
             ("woodpecker.logstore.disk.softUsed=0.99", "woodpecker.logstore.disk"),
             ("woodpecker.client.objectStorage.maxQueued=1KiB", "woodpecker.client.objectStorage.maxQueued"),
             ("woodpecker.client.objectStorage.putsPerSecond=0", "woodpecker.client.objectStorage.putsPerSecond"),
@@ -232,6 +299,33 @@ mod tests {
         }
         let error = from_assignments(&["rootCoord.port=70000"]).unwrap_err().to_string();
         assert!(error.contains("port"), "{error}");
+    }
+
+    /// The blocks of a page in that language.
+    fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+        let blocks = page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+        blocks.filter(|(head, _)| head.split(' ').next() == Some(language)).map(|(_, text)| text).collect()
+    }
+
+    #[test]
+    fn the_configurations_in_the_documentation_are_taken() {
+        let page = |name| std::fs::read_to_string(format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let guide = page("operate/guide.md");
+        let file = blocks(&guide, "yaml")[0];
+        assert_eq!(from_yaml(file).unwrap().minio.bucket_name, "logs");
+        for role in ["coord", "node"] {
+            let command = blocks(&guide, "sh").into_iter().flat_map(str::lines);
+            let mut command = command.filter(|line| line.starts_with(&format!("streaming {role} ")));
+            let settings = command.next().unwrap().split(" --set ").skip(1).map(str::to_owned);
+            load(&Sources { assignments: settings.collect(), ..Sources::default() }).unwrap();
+        }
+        for text in blocks(&page("operate/security.md"), "yaml") {
+            from_yaml(text).unwrap();
+        }
+        for text in blocks(&page("replication.md"), "yaml") {
+            // The other one is a topology.
+            assert!(text.contains("edges:") || from_yaml(text).is_ok(), "{text}");
+        }
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! A log store.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::ensure;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,7 +17,7 @@ pub(crate) struct LogStore {
     pub(crate) ip: String,
     /// Port to listen on; 0 takes a free one.
     pub(crate) port: u16,
-    /// `host:port` that others dial; empty means the address it listens on.
+    /// `host:port` that others dial; empty means the address it listens on, which 0.0.0.0 and `::` are not.
     pub(crate) advertise: String,
     /// The region: told to clients, which spread replicas.
     pub(crate) region: String,
@@ -164,11 +163,6 @@ impl Config {
     }
 
     pub(super) fn validate_log_store(&self) -> anyhow::Result<()> {
-        let LogStore { ip, advertise, .. } = &self.woodpecker.logstore;
-        let address = ip.parse::<IpAddr>();
-        ensure!(address.is_ok(), "woodpecker.logstore.ip: {ip:?} is not an IP address");
-        let dialable = !advertise.is_empty() || address.is_ok_and(|address| !address.is_unspecified());
-        ensure!(dialable, "woodpecker.logstore.advertise: must be set when woodpecker.logstore.ip is {ip}");
         self.log_store()
             .validate()
             .map_err(|SettingsError { key, problem }| anyhow::anyhow!("{}: {problem}", key_of(key)))

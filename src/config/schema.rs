@@ -106,6 +106,11 @@ impl Leaf {
         })
     }
 
+    /// Whether it takes a number of bytes.
+    pub(super) fn is_size(&self) -> bool {
+        concrete(&self.schema).get("format").is_some_and(|format| format == "size")
+    }
+
     /// Of the whole, because parts that are there several times differ.
     fn default(&self, defaults: &Json) -> String {
         match defaults.pointer(&format!("/{}", self.key.replace('.', "/"))) {

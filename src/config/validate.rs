@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use super::{Config, MetastoreType, SelectStrategy, rate_limit::AdaptiveRateLimit};
 
@@ -48,22 +48,25 @@ impl Config {
     }
 
     fn validate_addresses(&self) -> anyhow::Result<()> {
-        for (key, value) in [
-            ("rootCoord.ip", &self.root_coord.ip),
-            ("streamingNode.ip", &self.streaming_node.ip),
-            ("admin.ip", &self.admin.ip),
+        let address = |key: &str, ip: &str| {
+            ip.parse::<IpAddr>().with_context(|| format!("{key}.ip: {ip:?} is not an IP address"))
+        };
+        address("admin", &self.admin.ip)?;
+        let (coord, node, logstore) = (&self.root_coord, &self.streaming_node, &self.woodpecker.logstore);
+        for (key, ip, advertise) in [
+            ("rootCoord", &coord.ip, &coord.advertise),
+            ("streamingNode", &node.ip, &node.advertise),
+            ("woodpecker.logstore", &logstore.ip, &logstore.advertise),
         ] {
-            ensure!(value.parse::<IpAddr>().is_ok(), "{key}: {value:?} is not an IP address");
-        }
-        for (key, value) in [
-            ("rootCoord.advertise", &self.root_coord.advertise),
-            ("streamingNode.advertise", &self.streaming_node.advertise),
-            ("woodpecker.logstore.advertise", &self.woodpecker.logstore.advertise),
-        ] {
-            let (host, port) = value.rsplit_once(':').unwrap_or_default();
+            let anywhere = address(key, ip)?.is_unspecified();
+            let (host, port) = advertise.rsplit_once(':').unwrap_or_default();
             let dialable =
                 host.bytes().all(|b| b.is_ascii_graphic()) && !host.is_empty() && port.parse::<u16>().is_ok();
-            ensure!(value.is_empty() || dialable, "{key}: {value:?} is not host:port");
+            ensure!(advertise.is_empty() || dialable, "{key}.advertise: {advertise:?} is not host:port");
+            ensure!(
+                dialable || !anywhere,
+                "{key}.advertise: must be set when {key}.ip is {ip}: it is what others dial"
+            );
         }
         Ok(())
     }

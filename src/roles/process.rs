@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     admin::{self, Admin, Roles},
-    cli::ServerArgs,
+    cli::{ConfigurationArgs, ServerArgs},
     config::{Config, MetastoreType},
     print::say,
     shutdown,
@@ -81,7 +81,7 @@ impl Process {
         role: &'static str,
         pages: Router,
     ) -> anyhow::Result<Option<Self>> {
-        let config = arguments.load()?;
+        let config = arguments.configuration.load()?;
         if matches!(role, "coord" | "standalone") {
             settings::coord(&config)?;
         }
@@ -106,7 +106,7 @@ impl Process {
         let machine = Machine::real(&config)?;
         let (health, admin_tasks) = (Reporters::default(), Tasks::new());
         let live = Live::new(&config);
-        let watched = watched(arguments, &config, &machine, &level, &live);
+        let watched = watched(&arguments.configuration, &config, &machine, &level, &live);
         reload::watch(watched, config.common.reload_interval, machine.clock.clone(), &admin_tasks)?;
         let mut bound = None;
         if config.admin.enabled {
@@ -184,7 +184,13 @@ impl Process {
 }
 
 /// What may change while the process runs.
-fn watched(arguments: &ServerArgs, config: &Config, machine: &Machine, level: &LogLevel, live: &Live) -> Vec<Watched> {
+fn watched(
+    arguments: &ConfigurationArgs,
+    config: &Config,
+    machine: &Machine,
+    level: &LogLevel,
+    live: &Live,
+) -> Vec<Watched> {
     let (certificates, tokens) = machine.security.files();
     let (renewing, retoken) = (machine.security.clone(), machine.security.clone());
     let (arguments, level, live) = (arguments.clone(), level.clone(), live.clone());

@@ -62,10 +62,7 @@ impl Machine {
 pub(crate) async fn metadata(config: &Config, machine: &Machine) -> anyhow::Result<Arc<dyn MetadataStore>> {
     match config.metastore.kind {
         MetastoreType::Embedded => {
-            let path = match config.metastore.path.as_str() {
-                "" => config.data_path("metadata.redb"),
-                path => path.into(),
-            };
+            let path = config.metadata_file();
             if let Some(parent) = path.parent() {
                 std::fs::create_dir_all(parent)
                     .with_context(|| format!("woodpecker.storage.rootPath: cannot create {}", parent.display()))?;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use streaming_client::{Channel, Client, Coordinator, Discovery, Edges, Settings};
+use streaming_client::{Channel, Client, Coordinator, Discovery, Edges, NotReady, Settings};
 use streaming_coord::CHANNEL_TROUBLE;
 use streaming_proto::rootcoord::{GetPChannelInfoRequest, root_coord_client::RootCoordClient};
 use streaming_types::metadata::set_destination;
@@ -21,6 +21,8 @@ use crate::cli::ConnectArgs;
 
 /// How often it is looked what is known of the coordinator.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long one waits for the cluster without a word.
+const SILENCE: Duration = Duration::from_secs(3);
 /// Between attempts to reach etcd.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 
@@ -67,13 +69,21 @@ async fn begin(arguments: &ConnectArgs) -> anyhow::Result<Cluster> {
 }
 
 async fn wait_ready(cluster: &Cluster, arguments: &ConnectArgs) -> anyhow::Result<()> {
-    cluster.client.wait_ready(arguments.timeout).await.with_context(|| {
-        if arguments.etcd.is_empty() {
-            format!("the coordinator at {}", arguments.coordinator)
-        } else {
-            format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
-        }
-    })
+    let whom = if arguments.etcd.is_empty() {
+        format!("the coordinator at {}", arguments.coordinator)
+    } else {
+        format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
+    };
+    let (client, limit) = (&cluster.client, arguments.timeout);
+    let mut waited = client.wait_ready(limit.min(SILENCE)).await;
+    if let Err(early) = &waited
+        && limit > SILENCE
+    {
+        // Who waits at a terminal may see by now that it is in vain.
+        eprintln!("waiting for {whom}, {limit:?} at most: {}", early.cause);
+        waited = client.wait_ready(limit - SILENCE).await;
+    }
+    waited.map_err(|not_ready| NotReady { after: limit, ..not_ready }).with_context(|| whom)
 }
 
 /// A channel with its owner, and what failed lately when it was brought to one. Where something did, an owner is not waited for.
@@ -154,5 +164,5 @@ pub(crate) async fn pick_channel(
         .client
         .wait_channel(name, arguments.timeout)
         .await
-        .with_context(|| format!("channel {name}\n`streaming channels` lists those that are served"))
+        .with_context(|| format!("channel {name} (`streaming channels` lists those that are served)"))
 }

@@ -38,7 +38,7 @@ struct Finding {
 /// # Errors
 /// The configuration cannot be read, or something does not keep its promise.
 pub(crate) async fn doctor(arguments: DoctorArgs) -> anyhow::Result<()> {
-    let config = arguments.server.load()?;
+    let config = arguments.configuration.load()?;
     let machine = Machine::real(&config)?;
     let mut findings = Vec::new();
     let mut note = |check, outcome: anyhow::Result<String>| {

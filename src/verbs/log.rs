@@ -14,8 +14,8 @@ use woodpecker_base::tasks::Tasks;
 
 use super::{id_parts, list::table, print_json};
 use crate::{
-    cli::{LogArgs, LogVerb, ServerArgs, WantedArgs},
-    config::StorageType,
+    cli::{ConfigurationArgs, LogArgs, LogVerb, WantedArgs},
+    config::{MetastoreType, StorageType},
     print::say,
     roles::{Machine, open_logs},
 };
@@ -28,8 +28,15 @@ struct Engine {
 }
 
 impl Engine {
-    async fn open(server: &ServerArgs) -> anyhow::Result<Self> {
-        let (config, tasks) = (server.load()?, Tasks::new());
+    /// Of an engine that is not there, only what creates a log makes one: elsewhere it is a slip in the data directory.
+    async fn open(configuration: &ConfigurationArgs, verb: &LogVerb) -> anyhow::Result<Self> {
+        let (config, tasks) = (configuration.load()?, Tasks::new());
+        let (embedded, metadata) = (config.metastore.kind == MetastoreType::Embedded, config.metadata_file());
+        ensure!(
+            !embedded || metadata.exists() || matches!(verb, LogVerb::Create { .. }),
+            "there are no logs here: {} does not exist; --data names the data directory, --config a cluster's configuration",
+            metadata.display()
+        );
         let machine = Machine::real(&config)?;
         let client = open_logs(&config, &machine, &tasks).await?;
         Ok(Self { client, machine, tasks })
@@ -46,7 +53,7 @@ impl Engine {
 /// # Errors
 /// A medium or the metadata cannot be opened, the log does not exist, or what the verb itself finds.
 pub(crate) async fn log(arguments: LogArgs) -> anyhow::Result<()> {
-    let engine = Engine::open(&arguments.server).await?;
+    let engine = Engine::open(&arguments.configuration, &arguments.verb).await?;
     let outcome = run(&engine.client, arguments.verb, arguments.json).await;
     engine.close().await;
     outcome

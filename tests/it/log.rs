@@ -145,6 +145,22 @@ fn a_log_is_created_altered_listed_and_deleted() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_data_directory_that_is_not_there_is_told_and_not_made() -> anyhow::Result<()> {
+    let place = Place::local()?;
+    let data = place.directory.path().join("data");
+    for verb in [&["log", "list"][..], &["log", "describe", "a"], &["log", "verify", "a"]] {
+        let error = place.refused(verb)?;
+        assert!(error.contains("metadata.redb does not exist") && error.contains("--data"), "{verb:?}: {error}");
+        assert!(!data.exists(), "{verb:?}");
+    }
+    // What creates a log makes a place for it; where that is may be said behind the verb too.
+    place.text(&["log", "create", "a"])?;
+    let listed = printed(["log", "list", "--json", "--data", &data.display().to_string()])?;
+    assert!(String::from_utf8(listed)?.contains("\"a\""));
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_created_for_now_is_created_later() -> anyhow::Result<()> {
     let (mut etcd, mut place) = (Etcd::start().await, Place::local()?);
@@ -249,7 +265,7 @@ async fn a_log_in_a_bucket_is_sealed_in_the_background_and_a_foreign_bucket_is_r
     let mut settings = place.settings;
     settings[1] = directory.path().join("data").display().to_string();
     let other = Place { directory, settings, _s3: None };
-    assert!(other.refused(&["log", "list"])?.contains("belong to instance"));
+    assert!(other.refused(&["log", "create", "a"])?.contains("belong to instance"));
     Ok(())
 }
 

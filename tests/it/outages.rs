@@ -58,7 +58,7 @@ async fn stores_that_falter_roll_nothing_and_two_that_are_cut_off_cost_a_pause()
 /// So that a store on a disk as full as this one is at its hard mark, and recovery has room left.
 fn full(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     let marks = RealDisk.space(cluster.directory.path())?.free / 2 * 3;
-    Ok(["soft", "hard"].iter().map(|mark| format!("woodpecker.logstore.disk.{mark}Free={marks}")).collect())
+    Ok(["soft", "hard"].iter().map(|mark| format!("woodpecker.logstore.disk.{mark}Free={marks}B")).collect())
 }
 
 /// Whether every closed segment is in its final form.

@@ -136,3 +136,15 @@ fn who_stops_reading_ends_a_verb_quietly() -> anyhow::Result<()> {
     ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     Ok(())
 }
+
+#[test]
+fn who_waits_for_a_cluster_in_vain_is_told_so_before_the_end() -> anyhow::Result<()> {
+    let output = run(["channels", "--coordinator", "127.0.0.1:1", "--timeout", "3500ms"])?;
+    let said = String::from_utf8(output.stderr)?;
+    let (first, then) = said.split_once('\n').context("two lines")?;
+    ensure!(first.starts_with("waiting for the coordinator at 127.0.0.1:1, 3.5s at most: "), "{said}");
+    ensure!(then.starts_with("error[CLIENT_NOT_READY]: ") && then.contains("not ready after 3.5s"), "{said}");
+    // One port is what nobody listens on, and another is none.
+    ensure!(run(["channels", "--coordinator", "http://127.0.0.1:1"])?.status.code() == Some(2), "an address");
+    Ok(())
+}
