@@ -26,6 +26,17 @@ def newest(running):
     return Release(tools.OLDEST_AND_NEWEST[1], running.kubeconfig)
 
 
+def installed(running, containers, volumes):
+    """A release with log stores, all of it ready, where there are so many volumes."""
+    machines(running)
+    for number in range(volumes):
+        running.volume(f"v{number}")
+    release = newest(running)
+    release.must("install", "s", render.CHART, values=STORES)
+    containers.all_ready(coord=2, node=2, logstore=3)
+    return release
+
+
 def claims(running):
     """{claim: volume}"""
     return {item["metadata"]["name"]: item["spec"]["volumeName"] for item in running.must("GET", CLAIMS)["items"]}
@@ -38,12 +49,7 @@ def living(pods, role):
 @check("K18", "rolling updates by real controllers: of coordinators and nodes no less than asked for is ever ready, and one more at most is there; log stores go one at a time, the last one first, and keep their claims")
 def rolling():
     with cluster.running(controllers=True) as (running, containers):
-        machines(running)
-        for number in range(3):
-            running.volume(f"v{number}")
-        release = newest(running)
-        release.must("install", "s", render.CHART, values=STORES)
-        containers.all_ready(coord=2, node=2, logstore=3)
+        release = installed(running, containers, volumes=3)
         before, first = claims(running), len(containers.seen)
         equal(len(before), 3, "claims")
         release.must("upgrade", "s", render.CHART, "--reuse-values", "--set", "image.tag=2.0.0")
@@ -66,12 +72,7 @@ def rolling():
 @check("K22", "a log store's pod that is deleted comes back with its name and its claim; after removal the claims are all that is left, and a new installation takes them up")
 def claimed():
     with cluster.running(controllers=True) as (running, containers):
-        machines(running)
-        for number in range(5):
-            running.volume(f"v{number}")
-        release = newest(running)
-        release.must("install", "s", render.CHART, values=STORES)
-        containers.all_ready(coord=2, node=2, logstore=3)
+        release = installed(running, containers, volumes=5)
         before = claims(running)
         name = "s-streaming-logstore-1"
         path = f"/api/v1/namespaces/{cluster.NAMESPACE}/pods/{name}"
@@ -101,22 +102,19 @@ def grown():
     def pods():
         return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in running.pods("logstore")}
 
+    def stores():
+        return running.must("GET", f"/apis/apps/v1/namespaces/{cluster.NAMESPACE}/statefulsets/s-streaming-logstore")
+
     with cluster.running(controllers=True) as (running, containers):
-        machines(running)
-        for number in range(3):
-            running.volume(f"v{number}")
-        release = newest(running)
-        release.must("install", "s", render.CHART, values=STORES)
-        containers.all_ready(coord=2, node=2, logstore=3)
+        release = installed(running, containers, volumes=3)
         before, larger = pods(), ("--reuse-values", "--set", "logstore.persistence.size=100Gi")
         done = release.run("upgrade", "s", render.CHART, *larger)
         assert done.returncode != 0 and "statefulset" in done.stderr.lower(), f"the size was changed under the StatefulSet: {done.stderr}"
         running.kubectl("delete", "statefulset", "s-streaming-logstore", "-n", cluster.NAMESPACE, "--cascade=orphan")
         release.must("upgrade", "s", render.CHART, *larger)
         containers.all_ready(coord=2, node=2, logstore=3)
-        found = running.must("GET", f"/apis/apps/v1/namespaces/{cluster.NAMESPACE}/statefulsets/s-streaming-logstore")
-        equal(found["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"], "100Gi")
-        until(lambda: running.must("GET", f"/apis/apps/v1/namespaces/{cluster.NAMESPACE}/statefulsets/s-streaming-logstore")["status"].get("readyReplicas") == 3, 60, "the new StatefulSet has the pods")
+        equal(stores()["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"], "100Gi")
+        until(lambda: stores()["status"].get("readyReplicas") == 3, 60, "the new StatefulSet has the pods")
         equal(pods(), before, "pods of the log stores")
 
 
@@ -128,12 +126,7 @@ def evictable(running, pod, expected):
 @check("K24", "evictions: one log store and one coordinator may go, a second one not before the first is back; a single one may always go")
 def budgets():
     with cluster.running(controllers=True) as (running, containers):
-        machines(running)
-        for number in range(3):
-            running.volume(f"v{number}")
-        release = newest(running)
-        release.must("install", "s", render.CHART, values=STORES)
-        containers.all_ready(coord=2, node=2, logstore=3)
+        release = installed(running, containers, volumes=3)
         for role in ("logstore", "coord", "node"):
             one, other = running.pods(role)[:2]
             known = {pod["metadata"]["uid"] for pod in running.pods()}
