@@ -15,6 +15,8 @@ pub const CREATE_CONSUMER: &str = "create-consumer";
 pub const CLUSTER: &str = "cluster";
 /// Carries the decimal id of the server that the call is meant for.
 pub const SERVER_ID: &str = "serverid";
+/// In the answer to a Remove: why the WAL had ended by itself. Peers that do not know it pass over it.
+pub const WAL_ENDED: &str = "wal-ended-bin";
 
 /// Says which pchannel a Produce stream is for.
 pub fn set_create_producer(metadata: &mut MetadataMap, pchannel: &PChannel) {
@@ -66,6 +68,18 @@ pub fn check_destination(metadata: &MetadataMap, cluster: &str, server_id: i64) 
         ))),
         _ => Ok(()),
     }
+}
+
+/// Says why the WAL that is removed had ended by itself.
+pub fn set_wal_ended(metadata: &mut MetadataMap, why: &str) {
+    metadata.insert_bin(WAL_ENDED, MetadataValue::from_bytes(why.as_bytes()));
+}
+
+/// Why the WAL that was removed had ended by itself, if it is said.
+#[must_use]
+pub fn wal_ended(metadata: &MetadataMap) -> Option<String> {
+    let why = metadata.get_bin(WAL_ENDED)?.to_bytes().ok()?;
+    Some(String::from_utf8_lossy(&why).into_owned())
 }
 
 /// The key has no `-bin`, so base64 is ours to write and to read.

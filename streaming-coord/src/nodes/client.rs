@@ -7,8 +7,11 @@ use streaming_proto::streaming::{
     StreamingNodeManagerRemoveRequest, StreamingNodeMetrics,
     streaming_node_manager_service_client::StreamingNodeManagerServiceClient,
 };
-use streaming_types::{StreamingError, metadata::set_destination};
-use tonic::{Request, Status, metadata::MetadataMap, transport::Endpoint};
+use streaming_types::{
+    StreamingError,
+    metadata::{set_destination, wal_ended},
+};
+use tonic::{Request, Status, transport::Endpoint};
 use woodpecker_base::{
     clock::Clock,
     net::{Connector, Dialed},
@@ -18,9 +21,6 @@ use crate::pchannel::Node;
 
 /// Both sides of a node's connection accept messages of this many bytes.
 const MAX_MESSAGE: usize = 256 << 20;
-
-/// In the metadata of a node's answer to a Remove: why the WAL had ended by itself.
-const ENDED: &str = "wal-ended-bin";
 
 /// Why a node did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -88,7 +88,7 @@ impl ManagerClient {
         let request = self.request(StreamingNodeManagerRemoveRequest { pchannel: Some(pchannel) }, limit);
         match self.within(limit, self.inner.clone().remove(request)).await {
             Err(error) if error.is_done_for_remove() => Ok(None),
-            done => done.map(|response| why_ended(response.metadata())),
+            done => done.map(|response| wal_ended(response.metadata())),
         }
     }
 
@@ -126,11 +126,6 @@ impl ManagerClient {
     }
 }
 
-fn why_ended(metadata: &MetadataMap) -> Option<String> {
-    let why = metadata.get_bin(ENDED)?.to_bytes().ok()?;
-    Some(String::from_utf8_lossy(&why).into_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,7 +143,7 @@ mod tests {
     #[test]
     fn a_refusal_by_another_process_is_no_removal() {
         let wrong = streaming_types::metadata::check_destination;
-        let mut metadata = MetadataMap::new();
+        let mut metadata = tonic::metadata::MetadataMap::new();
         set_destination(&mut metadata, "by-dev", Some(7));
         assert!(!refused(wrong(&metadata, "by-dev", 8).unwrap_err()).is_done_for_remove());
         assert!(!refused(wrong(&metadata, "other", 7).unwrap_err()).is_done_for_remove());

@@ -18,9 +18,12 @@ use streaming_proto::streaming::{
     streaming_node_manager_service_server::{StreamingNodeManagerService, StreamingNodeManagerServiceServer},
     streaming_node_wal_metrics::Metrics,
 };
-use streaming_types::{StreamingError, metadata::check_destination};
+use streaming_types::{
+    StreamingError,
+    metadata::{check_destination, set_wal_ended},
+};
 use tokio::sync::watch;
-use tonic::{Request, Response, Status, metadata::MetadataValue, transport::Server};
+use tonic::{Request, Response, Status, transport::Server};
 use woodpecker_base::{
     clock::Clock,
     health::HealthReporter,
@@ -307,7 +310,7 @@ impl StreamingNodeManagerService for Manager {
         }
         let mut response = Response::new(StreamingNodeManagerRemoveResponse {});
         if let Some(why) = ended {
-            response.metadata_mut().insert_bin("wal-ended-bin", MetadataValue::from_bytes(why.as_bytes()));
+            set_wal_ended(response.metadata_mut(), &why);
         }
         Ok(response)
     }

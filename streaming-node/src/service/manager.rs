@@ -6,13 +6,10 @@ use streaming_proto::streaming::{
     StreamingNodeManagerRemoveRequest, StreamingNodeManagerRemoveResponse, StreamingNodeMetrics,
     streaming_node_manager_service_server::StreamingNodeManagerService,
 };
-use streaming_types::{PChannel, StreamingError};
-use tonic::{Request, Response, Status, metadata::MetadataValue};
+use streaming_types::{PChannel, StreamingError, metadata::set_wal_ended};
+use tonic::{Request, Response, Status};
 
 use super::Services;
-
-/// In the metadata of the answer to a Remove: why the WAL had ended by itself. Who does not know it passes over it.
-const ENDED: &str = "wal-ended-bin";
 
 #[derive(Debug)]
 pub struct Manager {
@@ -46,7 +43,7 @@ impl StreamingNodeManagerService for Manager {
         let ended = self.services.wals.remove(&pchannel(request.get_ref().pchannel.as_ref())?).await?;
         let mut response = Response::new(StreamingNodeManagerRemoveResponse {});
         if let Some(why) = ended {
-            response.metadata_mut().insert_bin(ENDED, MetadataValue::from_bytes(why.as_bytes()));
+            set_wal_ended(response.metadata_mut(), &why);
         }
         Ok(response)
     }
