@@ -88,7 +88,8 @@ impl Active {
         );
         claim_rank(&catalog, server_id).await?;
         let mut stored = catalog.load(&settings.channel_names()).await?;
-        if let Some(only) = replication::only_pchannels(&catalog, &settings.cluster).await? {
+        let topology = replication::State::read(&catalog).await?;
+        if let Some(only) = topology.only_pchannels(&settings.cluster) {
             stored.channels.retain(|name, (channel, _)| may_be_served(channel, name, &only));
         }
         let policy = PolicyControl::load(catalog.clone(), settings.balance.allow_rebalance).await?;
@@ -105,7 +106,7 @@ impl Active {
             random: parts.random.clone(),
             tasks: tasks.clone(),
         };
-        let replication = ReplicationControl::load(edges).await?;
+        let replication = ReplicationControl::load(edges, topology).await?;
 
         // Nothing fails from here on: what runs, runs once in a reign.
         let (record, ceiling) = timestamps;

@@ -65,18 +65,6 @@ pub(crate) struct Edges {
     pub(crate) tasks: Tasks,
 }
 
-/// The only pchannels that a cluster may have, while clusters follow each other: those of one have their counterparts at the
-/// others. One that was served beside them would be in nobody's list, and no change of the topology possible any more.
-pub(crate) async fn only_pchannels(catalog: &Catalog, cluster: &str) -> Result<Option<BTreeSet<String>>, CatalogError> {
-    let (_, in_force) = catalog.message::<ReplicateConfigurationMeta>(IN_FORCE).await?;
-    let (_, under_way) = catalog.message(UNDER_WAY).await?;
-    let in_force = in_force.and_then(|meta| meta.replicate_configuration);
-    let under_way = under_way.and_then(Task::from_stored).map(|task| task.config().clone());
-    let following = [in_force, under_way].into_iter().flatten().filter(topology::has_followers);
-    let ours = following.flat_map(|config| config.clusters).find(|listed| listed.cluster_id == cluster);
-    Ok(ours.map(|ours| ours.pchannels.into_iter().collect()))
-}
-
 /// Changes the topology, one change at a time.
 #[derive(Debug)]
 pub(crate) struct ReplicationControl {
@@ -88,8 +76,9 @@ pub(crate) struct ReplicationControl {
     in_force: watch::Sender<Topology>,
 }
 
+/// What is stored of the topology.
 #[derive(Debug)]
-struct State {
+pub(crate) struct State {
     record: Record,
     /// In force, and where its copies stand.
     meta: ReplicateConfigurationMeta,
@@ -97,17 +86,30 @@ struct State {
     task: Option<Task>,
 }
 
+impl State {
+    pub(crate) async fn read(catalog: &Catalog) -> Result<Self, CatalogError> {
+        let (record, meta) = catalog.message::<ReplicateConfigurationMeta>(IN_FORCE).await?;
+        let (task_record, stored) = catalog.message(UNDER_WAY).await?;
+        Ok(Self { record, meta: meta.unwrap_or_default(), task_record, task: stored.and_then(Task::from_stored) })
+    }
+
+    /// The only pchannels that a cluster may have, while clusters follow each other: those of one have their counterparts at
+    /// the others. One that was served beside them would be in nobody's list, and no change of the topology possible any more.
+    pub(crate) fn only_pchannels(&self, cluster: &str) -> Option<BTreeSet<String>> {
+        let known = [self.meta.replicate_configuration.as_ref(), self.task.as_ref().map(Task::config)];
+        let following = known.into_iter().flatten().filter(|config| topology::has_followers(config));
+        let ours = following.flat_map(|config| &config.clusters).find(|listed| listed.cluster_id == cluster);
+        ours.map(|ours| ours.pchannels.iter().cloned().collect())
+    }
+}
+
 impl ReplicationControl {
-    /// Reads what was stored, and goes on with a change that a former leader began.
-    pub(crate) async fn load(edges: Edges) -> Result<Arc<Self>, CatalogError> {
-        let (record, meta) = edges.catalog.message::<ReplicateConfigurationMeta>(IN_FORCE).await?;
-        let (task_record, stored) = edges.catalog.message(UNDER_WAY).await?;
-        let (meta, task) = (meta.unwrap_or_default(), stored.and_then(Task::from_stored));
-        metrics::broadcasts(task.is_some());
+    /// Goes on with a change that a former leader began.
+    pub(crate) async fn load(edges: Edges, stored: State) -> Result<Arc<Self>, CatalogError> {
+        metrics::broadcasts(stored.task.is_some());
         let broadcasts = Broadcasts::load(edges.catalog.clone()).await?;
-        let in_force = watch::Sender::new(meta.replicate_configuration.clone().map(Arc::new));
-        let state = Mutex::new(State { record, meta, task_record, task });
-        let control = Arc::new(Self { edges, state, broadcasts, noted: Notify::new(), in_force });
+        let in_force = watch::Sender::new(stored.meta.replicate_configuration.clone().map(Arc::new));
+        let control = Arc::new(Self { edges, state: Mutex::new(stored), broadcasts, noted: Notify::new(), in_force });
         control.conclude(&mut *control.state.lock().await).await?;
         let going = control.clone();
         control.edges.tasks.spawn_until_stopped(async move { going.go_on().await });
