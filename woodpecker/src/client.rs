@@ -287,19 +287,19 @@ impl Inner {
         let claim = || async {
             let instance = self.catalog.instance().await?;
             let instance = String::from_utf8_lossy(&instance);
-            let objects = self.sealed().ok();
-            let before = objects.is_some() && self.catalog.had_objects().await?;
-            if let Some(store) = objects.filter(|_| before) {
+            let mut unclaimed = self.sealed().ok();
+            if let Some(store) = unclaimed
+                && self.catalog.had_objects().await?
+            {
                 self.check_objects(store, &instance).await?;
+                unclaimed = None;
             }
             for backend in self.backends.values() {
                 self.retrying.run(Some(PATIENCE), || backend.claim(&instance)).await?;
             }
-            if let Some(store) = objects {
+            if let Some(store) = unclaimed {
                 self.retrying.run(Some(PATIENCE), || store.claim(&instance)).await?;
-                if !before {
-                    self.catalog.note_objects().await?;
-                }
+                self.catalog.note_objects().await?;
             }
             Ok(())
         };
