@@ -145,7 +145,8 @@ impl Catalog {
         Ok(persisted)
     }
 
-    /// Writes changes, in as many transactions as they need; schemas that a vchannel had before are left as they are. After an error the same changes may be written again.
+    /// Writes changes, in as many transactions as they need; schemas that a vchannel had before are left as they are. After an
+    /// error the same changes may be written again.
     ///
     /// # Errors
     /// [`CatalogError::Overtaken`] if the WAL has a later owner; the metadata store's.
