@@ -17,9 +17,12 @@ use woodpecker_base::{
     disk::{Disk, RealDisk},
 };
 
-use crate::world::{Open, World, within};
+use crate::{
+    bound::bare_times,
+    world::{Open, World, within},
+};
 
-const ENTRY: usize = 1 << 10;
+pub const ENTRY: usize = 1 << 10;
 const PAGE: usize = 4096;
 
 pub fn percentile(times: &mut [Duration], of_thousand: usize) -> Duration {
@@ -28,14 +31,14 @@ pub fn percentile(times: &mut [Duration], of_thousand: usize) -> Duration {
 }
 
 /// A file of zeros that were written before, as the stores have it.
-fn prepared(dir: &Path, number: usize, count: usize) -> File {
+pub fn prepared(dir: &Path, number: usize, count: usize) -> File {
     let mut file = File::create(dir.join(number.to_string())).unwrap();
     file.write_all(&vec![0; count * PAGE]).unwrap();
     file.sync_all().unwrap();
     file
 }
 
-fn write_and_sync(file: &File, at: usize) {
+pub fn write_and_sync(file: &File, at: usize) {
     file.write_all_at(&[1; PAGE], (at * PAGE) as u64).unwrap();
     file.sync_data().unwrap();
 }
@@ -111,6 +114,7 @@ async fn append_times(open: &Open, from: u64, count: u64, in_flight: u64) -> (Ve
 #[ignore = "it measures: it needs a quiet machine"]
 async fn an_ack_costs_about_a_sync_and_sixty_four_writers_share_it() {
     let (mut syncs, mut seconds) = (sync_times(500), second_of_three_times(500));
+    let mut bare = bare_times(500).await;
     let world = World::new(3).await;
     let (backend, _tasks) = world.backend();
     let open = Open::create(&backend, 1).await;
@@ -124,6 +128,8 @@ async fn an_ack_costs_about_a_sync_and_sixty_four_writers_share_it() {
     println!("fdatasync p50 {sync:?}, p99 {:?}", percentile(&mut syncs, 990));
     let second = percentile(&mut seconds, 500);
     println!("the second of three at once: p50 {second:?}, p99 {:?}", percentile(&mut seconds, 990));
+    let bare = percentile(&mut bare, 500);
+    println!("three stores with nothing in them: p50 {bare:?}");
     println!("one writer: ack p50 {ack:?}, p99 {:?}, {one_rate:.0}/s", percentile(&mut one, 990));
     println!(
         "64 in flight: ack p50 {:?}, p99 {:?}, {many_rate:.0}/s",
@@ -132,9 +138,10 @@ async fn an_ack_costs_about_a_sync_and_sixty_four_writers_share_it() {
     );
     let ratio = |to: Duration| ack.as_secs_f64() / to.as_secs_f64();
     println!(
-        "ack / fdatasync {:.2}, ack / the second of three {:.2}, 64 / 1 {:.1}",
+        "ack / fdatasync {:.2}, ack / the second of three {:.2}, ack / nothing {:.2}, 64 / 1 {:.1}",
         ratio(sync),
         ratio(second),
+        ratio(bare),
         many_rate / one_rate
     );
     drop(Arc::clone(&backend));
