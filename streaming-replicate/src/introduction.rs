@@ -23,18 +23,36 @@ pub(crate) fn follows(topology: &ReplicateConfiguration, source: &str, target: &
 struct Search<'a> {
     source: &'a str,
     target: &'a str,
-    /// At which the target left this source.
+    /// At which the target left this source; 0 if it never followed it.
     left: TimeTick,
-    /// The last message that made the target follow.
+    /// The last place that was met before that, or at it.
+    before: Option<Place>,
+    /// The last message behind it that made the target follow.
     begun: Option<Place>,
     followed: bool,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(source: &'a str, target: &'a str, left: TimeTick) -> Self {
+        Self { source, target, left, before: None, begun: None, followed: false }
+    }
+
+    /// Everything up to this place has been met.
+    fn reach(&mut self, at: Place) {
+        if at.tick <= self.left {
+            self.before = Some(at);
+        }
+        // Who left there followed until then, though the log may not hold any more since when.
+        if at.tick < self.left {
+            self.followed = true;
+        }
+    }
+
     /// Takes a change of the topology at its place.
     fn take(&mut self, topology: &ReplicateConfiguration, at: Place) {
+        self.reach(at);
         let now = follows(topology, self.source, self.target);
-        if now && !self.followed {
+        if now && !self.followed && at.tick > self.left {
             self.begun = Some(at);
         }
         self.followed = now;
@@ -42,12 +60,9 @@ impl Search<'_> {
 
     /// Where shipping begins, by what the log says up to now.
     fn place(&self) -> Option<Place> {
-        match self.begun {
-            Some(begun) if begun.tick > self.left => Some(begun),
-            // Promoted without its source, which does not know, and taken back: it lacks what came since.
-            Some(begun) if self.followed => Some(Place { id: begun.id, tick: self.left }),
-            _ => None,
-        }
+        // Promoted without its source, which does not know, and taken back: it lacks what came since.
+        let unbroken = self.before.filter(|_| self.followed).map(|before| Place { tick: self.left, ..before });
+        self.begun.or(unbroken)
     }
 }
 
@@ -64,7 +79,7 @@ pub(crate) async fn find(
     options.filters.push(DeliverFilter::message_types([MessageType::AlterReplicateConfig]));
     options.time_ticks = true;
     let mut consumer = client.consume(options)?;
-    let mut search = Search { source, target, left, begun: None, followed: false };
+    let mut search = Search::new(source, target, left);
     loop {
         let tick = match consumer.next().await? {
             Delivery::Message(message) => {
@@ -77,7 +92,10 @@ pub(crate) async fn find(
                 tick
             }
             Delivery::Txn(_) => continue,
-            Delivery::TimeTick { time_tick, .. } => time_tick,
+            Delivery::TimeTick { time_tick, last_confirmed } => {
+                search.reach(Place { id: last_confirmed, tick: time_tick });
+                time_tick
+            }
         };
         if let Some(place) = search.place().filter(|_| tick >= end) {
             consumer.close().await;
@@ -110,11 +128,15 @@ mod tests {
         Place { id: MessageId::new(1, i64::try_from(tick).unwrap()), tick: TimeTick(tick) }
     }
 
-    /// Where shipping begins, by whether the target follows from each tick on.
-    fn found(left: u64, changes: &[(u64, bool)]) -> Option<Place> {
+    /// Where shipping begins, by whether the target follows from each tick on, or by a tick that says nothing of it.
+    fn found(left: u64, log: &[(u64, Option<bool>)]) -> Option<Place> {
         let edge = CrossClusterTopology { source_cluster_id: "a".into(), target_cluster_id: "b".into() };
-        let mut search = Search { source: "a", target: "b", left: TimeTick(left), begun: None, followed: false };
-        for (tick, follows) in changes {
+        let mut search = Search::new("a", "b", TimeTick(left));
+        for (tick, follows) in log {
+            let Some(follows) = follows else {
+                search.reach(place(*tick));
+                continue;
+            };
             let cross_cluster_topology = if *follows { vec![edge.clone()] } else { vec![] };
             let topology = ReplicateConfiguration { cross_cluster_topology, ..Default::default() };
             search.take(&topology, place(*tick));
@@ -122,22 +144,37 @@ mod tests {
         search.place()
     }
 
+    const TICK: Option<bool> = None;
+    const FOLLOWS: Option<bool> = Some(true);
+    const LEFT: Option<bool> = Some(false);
+
     #[test]
     fn shipping_begins_at_the_last_message_that_made_the_target_follow() {
         assert_eq!(found(0, &[]), None);
-        assert_eq!(found(0, &[(10, true), (20, true)]), Some(place(10)));
-        assert_eq!(found(50, &[(10, true), (50, false), (60, true), (70, true)]), Some(place(60)));
+        assert_eq!(found(0, &[(5, TICK), (10, FOLLOWS), (20, FOLLOWS), (30, TICK)]), Some(place(10)));
+        let again = [(10, FOLLOWS), (40, TICK), (50, LEFT), (50, TICK), (60, FOLLOWS), (70, FOLLOWS)];
+        assert_eq!(found(50, &again), Some(place(60)));
+        assert_eq!(found(50, &[(55, TICK), (60, FOLLOWS)]), Some(place(60)), "the log holds nothing of before");
     }
 
     #[test]
     fn one_that_left_is_not_shipped_to_before_its_source_knows_that_it_follows_again() {
-        assert_eq!(found(50, &[(10, true), (50, false)]), None);
-        assert_eq!(found(50, &[(10, true), (50, false), (60, false)]), None);
+        assert_eq!(found(50, &[(10, FOLLOWS), (50, LEFT)]), None);
+        assert_eq!(found(50, &[(40, TICK), (50, LEFT), (55, TICK), (60, LEFT)]), None);
+        assert_eq!(found(50, &[(55, TICK)]), None, "the log holds nothing of before");
     }
 
     #[test]
     fn one_that_left_unknown_to_its_source_is_shipped_what_came_since() {
-        assert_eq!(found(30, &[(10, true)]), Some(Place { tick: TimeTick(30), ..place(10) }));
-        assert_eq!(found(30, &[(10, true), (20, true), (40, true)]), Some(Place { tick: TimeTick(30), ..place(10) }));
+        let from = |tick| Some(Place { tick: TimeTick(30), ..place(tick) });
+        assert_eq!(found(30, &[(10, FOLLOWS)]), from(10));
+        assert_eq!(found(30, &[(10, FOLLOWS), (20, FOLLOWS), (35, TICK), (40, FOLLOWS)]), from(20));
+    }
+
+    #[test]
+    fn one_that_left_unknown_to_its_source_is_shipped_what_came_since_though_the_log_begins_later_than_it_followed() {
+        let from = |tick| Some(Place { tick: TimeTick(30), ..place(tick) });
+        assert_eq!(found(30, &[(20, TICK), (29, TICK), (31, TICK)]), from(29));
+        assert_eq!(found(30, &[(20, TICK), (40, FOLLOWS)]), from(20), "not only what came behind another change");
     }
 }
