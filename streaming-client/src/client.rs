@@ -7,6 +7,7 @@ use std::{
 };
 
 use streaming_types::{LocalNode, channel::to_physical};
+use tokio::runtime::Handle;
 use woodpecker_base::{
     backoff::Backoff,
     clock::{Clock, Instant},
@@ -61,6 +62,8 @@ pub(crate) struct Core {
     pub(crate) assignments: Assignments,
     /// The producers' tasks, and the signal that the client closes.
     pub(crate) tasks: Tasks,
+    /// Where tasks run, whoever makes a producer or drops a transaction: that may happen outside of it.
+    runtime: Handle,
 }
 
 /// Lives as long as anything a user holds; its end stops the tasks.
@@ -79,6 +82,18 @@ impl Drop for Session {
 }
 
 impl Core {
+    /// Runs a task to its end.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let _entered = self.runtime.enter();
+        self.tasks.spawn(task);
+    }
+
+    /// Runs a task until the client is closed.
+    pub(crate) fn spawn_until_stopped(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let _entered = self.runtime.enter();
+        self.tasks.spawn_until_stopped(task);
+    }
+
     pub(crate) fn backoff(&self) -> Backoff {
         self.settings.timeouts.backoff(&self.clock, &self.random)
     }
@@ -140,7 +155,8 @@ impl Client {
         let (watcher, assignments) = Watcher::new(locator, connections.clone(), clock.clone(), &settings, backoff);
         let watcher_tasks = Tasks::new();
         watcher_tasks.spawn(watcher.run(watcher_tasks.clone()));
-        let core = Core { settings, clock, random, connections, assignments, tasks: Tasks::new() };
+        let (tasks, runtime) = (Tasks::new(), Handle::current());
+        let core = Core { settings, clock, random, connections, assignments, tasks, runtime };
         let session = Session { core: Arc::new(core), watcher: watcher_tasks, producers: Mutex::default() };
         Ok(Self { session: Arc::new(session) })
     }

@@ -157,7 +157,7 @@ impl Shared {
         let limits = &core.settings.limits;
         let (inbox, entries) = mpsc::channel(limits.in_flight_messages);
         let actor = actor::Actor::new(core.clone(), channel.clone(), entries);
-        core.tasks.spawn(actor.run());
+        core.spawn(actor.run());
         let credit = Arc::new(Semaphore::new(limits.in_flight_bytes));
         let keys = Keys { producer: core.random.u64(), next: AtomicU64::new(0) };
         Arc::new(Self { core: core.clone(), channel, inbox, credit, keys })

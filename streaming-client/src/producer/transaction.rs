@@ -95,7 +95,7 @@ impl Drop for Beginning {
     fn drop(&mut self) {
         let Some(begun) = self.begun.take() else { return };
         let (producer, vchannel) = (self.producer.clone(), std::mem::take(&mut self.vchannel));
-        self.producer.shared.core.tasks.spawn_until_stopped(async move {
+        self.producer.shared.core.spawn_until_stopped(async move {
             if let Some(context) = begun.await.ok().and_then(|begun| begun.txn) {
                 drop(Transaction::new(producer, vchannel, context));
             }
@@ -160,8 +160,10 @@ impl Transaction {
         }
         let mut commit = self.last(&CommitTxnMessageHeader {})?;
         key.into_iter().for_each(|key| commit.properties.set_idempotency_key(key));
+        let committing = self.producer.append(commit).await?;
+        // Given up before, it is rolled back.
         self.ended = true;
-        Ok(self.producer.append(commit).await?.await?)
+        Ok(committing.await?)
     }
 
     /// Gives the transaction up. One that has ended already is as good as rolled back.
@@ -170,9 +172,10 @@ impl Transaction {
     /// [`TxnError::Append`]; the transaction expires then.
     pub async fn rollback(mut self) -> Result<(), TxnError> {
         self.settle().await;
-        self.ended = true;
         let rollback = self.last(&RollbackTxnMessageHeader {})?;
-        roll_back(&self.producer, rollback).await
+        let rolling_back = self.producer.append(rollback).await?;
+        self.ended = true;
+        rolled_back(rolling_back.await)
     }
 
     /// Waits for the outcomes of all messages.
@@ -203,18 +206,20 @@ impl Drop for Transaction {
         }
         let Ok(rollback) = self.last(&RollbackTxnMessageHeader {}) else { return };
         let (producer, in_flight) = (self.producer.clone(), std::mem::take(&mut self.in_flight));
-        self.producer.shared.core.tasks.spawn_until_stopped(async move {
+        self.producer.shared.core.spawn_until_stopped(async move {
             for append in in_flight {
                 let _ = append.await;
             }
             // It expires otherwise.
-            let _ = roll_back(&producer, rollback).await;
+            if let Ok(rolling_back) = producer.append(rollback).await {
+                let _ = rolling_back.await;
+            }
         });
     }
 }
 
-async fn roll_back(producer: &Producer, rollback: Message) -> Result<(), TxnError> {
-    match producer.append(rollback).await?.await {
+fn rolled_back(outcome: Result<AppendResult, AppendError>) -> Result<(), TxnError> {
+    match outcome {
         Ok(_) => Ok(()),
         Err(AppendError::Refused(error)) if error.code() == StreamingCode::TransactionExpired => Ok(()),
         Err(error) => Err(error.into()),

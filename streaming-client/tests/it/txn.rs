@@ -1,6 +1,13 @@
 //! Transactions, and the keys by which a node knows an append that is sent again.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use streaming_client::{AppendError, Transaction, TxnError};
 use streaming_types::{Message, MessageType, StreamingCode, StreamingError};
@@ -78,6 +85,52 @@ async fn transaction_whose_begin_was_given_up_is_rolled_back() {
         () = eventually("on its way", || cluster.node.seen(|seen| seen.requests.len()) == 1) => {}
     }
     eventually("rolled back", || kinds(&cluster) == [MessageType::BeginTxn, MessageType::RollbackTxn]).await;
+}
+
+#[tokio::test]
+async fn transaction_whose_end_was_given_up_before_there_was_room_for_it_is_rolled_back() {
+    for commits in [true, false] {
+        let cluster = Cluster::start().await;
+        let broken = Arc::new(AtomicBool::new(true));
+        let breaks = broken.clone();
+        cluster.node.on_produce(move |message| match message.payload == text(1) && breaks.load(Ordering::Relaxed) {
+            true => OnProduce::Break,
+            false => OnProduce::Append,
+        });
+        // There is room for one message at a time.
+        let client = cluster.client_with(|settings| {
+            settings.limits.max_message = 1 << 10;
+            settings.limits.in_flight_bytes = 1 << 10;
+        });
+        let producer = client.producer(CHANNEL);
+        let txn = soon(producer.begin(VCHANNEL, Some(Duration::from_secs(3600)))).await.unwrap();
+        let mut first = message(text(1));
+        first.properties.set("fills", "x".repeat(900));
+        let first = soon(producer.append(first)).await.unwrap();
+        let end = async { if commits { txn.commit().await.map(drop) } else { txn.rollback().await } };
+        tokio::select! {
+            biased;
+            ended = end => panic!("{ended:?}"),
+            () = eventually("it holds the room", || cluster.node.seen(|seen| seen.requests.len()) >= 2) => {}
+        }
+        broken.store(false, Ordering::Relaxed);
+        soon(first).await.unwrap();
+        let expected = [MessageType::BeginTxn, MessageType::Insert, MessageType::RollbackTxn];
+        eventually("it is rolled back", || kinds(&cluster) == expected).await;
+    }
+}
+
+#[test]
+fn producers_are_made_and_transactions_dropped_outside_of_the_runtime_too() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (cluster, client) = runtime.block_on(async {
+        let cluster = Cluster::start().await;
+        let client = cluster.client();
+        (cluster, client)
+    });
+    let producer = client.producer(CHANNEL);
+    drop(runtime.block_on(soon(producer.begin(VCHANNEL, None))).unwrap());
+    runtime.block_on(eventually("it is rolled back", || kinds(&cluster).contains(&MessageType::RollbackTxn)));
 }
 
 #[tokio::test]
