@@ -203,8 +203,8 @@ impl Reading {
 
     /// Takes one message off the wire. `None` when it is not (yet) something to deliver.
     fn accept(&mut self, message: ImmutableMessage) -> Result<Option<Delivery>, ConsumeError> {
-        let size = message.size();
         if let Some(place) = message.properties.get(key::TRACE_PARENT) {
+            let size = message.size();
             let span =
                 tracing::trace_span!(target: trace::TARGET, parent: None, "consume", channel = self.pchannel, size);
             trace::continue_from(&span, place);
@@ -229,7 +229,7 @@ impl Reading {
         self.position.advance(&whole);
         self.trouble = None;
         self.backoff.reset();
-        self.metrics.delivered(size);
+        self.metrics.delivered(whole.size);
         let wanted = self.time_ticks || !matches!(whole.delivery, Delivery::TimeTick { .. });
         Ok(wanted.then_some(whole.delivery))
     }

@@ -12,6 +12,8 @@ pub(super) struct Whole {
     pub(super) delivery: Delivery,
     pub(super) time_tick: TimeTick,
     pub(super) last_confirmed: MessageId,
+    /// Bytes that were read for it.
+    pub(super) size: usize,
     /// Of version 0: others may have the same time tick.
     pub(super) legacy: bool,
 }
@@ -65,15 +67,16 @@ impl Assembly {
         // A type of a later release is a message like any other.
         let message_type = message.properties.message_type().ok();
         let txn = message.properties.txn()?;
+        let mut size = held(&message);
         let delivery = match (message_type, txn) {
             (Some(MessageType::BeginTxn), Some(txn)) => {
                 self.refuse_open()?;
-                let size = held(&message);
                 self.open = Some(Open { id: txn.txn_id, begin: message, bodies: Vec::new(), size });
                 return Ok(None);
             }
             (Some(MessageType::CommitTxn), Some(txn)) => {
-                let Open { begin, bodies, .. } = self.take_open(txn.txn_id)?;
+                let Open { begin, bodies, size: before, .. } = self.take_open(txn.txn_id)?;
+                size = size.saturating_add(before);
                 Delivery::Txn(Txn { begin, bodies, commit: message })
             }
             (Some(kind @ (MessageType::BeginTxn | MessageType::CommitTxn)), None) => {
@@ -84,7 +87,7 @@ impl Assembly {
             }
             (_, Some(txn)) => {
                 let mut open = self.take_open(txn.txn_id)?;
-                open.size = open.size.saturating_add(held(&message));
+                open.size = open.size.saturating_add(size);
                 if open.size > self.limit {
                     return Err(Fault::TooLarge(self.limit));
                 }
@@ -101,7 +104,7 @@ impl Assembly {
                 Delivery::Message(message)
             }
         };
-        Ok(Some(Whole { delivery, time_tick, last_confirmed, legacy }))
+        Ok(Some(Whole { delivery, time_tick, last_confirmed, size, legacy }))
     }
 
     fn refuse_open(&self) -> Result<(), Fault> {

@@ -81,7 +81,8 @@ mod tests {
 
     fn tick(time_tick: u64, last_confirmed: MessageId, legacy: bool) -> Whole {
         let time_tick = TimeTick(time_tick);
-        Whole { delivery: Delivery::TimeTick { time_tick, last_confirmed }, time_tick, last_confirmed, legacy }
+        let delivery = Delivery::TimeTick { time_tick, last_confirmed };
+        Whole { delivery, time_tick, last_confirmed, size: 0, legacy }
     }
 
     fn asked(position: &Position) -> (DeliverPolicy, Vec<DeliverFilter>) {

@@ -59,11 +59,13 @@ fn transaction_comes_as_one_at_the_place_of_its_commit() {
     assert_eq!(outcomes(&parts), ["m", "-", "-", "-", "x2", "t"]);
 
     let mut assembly = Assembly::new(1 << 20);
+    let mut size = Commit(7).message(9).size();
     for (entry, part) in (0..).zip(&parts[1..4]) {
+        size += part.message(entry).size();
         assert!(assembly.accept(part.message(entry)).unwrap().is_none());
     }
     let whole = assembly.accept(Commit(7).message(9)).unwrap().unwrap();
-    assert_eq!((whole.time_tick, whole.last_confirmed), (TimeTick(9), MessageId::new(1, 9)));
+    assert_eq!((whole.time_tick, whole.last_confirmed, whole.size), (TimeTick(9), MessageId::new(1, 9), size));
 }
 
 #[test]
