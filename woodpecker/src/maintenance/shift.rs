@@ -35,7 +35,9 @@ pub(super) struct Shift {
     pub guard: Compare,
     pub inventory: Inventory,
     pub done: Pass,
-    tasks: Tasks,
+    /// Media are being swept.
+    pub sweeping: Option<JoinHandle<Option<u64>>>,
+    pub tasks: Tasks,
     memory: Arc<Semaphore>,
     queue: VecDeque<(SegmentKey, Job)>,
     busy: BTreeSet<SegmentKey>,
@@ -86,6 +88,7 @@ impl Shift {
             guard,
             inventory: Inventory::default(),
             done: Pass::default(),
+            sweeping: None,
             tasks,
             memory,
             queue: VecDeque::new(),
@@ -119,7 +122,7 @@ impl Shift {
                     self.collect().await;
                     self.look();
                     if clock.now() >= sweep_at {
-                        self.sweep().await;
+                        self.begin_sweep().await;
                         sweep_at = clock.now() + self.settings.sweep_interval;
                     }
                     look_at = clock.now() + self.settings.interval;

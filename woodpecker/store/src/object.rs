@@ -6,7 +6,7 @@
 //! writer can never ack, whatever it believes, and the number of PUTs follows time and bytes, never the number of logs.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use woodpecker_core::ids::{Epoch, SegmentKey, VolumeId};
 use self::{
     bucket::Bucket,
     reader::Reader,
+    remains::Swept,
     segment::MAX_APPEND_BYTES,
     view::View,
     volume::{Stopped, Volume},
@@ -93,8 +94,8 @@ struct State {
     own: BTreeMap<VolumeId, Arc<Volume>>,
     /// What is known of other processes' volumes, shared by all who read them.
     views: BTreeMap<VolumeId, Weak<View>>,
-    /// Segments in other processes' volumes that this process was told to delete.
-    deleted: BTreeMap<VolumeId, Arc<BTreeSet<SegmentKey>>>,
+    /// What the last sweep left of each volume.
+    swept: BTreeMap<VolumeId, Swept>,
 }
 
 impl ObjectBackend {
@@ -189,19 +190,12 @@ impl Backend for ObjectBackend {
         }
     }
 
+    /// What is only in objects that this process wrote goes at once, as far as it knows whose they are. The rest goes with
+    /// the next sweep, which knows every segment there is and so need not read what objects hold.
     async fn delete(&self, key: SegmentKey, placement: &Placement) -> Result<(), StoreError> {
-        let (volume, from_batch) = volume_of(placement)?;
-        if let Some(own) = self.own(volume) {
-            let unneeded = own.delete(key);
-            return if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(volume, unneeded).await };
-        }
-        let deleted = {
-            let mut state = self.state();
-            let deleted = state.deleted.entry(volume).or_default();
-            Arc::make_mut(deleted).insert(key);
-            Arc::clone(deleted)
-        };
-        remains::collect(&self.view(volume), key, from_batch, &deleted).await
+        let (volume, _) = volume_of(placement)?;
+        let unneeded = self.own(volume).map(|own| own.delete(key)).unwrap_or_default();
+        if unneeded.is_empty() { Ok(()) } else { self.bucket.delete(volume, unneeded).await }
     }
 
     async fn claim(&self, instance: &str) -> Result<(), StoreError> {
@@ -210,26 +204,38 @@ impl Backend for ObjectBackend {
 
     async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
         let mut surveyed = Vec::new();
-        let volumes = self.bucket.volumes().await?;
-        self.state().deleted.retain(|id, _| volumes.contains(id));
-        for id in volumes {
+        for id in self.bucket.volumes().await? {
             let found = match self.own(id).filter(|volume| !volume.is_ended()) {
-                Some(own) => own.survey(),
-                None => remains::survey(&self.view(id)).await?,
+                Some(own) => Ok(own.survey()),
+                None => remains::survey(&self.view(id)).await,
             };
-            surveyed.extend(found.map(Surveyed::Volume));
+            match found {
+                Ok(found) => surveyed.extend(found.map(Surveyed::Volume)),
+                Err(error) if error.is_retryable() => return Err(error),
+                // What is damaged in one volume keeps nothing in the others.
+                Err(error) => tracing::warn!(volume = %id, %error, "a volume is not swept"),
+            }
         }
         Ok(surveyed)
     }
 
     async fn reclaim(&self, surveyed: &[Surveyed], live: &[Named], idle: Duration) -> Result<u64, StoreError> {
         let before = self.bucket.clock.wall().saturating_sub(idle);
+        let mut by_volume: BTreeMap<VolumeId, BTreeMap<SegmentKey, u64>> = BTreeMap::new();
+        for (key, placement) in live {
+            if let Ok((volume, from_batch)) = volume_of(placement) {
+                by_volume.entry(volume).or_default().insert(*key, from_batch);
+            }
+        }
+        let mut swept = std::mem::take(&mut self.state().swept);
         let mut removed = 0;
         for found in surveyed.iter().filter_map(Surveyed::volume) {
-            let here = live.iter().filter_map(|(_, placement)| volume_of(placement).ok());
-            let live_from = here.filter(|(volume, _)| *volume == found.volume).map(|(_, from_batch)| from_batch).min();
+            let live = by_volume.remove(&found.volume).unwrap_or_default();
             let is_idle = Duration::from_millis(found.written_ms) <= before;
-            removed += remains::reclaim(&self.view(found.volume), found, live_from, is_idle).await?;
+            let last = swept.remove(&found.volume).unwrap_or_default();
+            let (some, now) = remains::reclaim(&self.view(found.volume), found, live, is_idle, last).await?;
+            removed += some;
+            self.state().swept.insert(found.volume, now);
         }
         Ok(removed)
     }

@@ -1,17 +1,20 @@
 //! Closed segments on their way to their final form, and readers that meet them on the way.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use tokio::{runtime::Handle, sync::watch};
-use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription};
+use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription, Settings};
 use woodpecker_base::{
+    clock::Clock,
     metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome, Write},
     tasks::Tasks,
 };
+use woodpecker_core::ids::{Epoch, Placement, SegmentKey};
+use woodpecker_store::backend::{Backend, SegmentOwner, SegmentReader, SegmentWriter, StoreError, Surveyed};
 
 use crate::{
     on_every_medium,
@@ -302,6 +305,87 @@ async fn who_was_deposed_shows_no_segments_that_wait_any_more() {
     }
     soon("the end of its lead", seen.wait_for(|count| *count == 0.0)).await.unwrap();
     lagging.tasks.stop();
+}
+
+/// A medium that nobody writes to, and that never says what it holds.
+#[derive(Debug)]
+struct Silent(watch::Sender<bool>);
+
+#[async_trait]
+impl Backend for Silent {
+    fn name(&self) -> &'static str {
+        "silent"
+    }
+
+    fn max_append_bytes(&self) -> usize {
+        usize::MAX
+    }
+
+    async fn create(
+        &self,
+        _key: SegmentKey,
+        _epoch: Epoch,
+        _owner: Arc<dyn SegmentOwner>,
+    ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        pending().await
+    }
+
+    async fn open(
+        &self,
+        _key: SegmentKey,
+        _placement: &Placement,
+        _end: Option<u64>,
+    ) -> Result<Arc<dyn SegmentReader>, StoreError> {
+        pending().await
+    }
+
+    async fn fence(&self, _key: SegmentKey, _placement: &Placement, _epoch: Epoch) -> Result<u64, StoreError> {
+        pending().await
+    }
+
+    async fn delete(&self, _key: SegmentKey, _placement: &Placement) -> Result<(), StoreError> {
+        pending().await
+    }
+
+    async fn survey(&self) -> Result<Vec<Surveyed>, StoreError> {
+        self.0.send_replace(true);
+        pending().await
+    }
+
+    async fn close(&self) {}
+}
+
+#[tokio::test]
+async fn sealing_goes_on_while_a_medium_is_swept() {
+    let mut world = World::memory().await;
+    world.segment_bytes = 400;
+    let (metadata, tasks) = (world.metadata.connect(), Tasks::new());
+    let (memory, sweeping) = (world.backend(&tasks).await, watch::Sender::new(false));
+    let silent: Arc<dyn Backend> = Arc::new(Silent(sweeping.clone()));
+    let settings = Settings {
+        metadata_prefix: "test/woodpecker".to_owned(),
+        backend: memory.name().to_owned(),
+        segment_bytes: world.segment_bytes,
+        segment_age: world.segment_age,
+        in_flight_bytes: world.in_flight_bytes,
+        read_ahead_bytes: Settings::READ_AHEAD_BYTES,
+    };
+    let backends = BTreeMap::from([memory, silent].map(|backend| (backend.name().to_owned(), backend)));
+    let process = world.process_of(settings, Arc::new(metadata.clone()), metadata, backends, tasks);
+    let often = MaintenanceSettings { interval: Duration::from_millis(5), sweep_interval: Duration::ZERO, ..eager() };
+    let (maintenance, stop) = (Maintenance::new(&process.client, often), process.tasks.child());
+    process.tasks.spawn(async move { maintenance.serve(&stop).await });
+    let mut swept = sweeping.subscribe();
+    soon("a sweep", swept.wait_for(|swept| *swept)).await.unwrap();
+    let log = process.log("log").await;
+    append_all(&log.open_writer().await.unwrap(), "entry", 60).await;
+    let sealed = async {
+        while !closed(&log).await.first().is_some_and(|segment| segment.freed) {
+            Clock::system().sleep(Duration::from_millis(2)).await;
+        }
+    };
+    soon("sealing", sealed).await;
+    process.tasks.stop();
 }
 
 /// Whether changes of segments get through.

@@ -168,9 +168,9 @@ impl Bucket {
         Ok(u64::try_from(meta.last_modified.timestamp_millis()).unwrap_or(0))
     }
 
-    /// Whether there is an object below a number.
-    pub async fn any_below(&self, volume: VolumeId, below: u64) -> Result<bool, StoreError> {
-        Ok(self.page(volume, 0).await?.iter().any(|seq| *seq < below))
+    /// The smallest number in use.
+    pub async fn lowest(&self, volume: VolumeId) -> Result<Option<u64>, StoreError> {
+        Ok(self.page(volume, 0).await?.first().copied())
     }
 
     /// Removes every object below a number; says how many there were.

@@ -1,12 +1,13 @@
-//! Removing what is left of segments in volumes that other processes write or wrote.
+//! Removing what no segment needs any more from volumes, whoever writes or wrote them.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use woodpecker_core::ids::{Epoch, LogId, SegmentKey};
 
 use super::{
+    bucket::Head,
     fence,
-    sections::{FenceMark, SUMMARY_EVERY, Summary},
+    sections::{FenceMark, SUMMARY_EVERY},
     view::{KEPT, PARALLEL, View},
 };
 use crate::{
@@ -14,75 +15,87 @@ use crate::{
     format::Kind,
 };
 
+/// What one sweep reads of a volume at most.
+const LOOKED_AT: u64 = 1 << 16;
+
+/// What the last sweep left of a volume.
+#[derive(Debug, Default)]
+pub struct Swept {
+    /// Who needed it: segments with the first object that each may need.
+    live: BTreeMap<SegmentKey, u64>,
+    /// What lies before was read, as far as it is needed.
+    next: u64,
+}
+
 /// Looks at a volume as it is now; `None` when it holds nothing, or nothing but the fence that ended it.
 pub async fn survey(view: &Arc<View>) -> Result<Option<SurveyedVolume>, StoreError> {
+    let Some(lowest) = view.bucket.lowest(view.volume).await? else { return Ok(None) };
+    // It was emptied: what may lie behind its fence does not exist.
+    if view.bucket.head(view.volume, lowest).await?.is_some_and(|head| head.batch.header.id.kind == Kind::Fence) {
+        return Ok(None);
+    }
     view.refresh(0, Duration::ZERO).await?;
     let known = view.look_for_fence().await?;
     let Some(newest) = known.fence.or_else(|| known.end.checked_sub(1)) else { return Ok(None) };
-    if let Some(fence) = known.fence
-        && !view.bucket.any_below(view.volume, fence).await?
-    {
-        return Ok(None);
-    }
     let written_ms = view.bucket.stored_ms(view.volume, newest).await?;
     Ok(Some(SurveyedVolume { volume: view.volume, end: known.limit(), ended: known.fence.is_some(), written_ms }))
 }
 
-/// Removes what no live segment needs; `live_from` is the first object that one may need. The fence stays for ever: by it
-/// a process that wakes up learns that the volume has ended. A volume that is idle and needed by nobody is ended
-/// now, and emptied only after another survey: until then somebody may have recorded a segment in it.
+/// Removes what no live segment needs; `live` are those in this volume, with the first object that each may need. The
+/// fence stays for ever: by it a process that wakes up learns that the volume has ended. A volume that is idle and needed
+/// by nobody is ended now, and emptied only after another survey: until then somebody may have recorded a segment in it.
+///
+/// Segments go one after the other, and what lies before the oldest of them goes unread. One that stays would hold all
+/// behind it: up to where the segments begin that came since the last sweep, each object is read once and goes unless one
+/// that stayed has a block there.
 pub async fn reclaim(
     view: &Arc<View>,
     surveyed: &SurveyedVolume,
-    live_from: Option<u64>,
+    live: BTreeMap<SegmentKey, u64>,
     idle: bool,
-) -> Result<u64, StoreError> {
+    before: Swept,
+) -> Result<(u64, Swept), StoreError> {
     let settled = surveyed.end.saturating_sub(KEPT) / SUMMARY_EVERY * SUMMARY_EVERY;
-    let below = match live_from {
-        Some(live) => live.min(settled),
+    let below = match live.values().min() {
+        Some(first) => settled.min(*first),
         None if surveyed.ended => surveyed.end,
         None if idle => {
             let nobody = FenceMark { key: SegmentKey { log: LogId(0), segment: 0 }, epoch: Epoch(0) };
             fence::end(view, 0, nobody).await?;
-            return Ok(0);
+            return Ok((0, Swept::default()));
         }
         None => settled,
     };
-    view.bucket.delete_below(view.volume, below).await
+    let mut removed = view.bucket.delete_below(view.volume, below).await?;
+    let came = live.iter().filter(|(key, _)| !before.live.contains_key(key)).map(|(_, first)| *first).min();
+    let went = before.live.iter().filter(|(key, _)| !live.contains_key(key)).map(|(_, first)| *first).min();
+    let from = before.next.min(went.unwrap_or(u64::MAX)).max(below);
+    let to = settled.min(came.unwrap_or(u64::MAX)).min(from.saturating_add(LOOKED_AT)).max(from);
+    removed += remove_unneeded(view, from, to, &live).await?;
+    Ok((removed, Swept { live, next: to }))
 }
 
-/// Removes the objects that hold blocks of `deleted` segments only, as far as `key` reaches. The newest objects stay: by
-/// them a taker knows the end of the volume.
-pub async fn collect(
+/// Removes those of the objects `from..to` that have blocks of no live segment.
+async fn remove_unneeded(
     view: &Arc<View>,
-    key: SegmentKey,
-    from_batch: u64,
-    deleted: &BTreeSet<SegmentKey>,
-) -> Result<(), StoreError> {
-    view.refresh(from_batch, Duration::ZERO).await?;
-    let known = view.look_for_fence().await?;
-    let limit = known.limit().saturating_sub(KEPT) / SUMMARY_EVERY * SUMMARY_EVERY;
-    let mut seq = from_batch;
-    while seq < limit {
-        let to = limit.min(seq + PARALLEL as u64);
-        let mut unneeded = Vec::new();
-        let mut passed = false;
-        for (seq, head) in view.heads(seq, to).await? {
-            let Some(head) = head.filter(|head| head.batch.header.id.kind == Kind::Data) else { continue };
-            if head.batch.blocks.iter().all(|block| deleted.contains(&block.key)) {
-                unneeded.push(seq);
-            }
-            // A summary names every open segment: from one that lacks it on, the segment was closed.
-            let names_all = seq > from_batch && seq.is_multiple_of(SUMMARY_EVERY);
-            passed |= names_all && Summary::entries_of(&head.batch, key).is_none();
-        }
+    from: u64,
+    to: u64,
+    live: &BTreeMap<SegmentKey, u64>,
+) -> Result<u64, StoreError> {
+    let (mut seq, mut removed) = (from, 0);
+    while seq < to {
+        let end = to.min(seq + PARALLEL as u64);
+        let is_unneeded = |Head { batch, .. }: &Head| {
+            batch.header.id.kind == Kind::Data && batch.blocks.iter().all(|block| !live.contains_key(&block.key))
+        };
+        let heads = view.heads(seq, end).await?.into_iter();
+        let unneeded: Vec<u64> =
+            heads.filter_map(|(seq, head)| head.is_some_and(|head| is_unneeded(&head)).then_some(seq)).collect();
+        removed += unneeded.len() as u64;
         if !unneeded.is_empty() {
             view.bucket.delete(view.volume, unneeded).await?;
         }
-        if passed {
-            return Ok(());
-        }
-        seq = to;
+        seq = end;
     }
-    Ok(())
+    Ok(removed)
 }

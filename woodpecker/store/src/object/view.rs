@@ -122,13 +122,18 @@ impl View {
         }
         // A segment starts at most MAX_IN_FLIGHT objects ahead of the newest one: twice the window finds that one's.
         let from = self.known().end.max(hint.saturating_sub(2 * WINDOW));
-        let mut found = self.bucket.newest(self.volume, from.saturating_sub(1), WINDOW).await?;
+        let mut listed = from.saturating_sub(1);
+        let mut found = self.bucket.newest(self.volume, listed, WINDOW).await?;
         if found.is_none() && from > self.known().end {
-            found = self.bucket.newest(self.volume, self.known().end.saturating_sub(1), WINDOW).await?;
+            listed = self.known().end.saturating_sub(1);
+            found = self.bucket.newest(self.volume, listed, WINDOW).await?;
         }
         if let Some((newest, window)) = found {
             let settled = newest.saturating_sub(WINDOW);
-            let mut end = self.known().end.max(settled);
+            // Where the window begins all was stored once. What is missing there was removed: the volume had ended.
+            let begins = newest >= WINDOW && listed <= settled;
+            let first = window.first().copied().filter(|_| begins).unwrap_or(settled);
+            let mut end = self.known().end.max(first);
             for seq in window {
                 if seq == end {
                     end += 1;

@@ -1,7 +1,7 @@
 //! Freeing volumes of what no segment needs, while nobody knows but the metadata store.
 
 use futures::TryStreamExt;
-use object_store::path::Path;
+use object_store::{ObjectStoreExt, path::Path};
 
 use super::{super::view::KEPT, *};
 
@@ -118,6 +118,81 @@ async fn an_idle_volume_that_nobody_needs_is_ended_first_and_emptied_at_the_next
     next.write("x").await;
     assert_ne!(volume_of(next.placement()).unwrap().0, id);
     tasks.stop();
+}
+
+#[tokio::test]
+async fn a_volume_that_was_emptied_keeps_no_later_sweep_from_the_others() {
+    let shared = Shared::memory().with(fast);
+    let (collecting, _tasks) = shared.backend();
+    let sweep = async || {
+        let surveyed = collecting.survey().await.unwrap();
+        collecting.reclaim(&surveyed, &[], Duration::ZERO).await.unwrap()
+    };
+    let (writing, _tasks) = shared.backend();
+    let id = volume_of(volume(&writing, 200).await.placement()).unwrap().0;
+    sweep().await;
+    assert_eq!(objects(&shared, id).await.len(), 201, "the fence");
+    assert_eq!(sweep().await, 200);
+    // Of another one that was ended some went before the process that emptied it did.
+    let (writing, _tasks) = shared.backend();
+    let half = volume_of(volume(&writing, 200).await.placement()).unwrap().0;
+    sweep().await;
+    for seq in (0..200).filter(|seq| *seq != 190) {
+        shared.store.delete(&Path::from(format!("volumes/{half}/{seq:020}"))).await.unwrap();
+    }
+    let (collecting, _tasks) = shared.backend();
+    for _ in 0..2 {
+        let surveyed = collecting.survey().await.unwrap();
+        assert_eq!(surveyed.len(), 1, "{surveyed:?}");
+        collecting.reclaim(&surveyed, &[], Duration::ZERO).await.unwrap();
+    }
+    assert_eq!((objects(&shared, id).await, objects(&shared, half).await), (vec![200], vec![191, 200]));
+    assert!(collecting.survey().await.unwrap().is_empty(), "there is nothing left to look at");
+}
+
+#[tokio::test]
+async fn a_volume_that_cannot_be_read_keeps_no_sweep_from_the_others() {
+    let shared = Shared::memory().with(fast);
+    let (writing, _tasks) = shared.backend();
+    let (collecting, _tasks) = shared.backend();
+    let id = volume_of(volume(&writing, 3).await.placement()).unwrap().0;
+    for damaged in [0, u128::MAX] {
+        let path = Path::from(format!("volumes/{}/{:020}", VolumeId(damaged), 0));
+        shared.store.put(&path, vec![7; 1_000].into()).await.unwrap();
+    }
+    let surveyed = collecting.survey().await.unwrap();
+    let found: Vec<_> = surveyed.iter().filter_map(Surveyed::volume).map(|found| found.volume).collect();
+    assert_eq!(found, [id]);
+}
+
+/// However long the volume is: what is freed must be so in the time of one call, and each object is of many segments.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn freeing_reads_no_objects_unless_a_segment_holds_the_volume_for_long() {
+    let shared = Shared::s3(|_| ()).await.with(fast);
+    let (writing, _tasks) = shared.backend();
+    let (collecting, _tasks) = shared.backend();
+    let held = Log::create(&writing, 1).await;
+    held.write("held").await;
+    let freed = Log::create(&writing, 2).await;
+    for number in 0..400 {
+        freed.write(format!("freed {number}")).await;
+    }
+    let gets = || shared.peer().counts().gets;
+    let before = gets();
+    collecting.delete(freed.key, freed.placement()).await.unwrap();
+    assert_eq!(gets(), before);
+    let live = [(held.key, held.placement().clone())];
+    let mut removed = Vec::new();
+    for _ in 0..3 {
+        let surveyed = collecting.survey().await.unwrap();
+        let before = gets();
+        removed.push(collecting.reclaim(&surveyed, &live, LONG).await.unwrap());
+        assert!(removed.len() == 2 || gets() == before, "{removed:?}");
+    }
+    assert!(removed[0] == 0 && (200..300).contains(&removed[1]) && removed[2] == 0, "{removed:?}");
+    assert_eq!(read_from(&held.reader(&collecting, Some(1)).await, 0, 100).await, ["held"]);
+    let (taker, _tasks) = shared.backend();
+    assert_eq!(taker.fence(held.key, held.placement(), Epoch(2)).await.unwrap(), 1);
 }
 
 #[tokio::test]
