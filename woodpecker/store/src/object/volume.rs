@@ -58,6 +58,8 @@ struct State {
     phase: Phase,
     /// The segments that were created here, as far as they were not deleted here or forgotten.
     records: BTreeMap<SegmentKey, Record>,
+    /// Of objects below, what they hold may have been forgotten.
+    unsure: u64,
     /// So many of them are looked through.
     sweep_at: usize,
     stops: Vec<Stop>,
@@ -104,8 +106,9 @@ impl State {
         let mut closed: Vec<_> = closed.map(|(key, record)| (record.span.map(|(_, last)| last), *key)).collect();
         closed.sort_unstable();
         let forgotten = closed.len().saturating_sub(CLOSED);
-        for (_, key) in closed.into_iter().take(forgotten) {
+        for (last, key) in closed.into_iter().take(forgotten) {
             self.records.remove(&key);
+            self.unsure = self.unsure.max(last.map_or(0, |last| last + 1));
         }
         self.sweep_at = 2 * self.records.len();
     }
@@ -227,17 +230,19 @@ impl Volume {
         stopped.await.ok().map(Stopped::At)
     }
 
-    /// Forgets a segment and says which objects nobody needs now. The newest ones stay: by them a taker knows the end.
+    /// Forgets a segment and says which objects nobody needs now. The newest ones stay: by them a taker knows the end. So do
+    /// those that may hold something that was forgotten, for the sweep.
     pub fn delete(&self, key: SegmentKey) -> Vec<u64> {
         let limit = self.view.known().limit().saturating_sub(KEPT) / SUMMARY_EVERY * SUMMARY_EVERY;
         let mut state = self.state();
         let Some(record) = state.records.remove(&key) else { return Vec::new() };
         let mut needed: Vec<_> = state.records.values().filter_map(|record| record.span).collect();
+        let unsure = state.unsure;
         drop(state);
         let Some((first, last)) = record.span else { return Vec::new() };
         let end = limit.min(last + 1);
         needed.sort_unstable();
-        let (mut unneeded, mut next) = (Vec::new(), first);
+        let (mut unneeded, mut next) = (Vec::new(), first.max(unsure));
         for (first, last) in needed {
             unneeded.extend(next..first.min(end));
             next = next.max(last + 1);
@@ -437,5 +442,50 @@ mod tests {
         // And nobody else in the volume feels it.
         writing.append(vec![Bytes::from_static(b"on")]).unwrap();
         open.wait_acked(1).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_forgotten_is_not_deleted_with_what_was_written_around_it() {
+        let (clock, random) = (Clock::system(), Random::seeded(1));
+        let settings = ObjectSettings { puts_per_second: 100_000, ..ObjectSettings::default() };
+        let backend = ObjectBackend::new(Arc::new(InMemory::new()), settings, clock, random, Tasks::new());
+        let create = async |log| {
+            let (key, owner) = (SegmentKey { log: LogId(log), segment: 1 }, Owner::default());
+            (key, owner.clone(), backend.create(key, Epoch(1), Arc::new(owner)).await.unwrap())
+        };
+        let write = async |owner: &Owner, writer: &dyn SegmentWriter| {
+            let number = writer.append(vec![Bytes::from_static(b"entry")]).unwrap();
+            owner.wait_acked(number + 1).await;
+        };
+        let (around, its_owner, around_it) = create(1).await;
+        write(&its_owner, &*around_it).await;
+        let (old, owner, writer) = create(2).await;
+        write(&owner, &*writer).await;
+        let placement = writer.placement().clone();
+        drop(writer);
+        // So many later ones that the old one is forgotten.
+        let mut later = Vec::new();
+        for log in 3..2 * CLOSED as u64 {
+            let (_, owner, writer) = create(log).await;
+            writer.append(vec![Bytes::from_static(b"later")]).unwrap();
+            later.push((owner, writer));
+        }
+        for (owner, _) in &later {
+            owner.wait_acked(1).await;
+        }
+        drop(later);
+        for log in [0, u64::MAX] {
+            create(log).await;
+        }
+        let volume = backend.state().current.clone().unwrap();
+        assert!(!volume.state().records.contains_key(&old));
+        for _ in 0..3 * KEPT {
+            write(&its_owner, &*around_it).await;
+        }
+        let unneeded = volume.delete(around);
+        assert!(unneeded.len() > 100, "{unneeded:?}");
+        assert!(!unneeded.contains(&1), "{unneeded:?}");
+        let reader = backend.open(old, &placement, Some(1)).await.unwrap();
+        assert_eq!(reader.read(0, 100).await.unwrap(), ["entry"]);
     }
 }
