@@ -21,7 +21,7 @@ mod volume;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt, io,
     path::{Path, PathBuf},
     sync::{
@@ -63,6 +63,8 @@ const IDENTITY: &str = "woodpecker-volumes 1\n";
 const RETRY_FAILED: Duration = Duration::from_secs(10);
 /// Volumes of earlier processes that are scanned at once.
 const PARALLEL_SCANS: usize = 4;
+/// What was found of so many volumes is kept though nobody reads them: each deletion would look at all their files anew.
+const RECENT: usize = 16;
 
 /// Entry bytes of a batch that segments of several lanes share.
 pub(crate) const SHARED_BATCH_BYTES: usize = 128 << 10;
@@ -108,6 +110,8 @@ pub struct LocalBackend {
     process: u128,
     full: Arc<FullFiles>,
     volumes: Mutex<BTreeMap<VolumeId, Weak<Volume>>>,
+    /// Those asked for last, the latest at the end.
+    recent: Mutex<VecDeque<Arc<Volume>>>,
     own: tokio::sync::Mutex<Own>,
     /// A volume of this process failed because the disk was full.
     no_room: Arc<AtomicBool>,
@@ -168,6 +172,7 @@ impl LocalBackend {
             process,
             full,
             volumes: Mutex::default(),
+            recent: Mutex::default(),
             own: tokio::sync::Mutex::new(Own::None),
             no_room: Arc::default(),
         })
@@ -257,6 +262,17 @@ impl LocalBackend {
 
     /// The volume as this process knows it already, or a fresh look at it.
     fn volume(&self, id: VolumeId) -> Arc<Volume> {
+        let volume = self.known(id);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|other| other.dir.id != id);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(volume.clone());
+        volume
+    }
+
+    fn known(&self, id: VolumeId) -> Arc<Volume> {
         let mut volumes = self.volumes();
         if let Some(known) = volumes.get(&id).and_then(Weak::upgrade) {
             return known;

@@ -1,10 +1,7 @@
 //! A volume's `marks` file: what others tell its writer, and one another. Append-only records of one size, each added
 //! by one `O_APPEND` write, so any process may add one while the volume is being written.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt, io,
-};
+use std::{collections::BTreeMap, fmt, io};
 
 use woodpecker_base::disk::DiskFile;
 use woodpecker_core::ids::{Epoch, LogId, SegmentKey};
@@ -129,7 +126,8 @@ pub(crate) fn inspect(bytes: &[u8]) -> Inspection {
 #[derive(Debug, Default)]
 pub(super) struct Marks {
     fences: BTreeMap<SegmentKey, Option<u64>>,
-    deleted: BTreeSet<SegmentKey>,
+    /// With whether that was so when some were forgotten last.
+    deleted: BTreeMap<SegmentKey, bool>,
     stopped: Option<u64>,
     read: u64,
 }
@@ -179,9 +177,20 @@ impl Marks {
                 self.stopped.get_or_insert(batch);
             }
             Mark::Deleted { key } => {
-                self.deleted.insert(key);
+                self.deleted.entry(key).or_default();
             }
         }
+    }
+
+    /// How many segments are known to be deleted.
+    pub(super) fn deletions(&self) -> usize {
+        self.deleted.len()
+    }
+
+    /// Forgets the deleted segments of which nothing `is_held`. Those that are new stay until the next time: something of
+    /// them may be on its way into the volume.
+    pub(super) fn forget_deleted(&mut self, is_held: impl Fn(SegmentKey) -> bool) {
+        self.deleted.retain(|key, known| !std::mem::replace(known, true) || is_held(*key));
     }
 
     /// `None` for a segment that is not fenced; inside, the tail that was agreed on, if one was.
@@ -190,7 +199,7 @@ impl Marks {
     }
 
     pub(super) fn is_deleted(&self, key: SegmentKey) -> bool {
-        self.deleted.contains(&key)
+        self.deleted.contains_key(&key)
     }
 
     /// The first batch that does not exist because its writer failed at it.

@@ -28,6 +28,8 @@ use super::{
 const READ_GAP: u64 = 64 << 10;
 /// The most that one read of a file takes, unless one block is larger.
 const READ_MAX: u64 = 8 << 20;
+/// So many deleted segments are remembered at least before any are forgotten.
+const DELETIONS: usize = 1_024;
 
 /// A file that gets no more batches, with its index.
 #[derive(Debug)]
@@ -61,7 +63,11 @@ struct State {
     files: BTreeMap<u64, u64>,
     /// The last file that has batches.
     live: Option<Live>,
+    /// A segment of a full file that is not deleted, where one is known: until it is, the file stays.
+    needing: BTreeMap<u64, SegmentKey>,
     marks: Marks,
+    /// Deletions are looked through when they are so many.
+    forget_at: usize,
     /// A writer of this process feeds the index, so that there is nothing to scan.
     fed: bool,
 }
@@ -100,7 +106,8 @@ impl Volume {
     }
 
     fn new(dir: VolumeDir, full: Arc<FullFiles>, fed: bool) -> Self {
-        let state = State { files: BTreeMap::new(), live: None, marks: Marks::default(), fed };
+        let (files, needing, marks) = (BTreeMap::new(), BTreeMap::new(), Marks::default());
+        let state = State { files, live: None, needing, marks, forget_at: DELETIONS, fed };
         Self { dir, full, state: Mutex::new(state) }
     }
 
@@ -465,21 +472,54 @@ impl Volume {
                 self.remove(number)?;
             }
         }
-        Ok(())
+        self.forget_deleted()
     }
 
     /// Whether every segment in the file is deleted. Looks no further than to the first that is not, since a file may hold
-    /// very many, and each of their deletions comes here.
+    /// very many, and remembers that one, since there may be very many files, and each deletion asks for all of them.
     fn is_unneeded(&self, number: u64) -> Result<bool, StoreError> {
-        let deleted = |state: &State, index: &FileIndex| index.segments().all(|key| state.marks.is_deleted(key));
+        let needing = |state: &State, index: &FileIndex| index.segments().find(|key| !state.marks.is_deleted(*key));
         {
             let state = self.lock();
+            if state.needing.get(&number).is_some_and(|key| !state.marks.is_deleted(*key)) {
+                return Ok(false);
+            }
             if let Some(live) = state.live.as_ref().filter(|live| live.number == number) {
-                return Ok(deleted(&state, &live.index));
+                return Ok(needing(&state, &live.index).is_none());
             }
         }
-        let full = self.full_file(number)?;
-        Ok(full.is_none_or(|full| deleted(&self.lock(), &full.index)))
+        let Some(full) = self.full_file(number)? else { return Ok(true) };
+        let mut state = self.lock();
+        let found = needing(&state, &full.index);
+        state.needing.extend(found.map(|key| (number, key)));
+        Ok(found.is_none())
+    }
+
+    /// Forgets deleted segments of which no file holds anything any more, when that may be half of them.
+    fn forget_deleted(&self) -> Result<(), StoreError> {
+        let files: Vec<u64> = {
+            let mut state = self.lock();
+            if state.marks.deletions() < state.forget_at {
+                return Ok(());
+            }
+            // Not again with the next deletion, if a file cannot be read.
+            state.forget_at *= 2;
+            state.files.keys().copied().collect()
+        };
+        let mut held = BTreeSet::new();
+        for number in files {
+            self.in_file(number, |_, index| held.extend(index.segments()))?;
+        }
+        let mut state = self.lock();
+        state.marks.forget_deleted(|key| held.contains(&key));
+        state.forget_at = (2 * state.marks.deletions()).max(DELETIONS);
+        Ok(())
+    }
+
+    /// How many deleted segments are remembered.
+    #[cfg(test)]
+    pub(super) fn deletions(&self) -> usize {
+        self.lock().marks.deletions()
     }
 
     /// Whether the volume has files and no writer any more. One that is just being made has no file yet.
@@ -511,6 +551,7 @@ impl Volume {
         }
         let mut state = self.lock();
         state.files.remove(&number);
+        state.needing.remove(&number);
         state.live.take_if(|live| live.number == number);
         drop(state);
         self.full.remove(&(self.dir.id, number));

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, Mutex, Weak, mpsc},
     time::Duration,
 };
 
@@ -125,6 +125,75 @@ async fn files_go_when_no_segment_needs_them() {
     let names = one.disk.names();
     assert!(!names.iter().any(|name| name.ends_with(".vol") || name.ends_with(".idx")), "{names:?}");
     assert_eq!(process.fence(key(9), other.placement(), Epoch(2)).await.unwrap(), 0, "never had an entry");
+}
+
+/// Each deletion asks for every file of the volume, of which there may be tens of thousands.
+#[tokio::test]
+async fn a_deletion_reads_no_file_that_another_segment_is_known_to_need() {
+    let one = One::new(LocalSettings { file_bytes: 12 << 10, index_bytes: 0, ..small() }).await;
+    for number in 0..20 {
+        one.append(number..number + 1).await;
+    }
+    let (other, owner) = one.create(2).await;
+    other.append(vec![entry(key(2), 0)]).unwrap();
+    owner.wait_acked(1).await;
+    let files = |names: Vec<String>| names.iter().filter(|name| name.ends_with(".vol")).count();
+    let before = files(one.disk.names());
+    assert!(before > 8, "{before}");
+    one.backend.delete(key(100), &one.placement()).await.unwrap();
+    let reads = one.disk.faults().reads;
+    for log in 101..110 {
+        one.backend.delete(key(log), &one.placement()).await.unwrap();
+    }
+    assert_eq!(one.disk.faults().reads, reads);
+    // They go all the same.
+    one.backend.delete(key(1), &one.placement()).await.unwrap();
+    assert!(files(one.disk.names()) <= 3, "{:?}", one.disk.names());
+    assert_eq!(read_all(&one.backend, key(2), other.placement(), None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn deletions_from_the_volume_of_an_earlier_process_look_at_its_files_once() {
+    let one = One::new(LocalSettings { file_bytes: 12 << 10, ..small() }).await;
+    for number in 0..40 {
+        one.append(number..number + 1).await;
+    }
+    one.disk.crash();
+    let disk = one.disk.process();
+    let next = backend(ROOT, small(), Arc::new(disk.clone())).await;
+    next.delete(key(100), &one.placement()).await.unwrap();
+    let before = disk.faults().reads;
+    assert!(before > 40, "{before}");
+    for log in 101..110 {
+        next.delete(key(log), &one.placement()).await.unwrap();
+    }
+    let reads = disk.faults().reads - before;
+    assert!(reads <= 9 * 4, "{reads}");
+    assert_eq!(read_all(&next, key(1), &one.placement(), Some(40)).await.unwrap(), 40);
+    next.delete(key(1), &one.placement()).await.unwrap();
+    assert!(!disk.names().iter().any(|name| name.ends_with(".vol")), "{:?}", disk.names());
+}
+
+#[tokio::test]
+async fn deleted_segments_of_which_no_file_holds_anything_are_forgotten() {
+    let one = One::new(LocalSettings { file_bytes: 12 << 10, ..small() }).await;
+    // Shares a file with the one that stays.
+    let (shared, owner) = one.create(2).await;
+    one.append(0..1).await;
+    shared.append(vec![entry(key(2), 0)]).unwrap();
+    owner.wait_acked(1).await;
+    for number in 1..6 {
+        one.append(number..number + 1).await;
+    }
+    one.backend.delete(key(2), shared.placement()).await.unwrap();
+    for log in 1_000..6_000 {
+        one.backend.delete(key(log), &one.placement()).await.unwrap();
+    }
+    let volumes: Vec<_> = one.backend.volumes().values().filter_map(Weak::upgrade).collect();
+    let known: usize = volumes.iter().map(|volume| volume.deletions()).sum();
+    assert!(known < 3_000, "{known} deletions are remembered");
+    one.backend.delete(key(1), &one.placement()).await.unwrap();
+    assert!(!one.disk.names().contains(&"00000000.vol".to_owned()), "what was forgotten keeps a file");
 }
 
 #[tokio::test]
