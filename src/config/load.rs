@@ -53,8 +53,8 @@ pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
 pub(crate) fn changes(one: &Config, other: &Config) -> anyhow::Result<Vec<String>> {
     let (one, other) = (serde_json::to_value(one)?, serde_json::to_value(other)?);
     let at = |key: &str| format!("/{}", key.replace('.', "/"));
-    let differs = |key: &String| one.pointer(&at(key)) != other.pointer(&at(key));
-    Ok(Leaf::all()?.into_iter().map(|leaf| leaf.key).filter(differs).collect())
+    let differs = |key: &&String| one.pointer(&at(key)) != other.pointer(&at(key));
+    Ok(Leaf::all()?.iter().map(|leaf| &leaf.key).filter(differs).cloned().collect())
 }
 
 /// One source's values.
@@ -132,8 +132,8 @@ impl Provider for Layer {
 
 /// What somebody may have meant who gave a key that does not exist.
 fn meant(wanted: &str) -> anyhow::Result<String> {
-    let (wanted, keys) = (folded(wanted), Leaf::all()?.into_iter().map(|leaf| leaf.key));
-    let alike = keys.map(|key| (strsim::jaro_winkler(&wanted, &folded(&key)), key));
+    let (wanted, keys) = (folded(wanted), Leaf::all()?.iter().map(|leaf| &leaf.key));
+    let alike = keys.map(|key| (strsim::jaro_winkler(&wanted, &folded(key)), key));
     let most = alike.max_by(|(one, _), (other, _)| one.total_cmp(other)).filter(|(alike, _)| *alike > ALIKE);
     let slip = most.map(|(_, key)| format!("did you mean {key}? ")).unwrap_or_default();
     Ok(format!("{slip}`streaming config reference` lists all"))
@@ -274,6 +274,9 @@ mod tests {
             ("rootCoord.advertise=§ no", "rootCoord.advertise"),
             ("rootCoord.advertise=:19530", "rootCoord.advertise"),
             ("streamingNode.advertise=host", "streamingNode.advertise"),
+            ("streamingNode.advertise=host:0", "streamingNode.advertise"),
+            ("woodpecker.logstore.advertise=http://host:1", "woodpecker.logstore.advertise"),
+            ("replicate.source=host/:1", "replicate.source"),
             ("rootCoord.ip=0.0.0.0", "rootCoord.advertise"),
             ("streamingNode.ip=::", "streamingNode.advertise"),
             ("woodpecker.logstore.ip=0.0.0.0", "woodpecker.logstore.advertise"),

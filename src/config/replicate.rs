@@ -6,6 +6,7 @@ use anyhow::ensure;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use woodpecker_base::net::is_host_and_port;
 
 use super::{Config, units};
 
@@ -64,9 +65,7 @@ impl Config {
 
     pub(super) fn validate_replicate(&self) -> anyhow::Result<()> {
         let Replicate { source, in_flight_messages, in_flight_bytes, .. } = &self.replicate;
-        let dialable =
-            source.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
-        ensure!(source.is_empty() || dialable, "replicate.source: {source:?} is not host:port");
+        ensure!(source.is_empty() || is_host_and_port(source), "replicate.source: {source:?} is not host:port");
         ensure!(*in_flight_messages > 0, "replicate.inFlightMessages: must be more than zero");
         ensure!(in_flight_bytes.as_u64() > 0, "replicate.inFlightBytes: must be more than zero");
         Ok(())

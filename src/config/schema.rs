@@ -1,6 +1,6 @@
 //! What can be set, told by the structs themselves: the JSON schema, the type of each key, the reference page.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::OnceLock};
 
 use anyhow::{bail, ensure};
 use figment::value::{Dict, Value};
@@ -13,14 +13,26 @@ use super::{Config, is_live};
 ///
 /// # Errors
 /// A default cannot be written as JSON.
-pub(crate) fn schema() -> anyhow::Result<Json> {
-    let mut settings = SchemaSettings::draft2020_12();
-    settings.inline_subschemas = true;
-    // A file says what it wants otherwise: nothing is required.
-    settings.transforms.push(Box::new(RecursiveTransform(|schema: &mut Schema| {
-        schema.remove("required");
-    })));
-    Ok(serde_json::to_value(settings.into_generator().into_root_schema_for::<Config>())?)
+pub(crate) fn schema() -> anyhow::Result<&'static Json> {
+    static SCHEMA: OnceLock<Json> = OnceLock::new();
+    once(&SCHEMA, || {
+        let mut settings = SchemaSettings::draft2020_12();
+        settings.inline_subschemas = true;
+        // A file says what it wants otherwise: nothing is required.
+        settings.transforms.push(Box::new(RecursiveTransform(|schema: &mut Schema| {
+            schema.remove("required");
+        })));
+        Ok(serde_json::to_value(settings.into_generator().into_root_schema_for::<Config>())?)
+    })
+}
+
+/// What is made for the first who asks: a start asks for each layer and each key that is typed.
+fn once<T>(made: &'static OnceLock<T>, make: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<&'static T> {
+    if let Some(made) = made.get() {
+        return Ok(made);
+    }
+    let new = make()?;
+    Ok(made.get_or_init(|| new))
 }
 
 /// One key.
@@ -44,7 +56,8 @@ enum Kind {
 
 impl Leaf {
     /// Every key, section by section.
-    pub(super) fn all() -> anyhow::Result<Vec<Self>> {
+    pub(super) fn all() -> anyhow::Result<&'static [Self]> {
+        static ALL: OnceLock<Vec<Leaf>> = OnceLock::new();
         fn walk(prefix: &str, schema: &Json, leaves: &mut Vec<Leaf>) {
             match properties(schema) {
                 None => leaves.push(Leaf { key: prefix.to_owned(), schema: schema.clone() }),
@@ -56,22 +69,25 @@ impl Leaf {
                 }
             }
         }
-        let mut leaves = Vec::new();
-        walk("", &schema()?, &mut leaves);
-        Ok(leaves)
+        let all = once(&ALL, || {
+            let mut leaves = Vec::new();
+            walk("", schema()?, &mut leaves);
+            Ok(leaves)
+        })?;
+        Ok(all)
     }
 
     /// The key of that name; of a map, that of one entry too.
     pub(super) fn named(key: &str) -> anyhow::Result<Option<Self>> {
         let mut schema = schema()?;
         for name in key.split('.') {
-            let inner = properties(&schema).and_then(|properties| properties.get(name));
+            let inner = properties(schema).and_then(|properties| properties.get(name));
             match inner.or_else(|| schema.get("additionalProperties").filter(|entry| entry.is_object())) {
-                Some(inner) => schema = inner.clone(),
+                Some(inner) => schema = inner,
                 None => return Ok(None),
             }
         }
-        Ok(Some(Self { key: key.to_owned(), schema }).filter(|leaf| properties(&leaf.schema).is_none()))
+        Ok(properties(schema).is_none().then(|| Self { key: key.to_owned(), schema: schema.clone() }))
     }
 
     /// A value that was typed, as the type that the key has: how it looks decides nothing.
@@ -237,7 +253,7 @@ pub(crate) fn reference() -> anyhow::Result<String> {
     let whole = schema()?;
     let defaults = serde_json::to_value(Config::default())?;
     let mut page = String::from(PREFACE);
-    for (section, schema) in properties(&whole).into_iter().flatten() {
+    for (section, schema) in properties(whole).into_iter().flatten() {
         let _ = write!(
             page,
             "\n## {section}\n\n{}\n\n| key | takes | default | meaning |\n|---|---|---|---|\n",
@@ -283,7 +299,13 @@ mod tests {
         assert!(reference().unwrap() == page, "run: streaming config reference >docs/operate/configuration.md");
         let file: Json =
             serde_json::from_str(include_str!("../../docs/operate/configuration.schema.json")).unwrap_or_default();
-        assert!(schema().unwrap() == file, "run: streaming config schema >docs/operate/configuration.schema.json");
+        assert!(*schema().unwrap() == file, "run: streaming config schema >docs/operate/configuration.schema.json");
+    }
+
+    #[test]
+    fn the_keys_are_listed_once_however_many_layers_ask() {
+        assert!(std::ptr::eq(Leaf::all().unwrap(), Leaf::all().unwrap()));
+        assert!(std::ptr::eq(schema().unwrap(), schema().unwrap()));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use anyhow::ensure;
 use bytesize::ByteSize;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use woodpecker_base::net::{Demands, OldestTls};
 
 use super::{Config, units};
 
@@ -25,6 +26,8 @@ pub(crate) struct Tls {
     pub(crate) ca: PathBuf,
     /// Whether gRPC clients must show a certificate: with `required` TLS is mutual.
     pub(crate) client_auth: ClientAuth,
+    /// The oldest version of TLS that the ports speak.
+    pub(crate) min_version: MinVersion,
     /// The admin port's own rules.
     pub(crate) admin: AdminTls,
     /// The name in the certificates of the cluster's roles, if it is not the host that is dialled.
@@ -66,6 +69,33 @@ impl From<ClientAuth> for woodpecker_base::net::ClientAuth {
             ClientAuth::Optional => Self::Optional,
             ClientAuth::Required => Self::Required,
         }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(crate) enum MinVersion {
+    /// 1.2 and 1.3.
+    #[default]
+    #[serde(rename = "TLS1.2")]
+    Tls12,
+    /// 1.3 only.
+    #[serde(rename = "TLS1.3")]
+    Tls13,
+}
+
+impl From<MinVersion> for OldestTls {
+    fn from(wanted: MinVersion) -> Self {
+        match wanted {
+            MinVersion::Tls12 => Self::Tls12,
+            MinVersion::Tls13 => Self::Tls13,
+        }
+    }
+}
+
+impl Tls {
+    /// What a port demands of its clients.
+    pub(crate) fn demands(&self, clients: ClientAuth) -> Demands {
+        Demands { clients: clients.into(), oldest: self.min_version.into() }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, ensure};
+use woodpecker_base::net::is_host_and_port;
 
 use super::{Config, MetastoreType, SelectStrategy, rate_limit::AdaptiveRateLimit};
 
@@ -59,9 +60,7 @@ impl Config {
             ("woodpecker.logstore", &logstore.ip, &logstore.advertise),
         ] {
             let anywhere = address(key, ip)?.is_unspecified();
-            let (host, port) = advertise.rsplit_once(':').unwrap_or_default();
-            let dialable =
-                host.bytes().all(|b| b.is_ascii_graphic()) && !host.is_empty() && port.parse::<u16>().is_ok();
+            let dialable = is_host_and_port(advertise);
             ensure!(advertise.is_empty() || dialable, "{key}.advertise: {advertise:?} is not host:port");
             ensure!(
                 dialable || !anywhere,

@@ -89,9 +89,9 @@ impl Security {
         let pem = pem(wanted)?;
         // All that can be wrong with them is found before anything is renewed.
         Encryption::new(wanted, &pem)?;
-        ports.replace(&pem, wanted.client_auth.into()).context("tls")?;
+        ports.replace(&pem, wanted.demands(wanted.client_auth)).context("tls")?;
         if let Some(admin) = admin {
-            admin.replace(&pem, wanted.admin.client_auth.into()).context("tls")?;
+            admin.replace(&pem, wanted.demands(wanted.admin.client_auth)).context("tls")?;
         }
         client.replace(&pem).context("tls")
     }
@@ -116,10 +116,11 @@ impl Encryption {
 
     fn new(wanted: &Tls, pem: &Pem) -> anyhow::Result<Self> {
         let name = Some(wanted.server_name.as_str()).filter(|name| !name.is_empty());
-        let admin = wanted.admin.enabled.then(|| ServerTls::http(pem, wanted.admin.client_auth.into())).transpose();
+        let demands = wanted.demands(wanted.admin.client_auth);
+        let admin = wanted.admin.enabled.then(|| ServerTls::http(pem, demands)).transpose();
         Ok(Self {
             wanted: wanted.clone(),
-            ports: ServerTls::grpc(pem, wanted.client_auth.into()).context("tls")?,
+            ports: ServerTls::grpc(pem, wanted.demands(wanted.client_auth)).context("tls")?,
             admin: admin.context("tls")?,
             client: ClientTls::grpc(pem, name).context("tls")?,
         })

@@ -13,7 +13,7 @@ use crate::{
 /// The configuration is wrong.
 pub(crate) fn config(verb: ConfigVerb) -> anyhow::Result<()> {
     match verb {
-        ConfigVerb::Schema => print_json(&schema()?),
+        ConfigVerb::Schema => print_json(schema()?),
         ConfigVerb::Reference => {
             say!("{}", reference()?.trim_end());
             Ok(())

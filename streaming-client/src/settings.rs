@@ -7,7 +7,7 @@ use woodpecker_base::{
     backoff::Backoff,
     clock::Clock,
     metadata::MetadataStore,
-    net::{Connector, Token},
+    net::{Connector, Token, is_host_and_port},
     random::Random,
 };
 
@@ -213,7 +213,7 @@ impl Settings {
             return refuse("cluster", "must be printable ASCII and not empty");
         }
         if let Discovery::Address(address) = &self.discovery
-            && (address.is_empty() || format!("http://{address}").parse::<http::Uri>().is_err())
+            && !is_host_and_port(address)
         {
             return refuse("discovery", "the coordinator's address is no host:port");
         }
@@ -273,6 +273,7 @@ mod tests {
         assert_eq!(refused(|s| s.cluster = "two words".into()), "cluster");
         assert_eq!(refused(|s| s.discovery = Discovery::Address(String::new())), "discovery");
         assert_eq!(refused(|s| s.discovery = Discovery::Address("a b".into())), "discovery");
+        assert_eq!(refused(|s| s.discovery = Discovery::Address("http://coordinator:53100".into())), "discovery");
         assert_eq!(refused(|s| s.tls = Some(Tls { ca: "x".into(), client: None, domain: None })), "tls.ca");
         assert_eq!(refused(|s| s.timeouts.append = Duration::ZERO), "timeouts.append");
         assert_eq!(refused(|s| s.timeouts.backoff_max = Duration::from_millis(1)), "timeouts.backoff_max");

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use woodpecker_base::net::is_host_and_port;
 
 /// Everything that can be set. The defaults suit a cluster of a few nodes; [`Settings::validate`] names what is wrong.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,9 +195,7 @@ impl Settings {
         )?;
         check("version", starts_with_number(&self.version), "must be a semantic version such as 2.6.2")?;
         if let Some(address) = &self.advertised_address {
-            let port =
-                address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
-            check("advertised_address", matches!(port, Some(Ok(1..))), "must be host:port")?;
+            check("advertised_address", is_host_and_port(address), "must be host:port")?;
         }
         self.validate_channels()?;
         self.validate_durations()?;

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use woodpecker_base::net::is_host_and_port;
 
 use crate::wal::txn::LONGEST_KEEPALIVE_MS;
 
@@ -150,8 +151,7 @@ impl Settings {
         if root.is_empty() || root.starts_with('/') || root.ends_with('/') {
             return refuse("metadata_root", "must neither be empty nor begin or end with a slash");
         }
-        let dialled = |address: &String| address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        if !self.advertised_address.as_ref().is_none_or(dialled) {
+        if !self.advertised_address.as_deref().is_none_or(is_host_and_port) {
             return refuse("advertised_address", "must be host:port");
         }
         if self.version.is_empty() {
@@ -229,7 +229,7 @@ mod tests {
         let bad = [
             ("cluster", Settings { cluster: String::new(), ..default() }),
             ("metadata_root", Settings { metadata_root: "/a".into(), ..default() }),
-            ("advertised_address", Settings { advertised_address: Some("nowhere".into()), ..default() }),
+            ("advertised_address", Settings { advertised_address: Some("nowhere:0".into()), ..default() }),
             ("session_ttl", Settings { session_ttl: Duration::ZERO, ..default() }),
             ("max_message_bytes", Settings { max_message_bytes: 0, ..default() }),
             ("max_message_bytes", Settings { max_message_bytes: MAX_GRPC_BYTES, ..default() }),

@@ -209,7 +209,6 @@ fn impossible_values_of_the_coordinator_name_the_key_that_was_set() {
             &["common.preCreatedTopic.enabled=true", "common.preCreatedTopic.names=[\"a/b\"]"],
             "common.preCreatedTopic.names",
         ),
-        (&["rootCoord.advertise=node:0"], "rootCoord.advertise"),
     ] {
         let assignments = set.iter().map(|&text| text.to_owned()).collect();
         let config = load(&Sources { assignments, ..Sources::default() }).unwrap();

@@ -24,6 +24,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, stream::BoxStream};
+use http::uri::Authority;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::OwnedSemaphorePermit,
@@ -36,8 +37,16 @@ pub use self::{
     gate::Gate,
     guard::{Guard, Guarded},
     refusals::Refusals,
-    tls::{ClientAuth, ClientTls, Pem, ServerTls, TlsError},
+    tls::{ClientAuth, ClientTls, Demands, OldestTls, Pem, ServerTls, TlsError},
 };
+
+/// Whether it is an address that can be dialled: `host:port` and nothing else, with an IPv6 host in brackets.
+#[must_use]
+pub fn is_host_and_port(text: &str) -> bool {
+    let Ok(authority) = text.parse::<Authority>() else { return false };
+    let host = authority.host().trim_matches(['[', ']']);
+    !host.is_empty() && !text.contains('@') && authority.port_u16().is_some_and(|port| port > 0)
+}
 
 /// Any byte stream a connection can run on.
 pub trait Bytestream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}

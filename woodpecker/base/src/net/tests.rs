@@ -1,10 +1,15 @@
 //! Gates and connectors on real sockets, with the health service behind them.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use rcgen::{CertificateParams, date_time_ymd};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 use test_peers::Authority;
+use tokio_rustls::TlsConnector;
 use tonic::{
     Code, Status,
     transport::{Endpoint, Server},
@@ -12,8 +17,8 @@ use tonic::{
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use super::{
-    ClientAuth, ClientTls, Connection, Connector, Dialed, Gate, Listener, Need, Pem, Refusals, Role, ServerTls,
-    TlsError, Token, Tokens, tcp_connector,
+    ClientAuth, ClientTls, Connection, Connector, Demands, Dialed, Gate, Listener, Need, OldestTls, Pem, Refusals,
+    Role, ServerTls, TlsError, Token, Tokens, is_host_and_port, tcp_connector,
 };
 use crate::{clock::Clock, tasks::Tasks};
 
@@ -42,6 +47,17 @@ fn trusting(authority: &Authority) -> Pem {
     Pem { identity: None, authorities: Some(authority.pem().into()) }
 }
 
+#[test]
+fn an_address_is_a_host_and_a_port_that_can_be_dialled_and_nothing_else() {
+    for good in ["127.0.0.1:53100", "coord-0.coords:1", "my_coord:65535", "[::1]:53100"] {
+        assert!(is_host_and_port(good), "{good}");
+    }
+    let wrong = "coord coord: : :53100 []:53100 coord:0 coord:70000 ::1:53100 http://coord:53100 coord:53100/ co/ord:1 me@coord:1";
+    for wrong in wrong.split(' ').chain(["", "co ord:53100", "c\u{f6}:1"]) {
+        assert!(!is_host_and_port(wrong), "{wrong}");
+    }
+}
+
 fn needs(path: &str) -> Need {
     if path.ends_with("/Check") { Need::Role(Role::Write) } else { Need::Nothing }
 }
@@ -51,8 +67,8 @@ fn gate() -> Gate {
     Gate { tls: None, tokens: None, needs, connections: 8, calls: 8, refusals: Refusals::new(clock.clone()), clock }
 }
 
-fn encrypted(pem: &Pem, clients: ClientAuth) -> Gate {
-    Gate { tls: Some(ServerTls::grpc(pem, clients).unwrap()), ..gate() }
+fn encrypted(pem: &Pem, demands: impl Into<Demands>) -> Gate {
+    Gate { tls: Some(ServerTls::grpc(pem, demands).unwrap()), ..gate() }
 }
 
 /// A server behind a gate; its address.
@@ -97,6 +113,25 @@ async fn only_who_trusts_the_server_and_speaks_tls_gets_through() {
     check(&with_tls(&trusting(&ours)), &address).await.unwrap();
     let plain = serve(&gate(), &tasks).await;
     check(&with_tls(&trusting(&ours)), &plain).await.unwrap_err();
+    tasks.drain(&Clock::system(), SOON).await;
+}
+
+#[tokio::test]
+async fn a_client_with_tls_1_2_only_is_refused_where_1_3_is_demanded() {
+    let (ours, tasks) = (authority(), Tasks::new());
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ours.pem().as_bytes()).unwrap()).unwrap();
+    let provider = rustls::crypto::aws_lc_rs::default_provider().into();
+    let old = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS12]);
+    let old = TlsConnector::from(Arc::new(old.unwrap().with_root_certificates(roots).with_no_client_auth()));
+    for (oldest, lets_in) in [(OldestTls::Tls12, true), (OldestTls::Tls13, false)] {
+        let demands = Demands { clients: ClientAuth::None, oldest };
+        let address = serve(&encrypted(&signed(&ours), demands), &tasks).await;
+        let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let met = old.connect("127.0.0.1".try_into().unwrap(), stream).await;
+        assert_eq!(met.is_ok(), lets_in, "{oldest:?}: {met:?}");
+        check(&with_tls(&trusting(&ours)), &address).await.unwrap();
+    }
     tasks.drain(&Clock::system(), SOON).await;
 }
 

@@ -5,7 +5,7 @@ use std::{fmt, io, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
@@ -39,6 +39,38 @@ pub enum ClientAuth {
     Optional,
     /// It lets in nobody without.
     Required,
+}
+
+/// The oldest version of TLS that a server speaks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OldestTls {
+    #[default]
+    Tls12,
+    Tls13,
+}
+
+static NEWEST: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+
+impl OldestTls {
+    fn versions(self) -> &'static [&'static SupportedProtocolVersion] {
+        match self {
+            Self::Tls12 => rustls::DEFAULT_VERSIONS,
+            Self::Tls13 => NEWEST,
+        }
+    }
+}
+
+/// What a server demands of its clients.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Demands {
+    pub clients: ClientAuth,
+    pub oldest: OldestTls,
+}
+
+impl From<ClientAuth> for Demands {
+    fn from(clients: ClientAuth) -> Self {
+        Self { clients, oldest: OldestTls::default() }
+    }
 }
 
 /// Why certificates cannot be used.
@@ -98,20 +130,20 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn grpc(pem: &Pem, clients: ClientAuth) -> Result<Self, TlsError> {
-        Self::new(pem, clients, b"h2")
+    pub fn grpc(pem: &Pem, demands: impl Into<Demands>) -> Result<Self, TlsError> {
+        Self::new(pem, demands.into(), b"h2")
     }
 
     /// For an HTTP/1.1 server.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn http(pem: &Pem, clients: ClientAuth) -> Result<Self, TlsError> {
-        Self::new(pem, clients, b"http/1.1")
+    pub fn http(pem: &Pem, demands: impl Into<Demands>) -> Result<Self, TlsError> {
+        Self::new(pem, demands.into(), b"http/1.1")
     }
 
-    fn new(pem: &Pem, clients: ClientAuth, protocol: &'static [u8]) -> Result<Self, TlsError> {
-        let config = server_config(pem, clients, protocol)?;
+    fn new(pem: &Pem, demands: Demands, protocol: &'static [u8]) -> Result<Self, TlsError> {
+        let config = server_config(pem, demands, protocol)?;
         Ok(Self { config: Arc::new(ArcSwap::from_pointee(config)), protocol })
     }
 
@@ -119,8 +151,8 @@ impl ServerTls {
     ///
     /// # Errors
     /// [`TlsError`]; the old stays.
-    pub fn replace(&self, pem: &Pem, clients: ClientAuth) -> Result<(), TlsError> {
-        self.config.store(Arc::new(server_config(pem, clients, self.protocol)?));
+    pub fn replace(&self, pem: &Pem, demands: impl Into<Demands>) -> Result<(), TlsError> {
+        self.config.store(Arc::new(server_config(pem, demands.into(), self.protocol)?));
         Ok(())
     }
 
@@ -197,10 +229,11 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn server_config(pem: &Pem, clients: ClientAuth, protocol: &[u8]) -> Result<ServerConfig, TlsError> {
+fn server_config(pem: &Pem, demands: Demands, protocol: &[u8]) -> Result<ServerConfig, TlsError> {
+    let Demands { clients, oldest } = demands;
     let (certificates, key) = identity(pem)?.ok_or(TlsError::NoIdentity)?;
     let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(oldest.versions())
         .map_err(|error| TlsError::Protocol(error.to_string()))?;
     let builder = match clients {
         ClientAuth::None => builder.with_no_client_auth(),
