@@ -10,12 +10,14 @@ use crate::config::{Config, Sources, load};
 mod balance;
 mod consumers;
 mod log;
+mod place;
 mod topology;
 
 pub(crate) use self::{
     balance::{BalanceArgs, BalanceVerb, NodesArgs},
     consumers::{ConsumersArgs, ConsumersVerb},
     log::{DoctorArgs, LogArgs, LogVerb, VolumeArgs, VolumeVerb, WantedArgs},
+    place::Place,
     topology::{TopologyArgs, TopologyVerb},
 };
 
@@ -118,12 +120,8 @@ impl ConfigurationArgs {
 /// How a client finds the cluster.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConnectArgs {
-    /// Address of the coordinator.
-    #[arg(long, help_heading = CLUSTER, env = "STREAMING_COORDINATOR", value_name = "HOST:PORT", default_value = "127.0.0.1:53100", value_parser = host_and_port)]
-    pub(crate) coordinator: String,
-    /// Finds the coordinator through etcd instead, also after it moved.
-    #[arg(long, help_heading = CLUSTER, env = "STREAMING_ETCD", value_name = "ENDPOINTS", value_delimiter = ',')]
-    pub(crate) etcd: Vec<String>,
+    #[command(flatten)]
+    pub(crate) place: Place,
     /// Root of the metadata keys in etcd.
     #[arg(long, help_heading = CLUSTER, env = "STREAMING_META_ROOT", value_name = "PATH", default_value = "by-dev/meta")]
     pub(crate) meta_root: String,
@@ -179,15 +177,6 @@ pub(crate) struct EtcdCredentialArgs {
     pub(crate) etcd_key: Option<PathBuf>,
 }
 
-/// What is no address is told before anybody waits for it.
-fn host_and_port(text: &str) -> Result<String, &'static str> {
-    let dialable = |(host, port): &(&str, &str)| {
-        !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0)
-    };
-    let (host, port) = text.rsplit_once(':').filter(dialable).ok_or("expected HOST:PORT, without http://")?;
-    Ok(format!("{host}:{port}"))
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct HealthArgs {
     /// Address of an admin port, with http:// or https://; may be given many times.
@@ -237,6 +226,9 @@ pub(crate) struct ProduceArgs {
     /// A line longer than this becomes several messages.
     #[arg(long, value_name = "SIZE", default_value = "1MiB")]
     pub(crate) max_record: ByteSize,
+    /// Reads back what was appended, and fails if it does not come as it was sent.
+    #[arg(long)]
+    pub(crate) read_back: bool,
     /// Prints the outcome as JSON.
     #[arg(long)]
     pub(crate) json: bool,
@@ -254,7 +246,7 @@ pub(crate) struct ConsumeArgs {
     /// Stops after this many messages.
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
-    /// Stops when nothing came for this long.
+    /// Stops when nothing came for this long and all that the owner of the channel had by then was read; fails if it says nothing for --timeout.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) until_idle: Option<Duration>,
     /// Writes to a file instead of standard output.
@@ -346,11 +338,9 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_before_anybody_waits_for_it() {
-        for good in ["127.0.0.1:53100", "coord-0.coords:1", "[::1]:53100"] {
-            assert_eq!(host_and_port(good).unwrap(), good);
-        }
-        for wrong in ["", "coord", ":53100", "coord:0", "coord:70000", "http://coord:53100", "coord:53100/"] {
-            assert!(host_and_port(wrong).is_err(), "{wrong}");
-        }
+        let with = |address| Cli::try_parse_from(["streaming", "channels", "--coordinator", address]);
+        assert!(with("coord:53100").is_ok());
+        let error = with("http://coord:53100").unwrap_err().to_string();
+        assert!(error.contains("expected HOST:PORT"), "{error}");
     }
 }

@@ -11,6 +11,7 @@ mod health;
 mod list;
 mod log;
 mod produce;
+mod read_back;
 mod records;
 mod topology;
 mod volume;

@@ -47,15 +47,15 @@ pub(crate) async fn connect(arguments: &ConnectArgs) -> anyhow::Result<Cluster> 
 async fn begin(arguments: &ConnectArgs) -> anyhow::Result<Cluster> {
     let clock = Clock::system();
     let random = Random::system();
-    let discovery = if arguments.etcd.is_empty() {
-        Discovery::Address(arguments.coordinator.clone())
+    let discovery = if arguments.place.etcd.is_empty() {
+        Discovery::Address(arguments.place.coordinator.clone())
     } else {
-        let mut settings = EtcdSettings::new(arguments.etcd.clone());
+        let mut settings = EtcdSettings::new(arguments.place.etcd.clone());
         settings.tls = credentials::etcd_tls(&arguments.etcd_credentials);
         settings.user = credentials::etcd_user(&arguments.etcd_credentials)?;
         let store = Box::pin(etcd(&settings, &clock, &random, arguments.timeout))
             .await
-            .with_context(|| format!("cannot reach etcd at {}", arguments.etcd.join(",")))?;
+            .with_context(|| format!("cannot reach etcd at {}", arguments.place.etcd.join(",")))?;
         Discovery::Metadata { store: Arc::new(store), meta_root: arguments.meta_root.clone() }
     };
     let settings = Settings { cluster: arguments.cluster.clone(), ..Settings::new(discovery) };
@@ -69,10 +69,10 @@ async fn begin(arguments: &ConnectArgs) -> anyhow::Result<Cluster> {
 }
 
 async fn wait_ready(cluster: &Cluster, arguments: &ConnectArgs) -> anyhow::Result<()> {
-    let whom = if arguments.etcd.is_empty() {
-        format!("the coordinator at {}", arguments.coordinator)
+    let whom = if arguments.place.etcd.is_empty() {
+        format!("the coordinator at {}", arguments.place.coordinator)
     } else {
-        format!("a coordinator known to etcd at {}", arguments.etcd.join(","))
+        format!("a coordinator known to etcd at {}", arguments.place.etcd.join(","))
     };
     let (client, limit) = (&cluster.client, arguments.timeout);
     let mut waited = client.wait_ready(limit.min(SILENCE)).await;

@@ -11,7 +11,11 @@ use streaming_proto::messages::{InsertMessageHeader, PartitionSegmentAssignment}
 use streaming_types::{Message, MessageBuilder, channel::vchannel_name};
 use tokio::io::{AsyncBufRead, BufReader};
 
-use super::{connect, pick_channel, print_json, records::Records};
+use super::{
+    connect, pick_channel, print_json,
+    read_back::{Outstanding, digest},
+    records::Records,
+};
 use crate::{cli::ProduceArgs, print::say};
 
 /// The collection whose messages carry lines: messages need one, lines do not.
@@ -20,7 +24,7 @@ const LINES_COLLECTION: i64 = 1;
 const MAX_UNACKED: usize = 4096;
 
 /// What was appended.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct Report {
     channel: String,
     messages: u64,
@@ -28,12 +32,16 @@ struct Report {
     first: Option<String>,
     last: Option<String>,
     seconds: f64,
+    /// How long it took to read it back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_back_seconds: Option<f64>,
 }
 
-/// Appends everything and waits for every ack.
+/// Appends everything and waits for every ack, and, if asked, for all of it to come back.
 ///
 /// # Errors
-/// The input cannot be read, or an append failed for good; the report of what was acked goes to standard error.
+/// The input cannot be read, an append failed for good, or what was acked does not come back as it was sent; the report of
+/// what was acked goes to standard error.
 pub(crate) async fn produce(arguments: ProduceArgs) -> anyhow::Result<()> {
     let cluster = connect(&arguments.connect).await?;
     let channel = pick_channel(&cluster, arguments.channel.as_deref(), &arguments.connect).await?;
@@ -52,12 +60,18 @@ pub(crate) async fn produce(arguments: ProduceArgs) -> anyhow::Result<()> {
         producer: cluster.client.producer(&channel),
         vchannel: vchannel_name(&channel, LINES_COLLECTION, 0),
         unacked: VecDeque::new(),
+        outstanding: arguments.read_back.then(Outstanding::default),
         progress: progress_bar(size),
-        report: Report { channel, messages: 0, bytes: 0, first: None, last: None, seconds: 0.0 },
+        report: Report { channel: channel.clone(), ..Report::default() },
     };
-    let outcome = lines.append_all(Records::new(input, limit)).await;
+    let mut outcome = lines.append_all(Records::new(input, limit)).await;
     lines.progress.finish_and_clear();
-    let report = Report { seconds: started.elapsed().as_secs_f64(), ..lines.report };
+    let mut report = Report { seconds: started.elapsed().as_secs_f64(), ..lines.report };
+    if let (Ok(()), Some(mut outstanding)) = (&outcome, lines.outstanding) {
+        let appended = cluster.clock.now();
+        outcome = outstanding.read(&cluster, &channel, arguments.connect.timeout).await;
+        report.read_back_seconds = Some(appended.elapsed().as_secs_f64());
+    }
     cluster.client.close().await;
     if outcome.is_err() {
         eprintln!("acknowledged before the failure: {} messages, {} bytes", report.messages, report.bytes);
@@ -69,8 +83,10 @@ pub(crate) async fn produce(arguments: ProduceArgs) -> anyhow::Result<()> {
 struct Lines {
     producer: Producer,
     vchannel: String,
-    /// Appends in order, with the bytes each carries.
-    unacked: VecDeque<(Append, u64)>,
+    /// Appends in order, with the bytes each carries and, if they have to come back, a digest of them.
+    unacked: VecDeque<(Append, u64, u64)>,
+    /// If what is acked has to come back.
+    outstanding: Option<Outstanding>,
     progress: ProgressBar,
     report: Report,
 }
@@ -79,8 +95,9 @@ impl Lines {
     async fn append_all(&mut self, mut records: Records<Box<dyn AsyncBufRead + Unpin>>) -> anyhow::Result<()> {
         while let Some(record) = records.next().await.context("cannot read the input")? {
             let bytes = record.len() as u64;
+            let digest = self.outstanding.as_ref().map_or(0, |_| digest(&record));
             let append = self.producer.append(line_message(&self.vchannel, record.into())?).await?;
-            self.unacked.push_back((append, bytes));
+            self.unacked.push_back((append, bytes, digest));
             if self.unacked.len() >= MAX_UNACKED {
                 self.await_oldest().await?;
             }
@@ -92,8 +109,12 @@ impl Lines {
     }
 
     async fn await_oldest(&mut self) -> anyhow::Result<()> {
-        let Some((append, bytes)) = self.unacked.pop_front() else { return Ok(()) };
-        let AppendResult { id, .. } = append.await?;
+        let Some((append, bytes, digest)) = self.unacked.pop_front() else { return Ok(()) };
+        let acked = append.await?;
+        if let Some(outstanding) = &mut self.outstanding {
+            outstanding.add(&acked, digest);
+        }
+        let AppendResult { id, .. } = acked;
         self.report.messages += 1;
         self.report.bytes += bytes;
         self.report.first.get_or_insert_with(|| id.to_string());
@@ -135,11 +156,12 @@ fn progress_bar(size: u64) -> ProgressBar {
 }
 
 fn print_report(report: &Report) -> anyhow::Result<()> {
-    let Report { channel, messages, bytes, first, last, seconds } = report;
+    let Report { channel, messages, bytes, first, last, seconds, read_back_seconds } = report;
     let range = match (first, last) {
         (Some(first), Some(last)) => format!(", ids {first} to {last}"),
         _ => String::new(),
     };
-    say!("{messages} messages, {} in {seconds:.2} s to {channel}{range}", bytesize::ByteSize(*bytes));
+    let read_back = read_back_seconds.map(|seconds| format!(", read back in {seconds:.2} s")).unwrap_or_default();
+    say!("{messages} messages, {} in {seconds:.2} s to {channel}{range}{read_back}", bytesize::ByteSize(*bytes));
     Ok(())
 }
