@@ -54,6 +54,8 @@
   "serverName" (include "streaming.serverName" .root)
   "clientAuth" $values.tls.clientAuth
   "admin" (dict "enabled" $values.tls.admin.enabled)) -}}
+{{- /* The default is not said: an image of before does not know the key. */}}
+{{- if eq (default "" $values.tls.minVersion) "TLS1.3" -}}{{- $_ := set $owned.tls "minVersion" "TLS1.3" -}}{{- end -}}
 {{- end -}}
 {{- if $values.auth.enabled -}}
 {{- $_ := set $owned "auth" (dict

@@ -72,14 +72,17 @@ annotations:
 {{- end }}
 {{- end -}}
 
+{{/* (dict "root" $ "role" "node") -> the role's image. A tag or digest of its own takes the place of both. */}}
 {{- define "streaming.image" -}}
-{{- $image := .Values.image -}}
-{{- $name := $image.repository -}}
-{{- with $image.registry }}{{ $name = printf "%s/%s" . $name }}{{ end -}}
-{{- if $image.digest -}}
-{{- printf "%s@%s" $name $image.digest -}}
+{{- $common := .root.Values.image -}}
+{{- $own := default dict (index .root.Values .role).image -}}
+{{- $version := ternary $own $common (not (empty (or $own.tag $own.digest))) -}}
+{{- $name := default $common.repository $own.repository -}}
+{{- with default $common.registry $own.registry }}{{ $name = printf "%s/%s" . $name }}{{ end -}}
+{{- if $version.digest -}}
+{{- printf "%s@%s" $name $version.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $name (default .Chart.AppVersion $image.tag) -}}
+{{- printf "%s:%s" $name (default .root.Chart.AppVersion $version.tag) -}}
 {{- end -}}
 {{- end -}}
 

@@ -25,7 +25,7 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   securityContext:
-    {{- toYaml $values.podSecurityContext | nindent 4 }}
+    {{- include "streaming.securityContext" (dict "root" .root "role" .role "of" "podSecurityContext") | nindent 4 }}
   {{- with $role.initContainers }}
   initContainers:
     {{- toYaml . | nindent 4 }}
@@ -60,8 +60,8 @@ spec:
 {{- define "streaming.container" -}}
 {{- $values := .root.Values -}}
 {{- $role := default (index $values .role) .values -}}
-image: {{ include "streaming.image" .root | quote }}
-imagePullPolicy: {{ $values.image.pullPolicy }}
+image: {{ include "streaming.image" . | quote }}
+imagePullPolicy: {{ default $values.image.pullPolicy (dig "image" "pullPolicy" "" $role) }}
 args:
   - {{ .role }}
   {{- with $role.extraArgs }}
@@ -104,9 +104,12 @@ lifecycle:
 resources:
   {{- toYaml $role.resources | nindent 2 }}
 securityContext:
-  {{- toYaml $values.containerSecurityContext | nindent 2 }}
+  {{- include "streaming.securityContext" (dict "root" .root "role" .role "of" "containerSecurityContext") | nindent 2 }}
 volumeMounts:
   - {name: config, mountPath: /etc/streaming/config, readOnly: true}
+  {{- if $values.existingConfigMap }}
+  - {name: own-config, mountPath: /etc/streaming/own-config, readOnly: true}
+  {{- end }}
   - {name: tmp, mountPath: /tmp}
   {{- with include "streaming.secretMounts" .root }}
   {{- . | nindent 2 }}
@@ -129,7 +132,7 @@ volumeMounts:
 {{- $values := .root.Values -}}
 {{- $role := default (index $values .role) .values -}}
 - name: STREAMING_CONFIG
-  value: /etc/streaming/config/streaming.yaml
+  value: /etc/streaming/config/streaming.yaml{{ if $values.existingConfigMap }},/etc/streaming/own-config/{{ $values.existingConfigMapKey }}{{ end }}
 {{- with .group }}
 - name: MILVUS_SERVER_LABEL_RESOURCE_GROUP
   value: {{ . | quote }}
@@ -236,6 +239,10 @@ volumeMounts:
 {{- $values := .root.Values -}}
 - name: config
   configMap: {name: {{ include "streaming.name" . }}}
+{{- with $values.existingConfigMap }}
+- name: own-config
+  configMap: {name: {{ . }}}
+{{- end }}
 - name: tmp
   emptyDir: {}
 {{- include "streaming.secretVolumes" . }}

@@ -1,3 +1,12 @@
+{{/* (dict "root" $ "role" "node" "of" "podSecurityContext") -> the common one with what the role sets; null takes a key away. */}}
+{{- define "streaming.securityContext" -}}
+{{- $context := deepCopy (index .root.Values .of) -}}
+{{- range $key, $value := index .root.Values .role .of -}}
+{{- if kindIs "invalid" $value }}{{ $_ := unset $context $key }}{{ else }}{{ $_ := set $context $key $value }}{{ end -}}
+{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
 {{/* The name in the certificate of all roles. */}}
 {{- define "streaming.serverName" -}}
 {{- default (printf "%s.%s.svc" (include "streaming.fullname" .) .Release.Namespace) .Values.tls.serverName -}}

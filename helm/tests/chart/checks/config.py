@@ -89,6 +89,30 @@ def binary_takes_it():
             assert done.returncode == 0, f"{name} {role}: {done.stderr}"
 
 
+@check("P56", "a configuration file of one's own, in a ConfigMap that is named, is read by every role after the chart's, and wins")
+def own_file():
+    values = {"existingConfigMap": "mine", "existingConfigMapKey": "all.yaml", "config": {"streaming": {"maxMessageSize": "8MiB", "timeTickInterval": "100ms"}}}
+    objects = render.template(render.merged(render.QUORUM, {"replicate": {"enabled": True}}, values))
+    own = {"mine": {"all.yaml": "streaming: {maxMessageSize: 4MiB}\n"}}
+    files = own | {item["metadata"]["name"]: item["data"] for item in render.of_kind(objects, "ConfigMap")}
+    for role, kind in ROLES:
+        spec = render.named(objects, kind, f"s-streaming-{role}")["spec"]["template"]["spec"]
+        volumes = {volume["name"]: volume["configMap"]["name"] for volume in spec["volumes"] if "configMap" in volume}
+        container = spec["containers"][0]
+        with tempfile.TemporaryDirectory() as scratch:
+            for mount in container["volumeMounts"]:
+                place = pathlib.Path(scratch + mount["mountPath"])
+                place.mkdir(parents=True)
+                for name, text in files.get(volumes.get(mount["name"]), {}).items():
+                    (place / name).write_text(text)
+            entries = {name: entry.get("value", "text") for name, entry in render.environment(container).items() if name.startswith("STREAMING_CONF")}
+            entries["STREAMING_CONFIG"] = ",".join(scratch + file for file in entries["STREAMING_CONFIG"].split(","))
+            done = subprocess.run([tools.streaming(), role, "--dump-config"], env=entries, capture_output=True, text=True)
+        assert done.returncode == 0, f"{role}: {done.stderr}"
+        told = yaml.safe_load(done.stdout)
+        equal((told["streaming"]["maxMessageSize"], told["streaming"]["timeTickInterval"], told["admin"]["ip"]), ("4.0 MiB", "100ms", "0.0.0.0"), role)
+
+
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
 # What a role may keep in memory at most.
 HELD = {

@@ -214,6 +214,14 @@ SITUATIONS = [
     ({f'milvus_streamingcoord_pchannel_unserved{{{C},channel_name="a"}}': "1x60"}, 8, {"StreamingChannelNotServed"}),
     # A former leader does not know.
     ({f'milvus_streamingcoord_pchannel_unserved{{{C},channel_name="a"}}': "0x60", f'milvus_streamingcoord_pchannel_unserved{{{STANDBY},channel_name="a"}}': "0x60"}, 8, set()),
+    ({f'milvus_streamingcoord_pchannel_failing_since{{{C},channel_name="a"}}': "60x60"}, 5, {"StreamingChannelFails"}),
+    # For a minute only; and not any more.
+    ({f'milvus_streamingcoord_pchannel_failing_since{{{C},channel_name="a"}}': "0x9 540x50"}, 10, set()),
+    ({f'milvus_streamingcoord_pchannel_failing_since{{{C},channel_name="a"}}': "60x5 0x50"}, 10, set()),
+    # A full disk fails all channels at once, and is one alert.
+    ({f'milvus_wal_failure_total{{{S},channel_name="{name}",code="WAL_DISK_FULL"}}': "_x9 1x50" for name in "ab"}, 12, {"StreamingDiskFull"}),
+    ({f'milvus_wal_failure_total{{{S},channel_name="a",code="WAL_DISK_FULL"}}': "3x60"}, 40, set()),
+    ({f'milvus_wal_failure_total{{{S},channel_name="a",code="STORE_UNAVAILABLE"}}': "_x9 1x50"}, 12, set()),
     ({f'milvus_wal_append_oldest_waiting_seconds{{{S},channel_name="a"}}': "6x60"}, 5, {"StreamingAppendsWait"}),
     ({f'milvus_wal_append_oldest_waiting_seconds{{{S},channel_name="a"}}': "4x60"}, 5, set()),
     ({f'streaming_limit_refused_total{{{S},limit="connections"}}': "0+1x60"}, 12, {"StreamingLimitReached"}),

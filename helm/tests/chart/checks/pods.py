@@ -182,3 +182,30 @@ def extensions():
         for item in render.template(render.merged(chosen, {"logstore": {"enabled": True}, "replicate": {"enabled": True}}), kubernetes="1.35"):
             errors = list(validator("1.35", item["kind"], item["apiVersion"]).iter_errors(item))
             assert not errors, f"attempt {attempt}, {chosen}: {item['kind']}: {errors[0].json_path}: {errors[0].message}"
+
+
+@check("R55", "a role's image and security contexts win over the common ones, key by key, and null takes a key away; the others keep theirs; Helm 3.17, 3.18 and 4")
+def of_one_role():
+    digest = "sha256:" + 64 * "0"
+    common = {"registry": "r.example.com", "repository": "db/streaming", "digest": digest}
+    own = {
+        "image": {"repository": "db/node", "tag": "1.2.3", "pullPolicy": "Always"},
+        "podSecurityContext": {"fsGroup": None, "supplementalGroups": [7]},
+        "containerSecurityContext": {"readOnlyRootFilesystem": False},
+    }
+    for role, kind in [("coord", "Deployment"), ("node", "Deployment"), ("logstore", "StatefulSet"), ("replicate", "Deployment")]:
+        for helm in render.helms():
+            values = render.merged(render.QUORUM, {"replicate": {"enabled": True}, "image": common}, {role: own})
+            found = {metadata["labels"]["app.kubernetes.io/component"]: spec for _, metadata, spec in render.pods(render.template(values, helm=helm))}
+            equal(found.keys(), {"coord", "node", "logstore", "replicate", "etcd", "s3", "test"})
+            # Where a coordinator runs, the pod of `helm test` can.
+            with_own = {role, "test"} if role == "coord" else {role}
+            for name, spec in found.items():
+                container = spec["containers"][0]
+                pod, inner = spec["securityContext"], container["securityContext"]
+                got = (pod.get("fsGroup", "taken away"), pod.get("supplementalGroups"), pod["runAsUser"], inner["readOnlyRootFilesystem"], inner["capabilities"])
+                wanted = ("taken away", [7], 65532, False, {"drop": ["ALL"]}) if name in with_own else (65532, None, 65532, True, {"drop": ["ALL"]})
+                equal(got, wanted, f"helm {helm}: {role} has its own: {name}")
+                if name not in ("etcd", "s3"):
+                    wanted = ("r.example.com/db/node:1.2.3", "Always") if name in with_own else (f"r.example.com/db/streaming@{digest}", "IfNotPresent")
+                    equal((container["image"], container["imagePullPolicy"]), wanted, f"helm {helm}: {role} has its own: {name}")

@@ -4,6 +4,7 @@ kubelet would use, on a real etcd and the bundled S3 server."""
 import base64
 import contextlib
 import http.client
+import json
 import pathlib
 import re
 import shutil
@@ -202,15 +203,19 @@ def rendered_cluster():
         yield cluster, objects, running, etcd, ports[7:9]
 
 
-def run_test_pod(cluster, objects):
-    """What the pod of `helm test` prints last."""
+def try_test_pod(cluster, objects, *more):
+    """How the pod of `helm test` ended, with more arguments than it has."""
     (cluster.scratch / "lines").write_text(render.named(objects, "ConfigMap", "s-streaming-test")["data"]["lines"])
     pod = render.named(objects, "Pod", "s-streaming-test")["spec"]
     cluster.mount(objects, pod)
-    for container in (*pod["initContainers"], *pod["containers"]):
-        command, environment = cluster.container(container)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=pod["activeDeadlineSeconds"])
-        assert done.returncode == 0, f"{container['name']}: {done.stderr}{cluster.log('node')}"
+    command, environment = cluster.container(pod["containers"][0])
+    return subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=pod["activeDeadlineSeconds"])
+
+
+def run_test_pod(cluster, objects):
+    """What the pod of `helm test` prints."""
+    done = try_test_pod(cluster, objects)
+    assert done.returncode == 0, f"{done.stderr}{cluster.log('node')}"
     return done.stdout
 
 
@@ -224,11 +229,18 @@ def inside(cluster, objects, role, *words):
     return done.stdout
 
 
-@check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod's round trip works, and so do verbs in the roles' pods; SIGTERM ends with 0 in time")
+@check("P14", "rendered arguments, variables and files start the real roles; probes answer; the test pod finds what it appended itself, and fails if that does not come back; verbs in the roles' pods work; SIGTERM ends with 0 in time")
 def round_trip():
     with rendered_cluster() as (cluster, objects, running, *_):
-        out = run_test_pod(cluster, objects)
-        equal([word for word in ("one", "two", "three") if word not in out], [], "lines not read back")
+        told = [json.loads(run_test_pod(cluster, objects)) for _ in range(2)]
+        assert told[0]["last"] != told[1]["last"], told
+        for run in told:
+            read = ["consume", run["channel"], "--from", run["first"], "--count", "3"]
+            equal(inside(cluster, objects, "node", *read), "one\ntwo\nthree\n", f"what is there of {run}")
+        for ask, code in (("pause", 1), ("resume", 0)):
+            urllib.request.urlopen(f"{running['node'][1]}/node/consumers/{ask}", data=b"", timeout=5).close()
+            done = try_test_pod(cluster, objects, "--timeout", "5s")
+            equal((done.returncode, "did not come back" in done.stderr), (code, bool(code)), f"after {ask}: {done.stdout}{done.stderr}")
         with urllib.request.urlopen(running["node"][1] + "/metrics", timeout=5) as answer:
             text = answer.read().decode()
         assert re.search(r'^milvus_wal_append_message_total\{[^}]*status="ok"\} [1-9]', text, re.M), text[:2000]
@@ -268,7 +280,7 @@ def before_the_stores():
             run_test_pod(cluster, objects)
 
 
-@check("P16", "without etcd and object storage the processes stay alive, and without etcd what is assigned stays served")
+@check("P16", "without etcd and object storage the processes stay alive; without etcd what is assigned stays served, and in a pod a verb that is given the coordinator's address says by whom")
 def without_the_stores():
     with rendered_cluster() as (cluster, objects, running, etcd, _):
         run_test_pod(cluster, objects)
@@ -283,6 +295,8 @@ def without_the_stores():
                     equal(status(address + "/livez"), 200, f"{role} /livez")
             if store is etcd:
                 equal(status(running["node"][1] + "/readyz"), 200, "node /readyz")
+                grpc = next(port["containerPort"] for port in render.main_container(objects, "Deployment", "s-streaming-coord")["ports"] if port["name"] == "grpc")
+                assert "dml_1" in inside(cluster, objects, "coord", "channels", "--coordinator", f"127.0.0.1:{grpc}")
 
 
 @check("P17", "a coordinator that stands by is healthy, and leads within the session's time to live + 5 s when the leader is killed")
@@ -308,7 +322,7 @@ def handed_over():
         other, _ = cluster.role(objects, "node", "node-2", extra)
         running["node-2"] = (other, f"http://127.0.0.1:{admin}")
         until_ready(cluster, objects, running)
-        container = render.named(objects, "Pod", "s-streaming-test")["spec"]["initContainers"][0]
+        container = render.named(objects, "Pod", "s-streaming-test")["spec"]["containers"][0]
         command, environment = cluster.container(container)
         command[command.index("--file") : command.index("--file") + 2] = []
         lines = [f"{number}\n" for number in range(300)]

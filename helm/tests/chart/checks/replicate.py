@@ -60,8 +60,9 @@ def ships():
         until_ready(cluster, objects, running)
         file = cluster.scratch / "topology.yaml"
         file.write_text(topology([("by-dev", ports[3]), ("east", east)]))
+        # In a pod there is no file: what is typed into it is.
         applied = [
-            subprocess.Popen([tools.streaming(), "topology", "apply", file, "--cluster", name, "--coordinator", f"127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen([tools.streaming(), "topology", "apply", "/dev/stdin", "--cluster", name, "--coordinator", f"127.0.0.1:{port}"], stdin=file.open(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             for name, port in (("east", east), ("by-dev", ports[3]))
         ]  # fmt: skip
         for each in applied:

@@ -28,7 +28,7 @@ def secret_volumes(spec):
 @check("R43", "TLS and tokens reach file, mounts, the test pod and the ServiceMonitor; Secrets of one's own by their own keys; what Helm makes fits together")
 def rendered():
     own = {
-        "tls": {"enabled": True, "existingSecret": "mine", "caKey": "a", "certKey": "c", "keyKey": "k", "serverName": "wal.example.com", "admin": {"enabled": False}},
+        "tls": {"enabled": True, "minVersion": "TLS1.3", "existingSecret": "mine", "caKey": "a", "certKey": "c", "keyKey": "k", "serverName": "wal.example.com", "admin": {"enabled": False}},
         "auth": {"enabled": True, "existingSecret": "theirs", "tokensKey": "all", "tokenKey": "one"},
         "metrics": {"serviceMonitor": {"enabled": True}},
     }
@@ -36,7 +36,7 @@ def rendered():
     equal([item["metadata"]["name"] for item in render.of_kind(objects, "Secret")], ["s-streaming-s3"])
     for role, kind in ROLES:
         file = render.configuration(objects, role)
-        equal((file["tls"]["serverName"], file["tls"]["admin"], file["auth"]["enabled"]), ("wal.example.com", {"enabled": False}, True), role)
+        equal((file["tls"]["serverName"], file["tls"]["minVersion"], file["tls"]["admin"], file["auth"]["enabled"]), ("wal.example.com", "TLS1.3", {"enabled": False}, True), role)
         spec = render.named(objects, kind, f"s-streaming-{role}")["spec"]["template"]["spec"]
         wanted = {"tls": ("mine", {"a": "ca.crt", "c": "tls.crt", "k": "tls.key"}), "auth": ("theirs", {"all": "tokens", "one": "token"})}
         equal(secret_volumes(spec), wanted, role)
@@ -83,6 +83,17 @@ def client(cluster, objects, *words, **changed):
     return subprocess.run([command[0], *words, "--timeout", "5s"], env=environment, capture_output=True, text=True)
 
 
+def speaks(address, version):
+    """Whether an admin port, which asks for no certificate, speaks a version of TLS."""
+    context = ssl._create_unverified_context()
+    context.minimum_version = context.maximum_version = version
+    try:
+        with urllib.request.urlopen(address + "/livez", timeout=5, context=context) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
 def shown(port):
     """The certificate at a port, None if there is no TLS."""
     with contextlib.suppress(OSError):
@@ -92,7 +103,7 @@ def shown(port):
 @contextlib.contextmanager
 def secured_cluster():
     """(the cluster, its ports, its objects, {role: process and admin address}, what was added to the values), with mutual TLS and tokens."""
-    more = render.merged(ON, {"tls": {"clientAuth": "required"}, "config": {"common": {"reloadInterval": "1s"}}})
+    more = render.merged(ON, {"tls": {"clientAuth": "required", "minVersion": "TLS1.3"}, "config": {"common": {"reloadInterval": "1s"}}})
     with scratch_cluster(more) as (cluster, ports, objects):
         cluster.etcd(*ports[:2])
         cluster.s3(ports[2], ports[9:])
@@ -110,11 +121,12 @@ def counted(address, reason):
     return float(re.search(rf"^{re.escape(name)} (\S+)$", text, re.M)[1])
 
 
-@check("P33", "mutual TLS and tokens as rendered: plaintext, no certificate, another authority, no token, a wrong one and one of a smaller role are refused, over gRPC and HTTP, logged with the peer and counted")
+@check("P33", "mutual TLS and tokens as rendered: plaintext, TLS 1.2 where 1.3 is wanted, no certificate, another authority, no token, a wrong one and one of a smaller role are refused, over gRPC and HTTP, logged with the peer and counted")
 def refused():
     with secured_cluster() as (cluster, _, objects, running, _):
         for role, (_, address) in running.items():
             equal(status(address.replace("https", "http") + "/livez"), None, f"{role}: the admin port in plaintext")
+            equal([speaks(address, version) for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)], [False, True], f"{role}: TLS 1.2 and 1.3")
         done = client(cluster, objects, "channels")
         assert done.returncode == 0, done.stderr
         for role in running:
