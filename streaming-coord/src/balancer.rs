@@ -103,7 +103,7 @@ impl Balancer {
                     }
                 }
                 report = reports.recv() => match report {
-                    Some(report) => self.report(&report),
+                    Some(report) => self.report(report),
                     None => return,
                 },
                 Ok(()) = nodes.0.changed() => {}
@@ -130,6 +130,15 @@ impl Balancer {
                     channel.ended(&past, &why);
                 }
             }
+            Event::Asked { channel: name, term, serves } => {
+                let Some(channel) = self.channels.get_mut(&name) else { return Ok(()) };
+                channel.is_asked_about = false;
+                if serves {
+                    tracing::debug!(channel = name, term, "reported as failed, and served");
+                } else {
+                    self.lost(&name, term);
+                }
+            }
             Event::Finished { channel: pchannel, record, outcome } => {
                 if let Err(attempt::AttemptError::Catalog(CatalogError::Deposed)) = outcome {
                     return Err(CatalogError::Deposed);
@@ -138,7 +147,7 @@ impl Balancer {
                 if let Some(channel) = self.channels.get_mut(&name) {
                     channel.finished(pchannel, record, outcome, now);
                     if let Some(term) = channel.take_report() {
-                        self.report(&Report { channel: name, term });
+                        self.report(Report { channel: name, term });
                     }
                 }
             }
@@ -150,12 +159,26 @@ impl Balancer {
         (self.context.clock.now(), self.context.clock.wall().as_secs())
     }
 
-    fn report(&mut self, report: &Report) {
+    /// Asks the node of a channel that a client saw fail: whoever may read could move channels otherwise.
+    fn report(&mut self, Report { channel: name, term }: Report) {
+        let Some(channel) = self.channels.get_mut(&name) else { return };
+        let nodes = self.context.nodes.now();
+        let owner = channel.pchannel().owner().filter(|_| channel.pchannel().term() == term);
+        // Without a session it loses the channel anyway.
+        let Some(owner) = owner.and_then(|owner| nodes.get(owner.server_id)) else { return };
+        if !channel.is_asked_about {
+            channel.is_asked_about = true;
+            let asking = attempt::ask(self.tools.clone(), owner.client.clone(), name, term);
+            self.context.tasks.spawn_until_stopped(asking);
+        }
+    }
+
+    /// The WAL of a channel has ended at its node, though nobody took it away.
+    fn lost(&mut self, name: &str, term: i64) {
         let now = self.now();
-        let Some(channel) = self.channels.get_mut(&report.channel) else { return };
-        let Some(unavailable) = channel.pchannel().unavailable(report.term) else { return };
-        let Some(record) = channel.start(None) else { return channel.keep_report(report.term) };
-        tracing::info!(channel = report.channel, term = report.term, "a client reports a failed channel");
+        let Some(channel) = self.channels.get_mut(name) else { return };
+        let Some(unavailable) = channel.pchannel().unavailable(term) else { return };
+        let Some(record) = channel.start(None) else { return channel.keep_report(term) };
         channel.lost(now);
         self.context.tasks.spawn_until_stopped(attempt::mark_unavailable(self.tools.clone(), unavailable, record));
     }
@@ -165,6 +188,10 @@ impl Balancer {
         let nodes = self.context.nodes.now();
         let policy = self.context.policy.borrow().clone();
         let now = self.context.clock.now();
+        // Clients report what they use only.
+        let ended: Vec<_> =
+            self.channels.values().filter(|channel| channel.has_ended(&nodes)).map(Channel::at_term).collect();
+        ended.iter().for_each(|(name, term)| self.lost(name, *term));
         self.channels.values_mut().for_each(|channel| channel.prove(now));
         // A node that has just appeared answers within a moment; without it the layout would be lopsided.
         let settled = !nodes.0.values().any(|status| status.condition == Condition::New);

@@ -7,6 +7,7 @@ mod watcher;
 use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::watch;
+use woodpecker_base::clock::Instant;
 
 pub(crate) use self::{
     client::{ManagerClient, NodeError},
@@ -25,6 +26,21 @@ pub(crate) struct NodeStatus {
     pub(crate) client: ManagerClient,
     /// By channel, what the node last said of the WALs it serves.
     pub(crate) wals: BTreeMap<String, WalStatus>,
+    /// When it was asked; `None` as long as it did not say.
+    pub(crate) asked: Option<Instant>,
+}
+
+impl NodeStatus {
+    /// The channels that it serves, with their terms.
+    fn serves(&self) -> Vec<(&str, i64)> {
+        self.wals.iter().map(|(name, wal)| (name.as_str(), wal.term)).collect()
+    }
+
+    /// Whether the node, asked after `since`, does not serve a channel at a term. A term that has ended there never begins again.
+    pub(crate) fn lacks(&self, channel: &str, term: i64, since: Option<Instant>) -> bool {
+        self.asked.is_some_and(|asked| since.is_none_or(|since| asked > since))
+            && self.wals.get(channel).is_none_or(|wal| wal.term != term)
+    }
 }
 
 /// What a node says of a WAL.
@@ -46,10 +62,11 @@ impl Nodes {
 
     /// Whether nothing has changed that decides where channels may be.
     fn same_conditions(&self, other: &Self) -> bool {
-        let conditions = |nodes: &Self| -> Vec<_> {
-            nodes.0.values().map(|status| (status.node.clone(), status.condition)).collect()
-        };
-        conditions(self) == conditions(other)
+        self.conditions() == other.conditions()
+    }
+
+    fn conditions(&self) -> Vec<(&Node, Condition, Vec<(&str, i64)>)> {
+        self.0.values().map(|status| (&status.node, status.condition, status.serves())).collect()
     }
 
     /// Whether channels may stay on the node.

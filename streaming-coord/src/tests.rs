@@ -2,6 +2,7 @@
 
 mod cluster;
 mod discovery;
+mod ended;
 mod failover;
 mod health;
 mod log;

@@ -131,11 +131,17 @@ impl Wals {
             .ok_or_else(|| StreamingError::channel_not_exist(pchannel))
     }
 
-    /// What is open, for the coordinator. Waits for no WAL.
-    pub fn metrics(&self) -> Vec<pb::StreamingNodeWalMetrics> {
+    /// Everything that is open, for the coordinator. Waits for no WAL.
+    ///
+    /// # Errors
+    /// ON_SHUTDOWN: what is not there then has not ended by itself.
+    pub fn metrics(&self) -> Result<Vec<pb::StreamingNodeWalMetrics>, StreamingError> {
         let channels: Vec<_> = self.lock().channels.values().map(Arc::clone).collect();
         let open = channels.iter().filter_map(|channel| channel.wal.load_full());
-        open.filter(|wal| !wal.ended().is_cancelled()).map(|wal| wal.metrics()).collect()
+        let metrics = open.filter(|wal| !wal.ended().is_cancelled()).map(|wal| wal.metrics()).collect();
+        // Looked at last: until now nothing was closed by the node's own end.
+        let state = self.lock();
+        if state.closing || state.releasing { Err(StreamingError::manager_closed()) } else { Ok(metrics) }
     }
 
     /// Opens nothing more and closes what is open.

@@ -38,6 +38,10 @@ pub(super) struct Channel {
     avoid: Option<i64>,
     /// The term that a client saw fail while a job ran.
     reported: Option<i64>,
+    /// Whether its node is being asked about such a report.
+    pub(super) is_asked_about: bool,
+    /// When its node opened it, unless that was before this reign.
+    opened: Option<Instant>,
 }
 
 impl Channel {
@@ -58,11 +62,18 @@ impl Channel {
             last_error: None,
             avoid: None,
             reported: None,
+            is_asked_about: false,
+            opened: None,
         }
     }
 
     pub(super) fn pchannel(&self) -> &PChannel {
         &self.pchannel
+    }
+
+    /// Its name and its present term.
+    pub(super) fn at_term(&self) -> (String, i64) {
+        (self.pchannel.name().to_owned(), self.pchannel.term())
     }
 
     /// When there is something to do for it next.
@@ -113,7 +124,14 @@ impl Channel {
         }
     }
 
-    /// A client saw the WAL fail. Soon after it was assigned that is an attempt that failed.
+    /// Whether its node says that it does not serve it, though it has opened it and was not asked to let go.
+    pub(super) fn has_ended(&self, nodes: &Nodes) -> bool {
+        let owner = self.pchannel.owner().filter(|_| !self.is_busy());
+        let status = owner.and_then(|owner| nodes.get(owner.server_id)).filter(|status| status.condition.retains());
+        status.is_some_and(|status| status.lacks(self.pchannel.name(), self.pchannel.term(), self.opened))
+    }
+
+    /// The WAL has ended by itself. Soon after it was assigned that is an attempt that failed.
     pub(super) fn lost(&mut self, now: Now) {
         self.prove(now.0);
         self.avoid = self.pchannel.owner().map(|node| node.server_id).filter(|_| self.unproven_since.is_some());
@@ -145,6 +163,7 @@ impl Channel {
         let target = self.target.take();
         match outcome {
             Ok(()) if target.is_some() => {
+                self.opened = Some(now.0);
                 self.unproven_since = Some(now.0);
                 self.avoid = None;
             }

@@ -9,7 +9,7 @@ use futures::{
 use streaming_proto::streaming::{StreamingNodeMetrics, streaming_node_wal_metrics::Metrics};
 use tokio::sync::watch;
 use woodpecker_base::{
-    clock::Clock,
+    clock::{Clock, Instant},
     metadata::MetadataError,
     net::Connector,
     session::{SessionRecord, SessionView, first_streaming_version},
@@ -21,7 +21,8 @@ use crate::{allocator::physical_ms, pchannel::Node, settings::Settings};
 /// How many nodes are asked at the same time.
 const PARALLEL_PROBES: usize = 16;
 
-type Answer = Result<StreamingNodeMetrics, NodeError>;
+/// What a node answered, and when it was asked.
+type Answer = (Instant, Result<Option<StreamingNodeMetrics>, NodeError>);
 
 /// What is known of one node.
 struct Known {
@@ -31,6 +32,7 @@ struct Known {
     client: ManagerClient,
     health: Health,
     wals: BTreeMap<String, WalStatus>,
+    asked: Option<Instant>,
 }
 
 /// Follows the sessions, asks every node for its status, and publishes the view.
@@ -95,8 +97,9 @@ impl Watcher {
             match ManagerClient::new(&node, &self.settings.cluster, &self.connector, self.clock.clone()) {
                 Ok(client) => {
                     tracing::info!(node = id, address = node.address, group, "streaming node appeared");
-                    let (health, wals) = (Health::default(), BTreeMap::new());
-                    self.known.insert(id, Known { node, group, stopping: session.stopping, client, health, wals });
+                    let (health, wals, asked) = (Health::default(), BTreeMap::new(), None);
+                    let known = Known { node, group, stopping: session.stopping, client, health, wals, asked };
+                    self.known.insert(id, known);
                     appeared.push(id);
                 }
                 Err(error) => tracing::warn!(node = id, %error, "a session has an address that cannot be dialled"),
@@ -107,11 +110,14 @@ impl Watcher {
 
     /// Asks these nodes for their status, some at a time.
     fn probe(&self, ids: Vec<i64>) -> BoxStream<'static, (i64, Answer)> {
-        let limit = self.settings.nodes.status_timeout;
+        let (limit, clock) = (self.settings.nodes.status_timeout, self.clock.clone());
         let clients: Vec<_> =
             ids.into_iter().filter_map(|id| Some((id, self.known.get(&id)?.client.clone()))).collect();
         stream::iter(clients)
-            .map(move |(id, client)| async move { (id, client.status(limit).await) })
+            .map(move |(id, client)| {
+                let clock = clock.clone();
+                async move { (id, (clock.now(), client.status(limit).await)) }
+            })
             .buffer_unordered(PARALLEL_PROBES)
             .boxed()
     }
@@ -131,6 +137,7 @@ impl Watcher {
                     condition,
                     client: known.client.clone(),
                     wals: known.wals.clone(),
+                    asked: known.asked,
                 };
                 (*id, status)
             })
@@ -145,11 +152,12 @@ impl Watcher {
 }
 
 impl Known {
-    fn note(&mut self, id: i64, answer: Answer, clock: &Clock) {
+    fn note(&mut self, id: i64, (asked, answer): Answer, clock: &Clock) {
         match answer {
             Ok(metrics) => {
                 self.health.answered();
-                self.wals = wal_status(metrics);
+                self.asked = metrics.is_some().then_some(asked);
+                self.wals = wal_status(metrics.unwrap_or_default());
             }
             Err(error) if error.is_shutdown() => self.health.said_it_shuts_down(),
             Err(error) => {
@@ -163,9 +171,11 @@ impl Known {
 fn wal_status(metrics: StreamingNodeMetrics) -> BTreeMap<String, WalStatus> {
     let status = |wal: streaming_proto::streaming::StreamingNodeWalMetrics| {
         let info = wal.info?;
-        let lag_ms = match wal.metrics? {
-            Metrics::Rw(rw) => physical_ms(rw.mvcc_time_tick).saturating_sub(physical_ms(rw.recovery_time_tick)),
-            Metrics::Ro(_) => 0,
+        let lag_ms = match wal.metrics {
+            Some(Metrics::Rw(rw)) => physical_ms(rw.mvcc_time_tick).saturating_sub(physical_ms(rw.recovery_time_tick)),
+            Some(Metrics::Ro(_)) => 0,
+            // What is not told is not known to be little.
+            None => u64::MAX,
         };
         Some((info.name, WalStatus { term: info.term, lag_ms }))
     };

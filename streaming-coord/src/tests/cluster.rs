@@ -178,8 +178,9 @@ pub(super) struct Script {
     pub(super) refuse: BTreeMap<String, usize>,
     /// How long an Assign takes, by channel.
     pub(super) slow: BTreeMap<String, Duration>,
-    /// Status calls to fail.
+    /// Status calls to fail, and to answer without a word of the WALs.
     pub(super) fail_status: bool,
+    pub(super) untold: bool,
     /// Removes to fail, and to leave without an answer.
     pub(super) fail_remove: bool,
     pub(super) hold_remove: bool,
@@ -194,6 +195,8 @@ pub(super) struct State {
     pub(super) told: BTreeMap<String, Vec<Told>>,
     /// Channels that are open, with their terms.
     pub(super) open: BTreeMap<String, i64>,
+    /// Status calls.
+    pub(super) asked: usize,
 }
 
 /// A node process: a server that keeps the rules of the manager service, and a session.
@@ -244,6 +247,15 @@ impl TestNode {
 
     pub(super) fn open(&self) -> BTreeMap<String, i64> {
         self.state.lock().unwrap().open.clone()
+    }
+
+    /// Ends a WAL by itself.
+    pub(super) fn end(&self, channel: &str) {
+        self.state.lock().unwrap().open.remove(channel);
+    }
+
+    pub(super) fn asked(&self) -> usize {
+        self.state.lock().unwrap().asked
     }
 }
 
@@ -320,9 +332,13 @@ impl StreamingNodeManagerService for Manager {
         request: Request<StreamingNodeManagerCollectStatusRequest>,
     ) -> Result<Response<StreamingNodeManagerCollectStatusResponse>, Status> {
         self.check(&request)?;
-        let state = self.state.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
+        state.asked += 1;
         if state.script.fail_status {
             return Err(Status::unknown("no status today"));
+        }
+        if state.script.untold {
+            return Ok(Response::new(StreamingNodeManagerCollectStatusResponse { metrics: None }));
         }
         let now_ms = 1_700_000_000_000;
         let wals = state

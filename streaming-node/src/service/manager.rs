@@ -52,7 +52,7 @@ impl StreamingNodeManagerService for Manager {
         &self,
         _: Request<StreamingNodeManagerCollectStatusRequest>,
     ) -> Result<Response<StreamingNodeManagerCollectStatusResponse>, Status> {
-        let metrics = StreamingNodeMetrics { wals: self.services.wals.metrics() };
+        let metrics = StreamingNodeMetrics { wals: self.services.wals.metrics()? };
         Ok(Response::new(StreamingNodeManagerCollectStatusResponse { metrics: Some(metrics) }))
     }
 }

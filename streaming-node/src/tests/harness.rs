@@ -319,8 +319,13 @@ impl TestNode {
     }
 
     pub async fn status(&self) -> Vec<StreamingNodeWalMetrics> {
+        self.try_status().await.unwrap()
+    }
+
+    pub async fn try_status(&self) -> Result<Vec<StreamingNodeWalMetrics>, StreamingError> {
         let request = self.request(StreamingNodeManagerCollectStatusRequest {});
-        self.manager().collect_status(request).await.unwrap().into_inner().metrics.unwrap().wals
+        let status = self.manager().collect_status(request).await.map_err(|status| error(&status))?;
+        Ok(status.into_inner().metrics.unwrap().wals)
     }
 
     pub async fn produce(&self, pchannel: &PChannel) -> Result<Produce, Status> {

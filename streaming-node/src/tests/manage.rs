@@ -163,7 +163,7 @@ async fn drained_node_opens_nothing_and_has_closed_everything() {
     assert_eq!(code(&node.produce(&rw(1)).await.map(drop).unwrap_err()), shutdown);
     assert_eq!(code(&node.consume(&rw(1)).await.map(drop).unwrap_err()), shutdown);
     assert_eq!(node.remove(&rw(1)).await, Ok(()), "remove is still answered");
-    assert!(node.status().await.is_empty());
+    assert_eq!(node.try_status().await.unwrap_err().code(), shutdown, "nothing of it ended by itself");
 
     let next = world.node(2).await;
     next.assign(&rw(2)).await.unwrap();

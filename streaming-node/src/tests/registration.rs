@@ -72,7 +72,8 @@ async fn what_is_assigned_while_a_node_gives_its_old_id_up_is_refused() {
     world.hung.send_replace(true);
     produce.send(insert(VCHANNEL, "in flight")).await;
     revoke(&world).await;
-    eventually(&world, "the end of what was open", async || node.status().await.is_empty().then_some(())).await;
+    let refused = eventually(&world, "an end", async || node.try_status().await.err()).await;
+    assert_eq!(refused.code(), StreamingCode::OnShutdown, "what is not there any more did not end by itself");
 
     let late = PChannel::read_write("by-dev-rootcoord-dml_1", 1).unwrap();
     let (assigned, ()) = futures::join!(node.assign(&late), async {
