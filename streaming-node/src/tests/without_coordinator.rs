@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use streaming_types::{DeliverPolicy, TimeTick};
+use streaming_types::{DeliverFilter, DeliverPolicy, TimeTick};
 
-use super::harness::{VCHANNEL, World, insert, rw};
+use super::harness::{VCHANNEL, World, insert, rw, text};
 
 #[tokio::test]
 async fn appends_go_on_and_the_next_owner_begins_above_them() {
@@ -38,4 +38,28 @@ async fn appends_go_on_and_the_next_owner_begins_above_them() {
     next.assign(&rw(2)).await.unwrap();
     let result = next.producer(&rw(2)).await.append(insert(VCHANNEL, "next term")).await.unwrap();
     assert!(result.timetick > last);
+}
+
+#[tokio::test]
+async fn the_next_owner_begins_above_what_readers_were_told_though_the_next_coordinator_s_clock_is_behind() {
+    let world = World::new();
+    let node = world.serving().await;
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
+    let first = consume.any().await.time_tick().unwrap();
+    world.timestamps.answer(false);
+    let mut told = consume.any().await;
+    while told.time_tick().unwrap().physical_ms() < first.physical_ms() + 4000 {
+        told = consume.any().await;
+    }
+    // It gives nothing out again, but time has gone further here.
+    world.timestamps.jump(-3000);
+    world.timestamps.answer(true);
+    node.remove(&rw(1)).await.unwrap();
+    node.assign(&rw(2)).await.unwrap();
+    node.producer(&rw(2)).await.append(insert(VCHANNEL, "next term")).await.unwrap();
+    let filter = DeliverFilter::TimeTickGreaterThan(told.time_tick().unwrap());
+    let policy = DeliverPolicy::StartFrom(told.last_confirmed().unwrap());
+    let mut resumed = node.consumer(&rw(2), policy, &[filter]).await;
+    let next = world.clock.timeout(Duration::from_secs(10), resumed.message()).await;
+    assert_eq!(text(&next.expect("what was acked")), "next term");
 }

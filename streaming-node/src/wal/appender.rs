@@ -294,7 +294,8 @@ impl Appender {
         Ok(wrote)
     }
 
-    /// Gives readers a tick; the log one if it ends with messages that none follows, or may be someone else's.
+    /// Gives readers a tick; the log one if it ends with messages that none follows, or may be someone else's, or if only it
+    /// tells the next owner how far ticks have got.
     fn beat(&mut self) {
         self.beat_due = false;
         let parked = std::mem::take(&mut self.parked);
@@ -303,9 +304,12 @@ impl Appender {
         self.beat_due = false;
         let now = self.clock.now();
         if self.is_idle() {
-            let tick = self.ticks.lock().take();
+            let (tick, is_own) = {
+                let mut ticks = self.ticks.lock();
+                (ticks.take(), ticks.is_alone())
+            };
             // Asked once there is the tick: whoever was given the WAL later begins above it, however long we stand still here.
-            if self.untold || !self.tenure.is_sure() {
+            if self.untold || is_own || !self.tenure.is_sure() {
                 self.tick_due = true;
             } else {
                 self.publisher.tick(tick, self.sessions.at(tick), now);

@@ -121,6 +121,11 @@ impl Ticks {
         barrier < end.max(self.last)
     }
 
+    /// Whether ticks are our own. The coordinator that comes next may not be as far: its clock may be behind.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+
     /// The last tick that was given out.
     pub fn last(&self) -> u64 {
         self.last
