@@ -9,7 +9,7 @@ use streaming_types::{
 use woodpecker_base::tasks::Tasks;
 
 use super::{
-    harness::{PCHANNEL, VCHANNEL, World, eventually, insert, ro, rw, text},
+    harness::{PCHANNEL, VCHANNEL, World, eventually, id, insert, ro, rw, text},
     parts::{begin, commit, delete},
 };
 use crate::{
@@ -46,6 +46,31 @@ async fn reader_that_met_half_a_message_of_a_crashed_owner_gets_heartbeats_all_t
     let heartbeat = consume.any().await;
     assert_eq!(heartbeat.properties.message_type(), Ok(MessageType::TimeTick));
     assert!(heartbeat.time_tick().unwrap() > began.time_tick().unwrap());
+}
+
+#[tokio::test]
+async fn reader_of_an_idle_log_of_which_nothing_is_left_gets_heartbeats_all_the_same() {
+    let world = World::new();
+    let node = world.node_with(1, Settings { buffer_age: Duration::ZERO, ..Settings::default() }).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let log = node.logs.open_log(PCHANNEL).await.unwrap();
+    for from_the_beginning in [true, false] {
+        let gone = id(&produce.append(insert(VCHANNEL, "gone")).await.unwrap());
+        let tick = eventually(&world, "the tick behind it", async || {
+            log.last_entry().await.unwrap().filter(|last| record::message_id(*last) > Some(gone))
+        });
+        log.truncate(tick.await).await.unwrap();
+        assert_eq!(log.last_entry().await.unwrap(), None);
+
+        let policy = if from_the_beginning { DeliverPolicy::All } else { DeliverPolicy::StartFrom(gone) };
+        let mut consume = node.consumer(&rw(1), policy, &[]).await;
+        let (first, second) = (consume.any().await, consume.any().await);
+        assert!(first.properties.is_not_persisted(), "{policy:?}: {first:?}");
+        assert!(second.time_tick().unwrap() > first.time_tick().unwrap());
+        produce.append(insert(VCHANNEL, "comes")).await.unwrap();
+        assert_eq!(text(&consume.message().await), "comes");
+    }
 }
 
 #[tokio::test]

@@ -229,8 +229,18 @@ impl Scanner {
         let Source::Log { reader, last } = &mut self.source else { return Ok(()) };
         match error {
             ReadError::PositionLost { earliest } if last.is_none() => {
-                tracing::warn!(log = self.edges.log.name(), %earliest, "position was truncated, reading from the earliest");
-                **reader = self.edges.log.reader(Position::At(earliest));
+                if self.options.policy != DeliverPolicy::All {
+                    tracing::warn!(log = self.edges.log.name(), %earliest, "position was truncated, reading from the earliest");
+                }
+                let left = before(earliest).zip(self.edges.buffer.as_ref());
+                match left.filter(|(truncated, buffer)| buffer.covers(*truncated)) {
+                    // The log may hold nothing more for long, and ticks are told here.
+                    Some((truncated, buffer)) => {
+                        self.source = follow(buffer, truncated);
+                        metrics::scanner_moved(self.edges.log.name(), "catchup", "tailing");
+                    }
+                    None => **reader = self.edges.log.reader(Position::At(earliest)),
+                }
             }
             error => return self.pause_after(error).await,
         }
@@ -412,7 +422,8 @@ fn start(edges: &ScanEdges, options: &mut ScanOptions) -> (Source, u64) {
         EntryId { segment, entry }
     };
     let (position, after) = match options.policy {
-        DeliverPolicy::All => (Position::Earliest, None),
+        // By a place, so that it is told where the log begins if that is elsewhere.
+        DeliverPolicy::All => (Position::At(EntryId { segment: 0, entry: 0 }), None),
         DeliverPolicy::Latest => match edges.buffer.as_ref().map(|buffer| (buffer, buffer.watermark())) {
             Some((buffer, Watermark { tick, last, confirmed: None })) => return (follow(buffer, last), tick),
             // What is open began before, and may be committed after.
@@ -432,7 +443,7 @@ fn start(edges: &ScanEdges, options: &mut ScanOptions) -> (Source, u64) {
 }
 
 /// The largest id below `id`, whether or not there is such an entry.
-fn before(id: EntryId) -> Option<EntryId> {
+pub fn before(id: EntryId) -> Option<EntryId> {
     match id {
         EntryId { segment: 0, entry: 0 } => None,
         EntryId { segment, entry: 0 } => Some(EntryId { segment: segment - 1, entry: u64::MAX }),
