@@ -10,6 +10,7 @@ use crate::wal::{
     Stored,
     buffer::{Buffer, Page},
     chunk::Joiner,
+    scanner::before,
 };
 
 /// Bytes taken from the buffer at a time.
@@ -62,7 +63,17 @@ impl Follower {
                 self.behind = None;
             } else {
                 let reader = self.behind.get_or_insert_with(|| Box::new(self.log.reader(Position::After(self.cursor))));
-                let entries = reader.next().await?;
+                let entries = match reader.next().await {
+                    // Who truncated knew that it was not needed, and what is there now may be in memory only for long.
+                    Err(ReadError::PositionLost { earliest }) => {
+                        tracing::warn!(log = self.log.name(), %earliest, "what was to be followed was truncated");
+                        self.cursor = before(earliest).map_or(self.cursor, |truncated| truncated.max(self.cursor));
+                        self.behind = None;
+                        self.joiner.end();
+                        continue;
+                    }
+                    read => read?,
+                };
                 self.cursor = entries.last().map_or(self.cursor, |newest| newest.id);
                 let records: Vec<_> = entries.into_iter().filter_map(|entry| record(&mut self.joiner, entry)).collect();
                 if !records.is_empty() {

@@ -140,6 +140,29 @@ async fn broadcasts_are_acknowledged_before_the_checkpoint_passes_them() {
 }
 
 #[tokio::test]
+async fn owner_goes_on_behind_what_was_truncated_before_it_was_taken_in() {
+    let world = World::new();
+    let node = world.node_with(1, Settings { buffer_age: Duration::ZERO, ..eager() }).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    world.acks.answers.send_replace(false);
+    // So many may be on their way.
+    for n in 0..64 {
+        produce.append(broadcast(n)).await.unwrap();
+    }
+    eventually(&world, "questions", async || (world.acks.asked.lock().unwrap().len() >= 64).then_some(())).await;
+    for n in 64..70 {
+        produce.append(broadcast(n)).await.unwrap();
+    }
+    let log = node.logs.open_log(PCHANNEL).await.unwrap();
+    log.truncate(log.last_entry().await.unwrap().unwrap()).await.unwrap();
+    world.acks.answers.send_replace(true);
+    let behind = id(&produce.append(broadcast(70)).await.unwrap());
+    let acked = async || world.acks.acked.lock().unwrap().contains(&behind).then_some(());
+    eventually(&world, "the acknowledgement of what came behind", acked).await;
+}
+
+#[tokio::test]
 async fn change_of_the_topology_is_acknowledged_after_every_broadcast_before_it() {
     let world = World::new();
     world.acks.answers.send_replace(false);
