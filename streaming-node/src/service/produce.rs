@@ -42,6 +42,9 @@ const MANUAL_FLUSH_EXTRA: &str = "type.googleapis.com/milvus.proto.messages.Manu
 
 /// Requests of one stream that may be in flight.
 const IN_FLIGHT: usize = 4096;
+/// Bytes that wait for the rate behind which a stream looks for what does not: what waits has no room in flight, and a node
+/// that is short of memory may have many streams.
+const LOOK_AHEAD: usize = 1 << 20;
 
 /// Serves one producer of a WAL.
 pub fn serve(
@@ -78,6 +81,7 @@ pub fn serve(
             services.settings.append_slow_threshold,
         ),
         waiting: VecDeque::new(),
+        waiting_bytes: 0,
         admission: None,
         gap: Gap::default(),
         ending: None,
@@ -106,6 +110,7 @@ struct Producer {
     on_the_way: OnTheWay,
     /// Messages that wait for room, the first of them for its admission.
     waiting: VecDeque<Unsent>,
+    waiting_bytes: usize,
     admission: Option<BoxFuture<'static, Option<Charge>>>,
     /// The message of another cluster without which none behind it may go.
     gap: Gap,
@@ -198,9 +203,7 @@ impl Producer {
             }
             charge = admitted(&mut self.admission) => {
                 self.admission = None;
-                if let (Some(unsent), Some(charge)) = (self.waiting.pop_front(), charge) {
-                    self.in_flight -= 1;
-                    self.in_flight_bytes -= unsent.asked.bytes;
+                if let (Some(unsent), Some(charge)) = (self.waits_no_more(), charge) {
                     self.submit(unsent, charge);
                 }
                 self.admit_first();
@@ -223,8 +226,9 @@ impl Producer {
     /// Whether there is room for a request.
     fn reads(&self) -> bool {
         let room = self.in_flight < IN_FLIGHT && self.in_flight_bytes < self.max_in_flight_bytes;
-        // While messages that bring data wait for the rate, others are looked for behind them.
-        let passes = self.waiting.is_empty() || *self.limits.borrow() != Limit::None;
+        // While messages that bring data wait for the rate, others are looked for behind the first of them.
+        let is_limited = *self.limits.borrow() != Limit::None;
+        let passes = self.waiting.is_empty() || (is_limited && self.waiting_bytes < LOOK_AHEAD);
         room && passes && self.ending.is_none()
     }
 
@@ -242,8 +246,18 @@ impl Producer {
     fn wait(&mut self, unsent: Unsent) {
         self.in_flight += 1;
         self.in_flight_bytes += unsent.asked.bytes;
+        self.waiting_bytes += unsent.asked.bytes;
         self.waiting.push_back(unsent);
         self.admit_first();
+    }
+
+    /// The first of those that wait, which does so no more.
+    fn waits_no_more(&mut self) -> Option<Unsent> {
+        let unsent = self.waiting.pop_front()?;
+        self.in_flight -= 1;
+        self.in_flight_bytes -= unsent.asked.bytes;
+        self.waiting_bytes -= unsent.asked.bytes;
+        Some(unsent)
     }
 
     fn admit_first(&mut self) {
@@ -283,9 +297,7 @@ impl Producer {
     }
 
     fn refuse_waiting(&mut self) -> Option<ProduceMessageResponse> {
-        let unsent = self.waiting.pop_front()?;
-        self.in_flight -= 1;
-        self.in_flight_bytes -= unsent.asked.bytes;
+        let unsent = self.waits_no_more()?;
         Some(refused(unsent.asked.request_id, &StreamingError::channel_fenced(&self.pchannel)))
     }
 

@@ -1,10 +1,21 @@
 //! Writers that are slowed down: told so, held back, and only those that bring data.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, stream};
 
 use streaming_proto::{
     messages::CreatePartitionMessageHeader,
-    streaming::{ProduceRateLimitResponse, WalRateLimitState, produce_message_response, produce_response::Response},
+    streaming::{
+        ProduceMessageRequest, ProduceRateLimitResponse, ProduceRequest, WalRateLimitState, produce_message_response,
+        produce_request::Request, produce_response::Response,
+    },
 };
 use streaming_types::{DeliverPolicy, MessageBuilder, TxnContext};
 
@@ -159,6 +170,29 @@ async fn client_that_hangs_up_while_it_is_held_back_is_still_answered() {
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn client_that_sends_on_whatever_the_limit_fills_no_memory() {
+    let world = World::new();
+    let node = world.node_with(1, tight()).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut other = node.producer(&rw(1)).await;
+    world.memory_percent.store(92, Ordering::SeqCst);
+    told(&mut other).await;
+
+    let taken = Arc::new(AtomicI64::new(0));
+    let (count, filler) = (Arc::clone(&taken), "x".repeat(64 << 10));
+    let requests = stream::repeat_with(move || {
+        let request_id = count.fetch_add(1, Ordering::SeqCst);
+        let message = Some(insert(VCHANNEL, &filler));
+        Ok(ProduceRequest { request: Some(Request::Produce(ProduceMessageRequest { request_id, message })) })
+    });
+    let mut responses = node.node.local().produce(&rw(1), requests.boxed()).unwrap();
+    while !matches!(responses.next().await.unwrap().unwrap().response, Some(Response::Produce(_))) {}
+    assert!(responses.next().now_or_never().is_none(), "the burst is used up");
+    let taken = taken.load(Ordering::SeqCst);
+    assert!((8..12).contains(&taken), "{taken} messages of 128 KiB");
 }
 
 #[tokio::test]
