@@ -141,7 +141,7 @@ impl Node {
             timestamps: Arc::clone(&parts.timestamps),
             ids: Arc::clone(&parts.ids),
             acks: Arc::clone(&parts.acks),
-            memory: parts.memory.clone(),
+            memory: parts.memory.clone().shared(parts.clock.clone()),
             growth: Arc::default(),
             tenure: tenure.clone(),
             paused: paused.clone(),

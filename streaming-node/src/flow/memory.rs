@@ -1,9 +1,18 @@
 //! How much of the memory that this process may use is used.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use woodpecker_base::clock::{Clock, Instant};
 
 /// Where a container sees its own limit: control groups of version 2, and of version 1.
 const CONTROL_GROUP: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+
+/// How long a measure holds: reading it costs more than all else that an idle WAL does in a second.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Measures memory; cloned freely.
 #[derive(Clone)]
@@ -47,6 +56,17 @@ impl Memory {
         Self(Arc::new(measure))
     }
 
+    /// The same for all WALs of a node, which ask as often as each of them does.
+    pub(crate) fn shared(self, clock: Clock) -> Self {
+        let last: Mutex<Option<(Instant, Option<Usage>)>> = Mutex::default();
+        Self::from_fn(move || {
+            let now = clock.now();
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = last.filter(|(at, _)| now.duration_since(*at) < FRESH);
+            last.insert(known.unwrap_or_else(|| (now, self.usage()))).1
+        })
+    }
+
     pub fn usage(&self) -> Option<Usage> {
         (self.0)()
     }
@@ -65,6 +85,8 @@ fn kib(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     #[test]
@@ -80,6 +102,19 @@ mod tests {
         assert_eq!(limit("max\n"), None);
         // Of version 1, without a limit.
         assert!(limit("9223372036854771712\n").is_some_and(|bytes| bytes > 1 << 60));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_who_ask_at_once_share_a_measure() {
+        let (clock, measured) = (Clock::system(), Arc::new(AtomicU64::new(0)));
+        let count = Arc::clone(&measured);
+        let memory = Memory::from_fn(move || Some(Usage { used: count.fetch_add(1, Ordering::Relaxed), total: 100 }));
+        let memory = memory.shared(clock.clone());
+        for used in 0..3 {
+            assert!((0..1000).all(|_| memory.clone().usage().is_some_and(|usage| usage.used == used)));
+            clock.sleep(FRESH).await;
+        }
+        assert_eq!(measured.load(Ordering::Relaxed), 3);
     }
 
     #[test]

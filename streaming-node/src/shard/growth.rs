@@ -1,6 +1,11 @@
 //! What grows on a node, over all its WALs: when it is too much, the largest segments are sealed until it is not.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use woodpecker_base::clock::Instant;
 
 use super::{layer::Shards, segment::Policy};
 
@@ -11,6 +16,14 @@ type Growing = (u64, i64, Shards);
 #[derive(Debug, Default)]
 pub struct Growth {
     wals: Mutex<Vec<Shards>>,
+    /// When someone last did something for the whole node.
+    done: Mutex<Done>,
+}
+
+#[derive(Debug, Default)]
+struct Done {
+    looked: Option<Instant>,
+    relieved: Option<Instant>,
 }
 
 impl Growth {
@@ -19,6 +32,20 @@ impl Growth {
         let mut wals = self.wals.lock().unwrap_or_else(PoisonError::into_inner);
         wals.retain(Shards::is_used);
         wals.push(shards);
+    }
+
+    /// Whether the caller is the one of all WALs that looks at the node now: nobody has for `pause`.
+    pub fn looks(&self, now: Instant, pause: Duration) -> bool {
+        is_turn(&mut self.done().looked, now, pause)
+    }
+
+    /// Whether the caller may seal for the node's memory: nobody has for `pause`.
+    pub fn relieves(&self, now: Instant, pause: Duration) -> bool {
+        is_turn(&mut self.done().relieved, now, pause)
+    }
+
+    fn done(&self) -> MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes that grow.
@@ -44,7 +71,15 @@ impl Growth {
     }
 }
 
-/// Every WAL's sealer looks after the node: what another one has sealed by now counts as if we had, or both would seal too much.
+fn is_turn(last: &mut Option<Instant>, now: Instant, pause: Duration) -> bool {
+    let is_turn = last.is_none_or(|last| now.duration_since(last) >= pause);
+    if is_turn {
+        *last = Some(now);
+    }
+    is_turn
+}
+
+/// Any WAL's sealer may look after the node: what another one has sealed by now counts as if we had, or both would seal too much.
 fn seal_largest(mut growing: Vec<Growing>, low: u64, policy: Policy) {
     growing.sort_unstable_by_key(|(bytes, id, _)| (std::cmp::Reverse(*bytes), *id));
     let mut left: u64 = growing.iter().map(|(bytes, ..)| bytes).sum();
@@ -91,6 +126,20 @@ mod tests {
         assert_eq!(growth.bytes(), 5);
         drop(open);
         assert_eq!(growth.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_of_all_sealers_looks_at_the_node_and_one_relieves_it() {
+        let (growth, now) = (Growth::default(), Clock::system().now());
+        let (second, long) = (Duration::from_secs(1), Duration::from_secs(30));
+        let counts = |at: Instant| {
+            let looked = (0..1000).filter(|_| growth.looks(at, second)).count();
+            (looked, (0..1000).filter(|_| growth.relieves(at, long)).count())
+        };
+        assert_eq!(counts(now), (1, 1));
+        assert_eq!(counts(now + second / 2), (0, 0));
+        assert_eq!(counts(now + second), (1, 0));
+        assert_eq!(counts(now + long), (1, 1));
     }
 
     #[tokio::test]

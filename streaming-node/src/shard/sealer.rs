@@ -46,11 +46,12 @@ impl Sealer {
     pub async fn run(self, stop: CancellationToken) {
         let mut due = self.clock.ticker(INTERVAL);
         let mut waits: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-        let mut relieved: Option<Instant> = None;
         while stop.run_until_cancelled(due.tick()).await.is_some() {
             let now = self.clock.now();
             self.shards.lock().seal_due(&self.limits, now);
-            self.relieve(&mut relieved, now);
+            if self.growth.looks(now, INTERVAL / 2) {
+                self.relieve(now);
+            }
             let ready = ready(&self.sessions.lock(), &mut self.shards.lock(), &mut waits);
             for sealed in ready {
                 match flush(&sealed) {
@@ -66,16 +67,14 @@ impl Sealer {
         }
     }
 
-    /// Seals for the sake of the whole node, whose WALs all look after it.
-    fn relieve(&self, relieved: &mut Option<Instant>, now: Instant) {
+    /// Seals for the sake of the whole node.
+    fn relieve(&self, now: Instant) {
         let Some(usage) = self.memory.usage() else { return };
         let share = |percent: u64| usage.total / 100 * percent;
         if self.growth.bytes() > share(self.limits.growing_high_percent) {
             self.growth.seal_down_to(share(self.limits.growing_low_percent), Policy::Growth);
         }
-        let rested = relieved.is_none_or(|at| now.duration_since(at) >= MEMORY_PAUSE);
-        if rested && usage.percent() > self.limits.memory_percent {
-            *relieved = Some(now);
+        if usage.percent() > self.limits.memory_percent && self.growth.relieves(now, MEMORY_PAUSE) {
             self.growth.seal_down_to(share(self.limits.growing_low_percent), Policy::Memory);
         }
     }
