@@ -2,17 +2,21 @@
 
 use std::{
     io::{BufWriter, Write},
+    pin::pin,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
-use streaming_client::{ConsumeError, ConsumeOptions, Consumer, Delivery};
-use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, MessageType};
+use streaming_client::{ConsumeError, ConsumeOptions, Consumer, Delivery, NotReady, ReadPointError};
+use streaming_types::{DeliverFilter, DeliverPolicy, ImmutableMessage, MessageId, MessageType, TimeTick};
 
 use super::{Cluster, connect, id_parts, pick_channel};
 use crate::{cli::ConsumeArgs, print::printed};
+
+/// How long one waits for a channel without a word. One that is served says every 200 ms how far it is.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Reads until the count is reached, nothing comes any more, or for ever.
 ///
@@ -24,8 +28,10 @@ pub(crate) async fn consume(arguments: ConsumeArgs) -> anyhow::Result<()> {
     let named = arguments.channel.clone();
     let channel = pick_channel(&cluster, named.as_deref(), &arguments.connect).await?;
     let source = named.unwrap_or_else(|| channel.pchannel.name().to_owned());
-    let mut options = ConsumeOptions::new(source, policy);
+    let mut options = ConsumeOptions::new(&source, policy);
     options.filters = vec![DeliverFilter::message_types([MessageType::Insert])];
+    // By them a channel to which nothing is appended is told from one that nobody serves.
+    options.time_ticks = true;
     let consumer = cluster.client.consume(options)?;
     let output: Box<dyn Write + Send> = match &arguments.output {
         None => Box::new(std::io::stdout()),
@@ -34,44 +40,98 @@ pub(crate) async fn consume(arguments: ConsumeArgs) -> anyhow::Result<()> {
         }
     };
     let mut sink = Sink { output: BufWriter::with_capacity(256 << 10, output), json: arguments.json, messages: 0 };
-    let outcome = copy(&cluster, consumer, &mut sink, &arguments).await;
+    let limit = arguments.until_idle.map_or(Duration::MAX, |_| arguments.connect.timeout);
+    let source = Source { cluster: &cluster, channel: &source, limit };
+    let outcome = copy(&source, consumer, &mut sink, &arguments).await;
     printed(sink.output.flush())?;
     cluster.client.close().await;
     outcome
 }
 
 async fn copy(
-    cluster: &Cluster,
+    source: &Source<'_>,
     mut consumer: Consumer,
     sink: &mut Sink,
     arguments: &ConsumeArgs,
 ) -> anyhow::Result<()> {
+    let clock = &source.cluster.clock;
+    // Since when nothing came, and what has to be reached to have read all that was there after that.
+    let (mut since, mut end) = (clock.now(), None);
     while arguments.count.is_none_or(|count| sink.messages < count) {
-        let idle = arguments.until_idle.unwrap_or(Duration::MAX);
         // What was read is shown before one waits for more.
-        let delivery = match cluster.clock.timeout(Duration::from_millis(1), consumer.next()).await {
+        let delivery = match clock.timeout(Duration::from_millis(1), consumer.next()).await {
             Ok(delivery) => delivery,
             Err(_) => {
                 printed(sink.output.flush())?;
-                match cluster.clock.timeout(idle, consumer.next()).await {
-                    Ok(delivery) => delivery,
-                    Err(_) => return Ok(()),
-                }
+                source.word(consumer.next()).await?
             }
         };
         match delivery {
-            Ok(Delivery::Message(message)) => sink.write(&message)?,
+            Ok(Delivery::Message(message)) => {
+                sink.write(&message)?;
+                (since, end) = (clock.now(), None);
+            }
             Ok(Delivery::Txn(txn)) => {
                 for body in &txn.bodies {
                     sink.write(body)?;
                 }
+                (since, end) = (clock.now(), None);
             }
             Ok(Delivery::TimeTick { .. }) => {}
-            Err(error @ ConsumeError::Stalled { .. }) => tracing::warn!(%error, "waiting for the channel"),
+            Err(error @ ConsumeError::Stalled { .. }) => eprintln!("waiting for channel {}: {error}", source.channel),
             Err(error) => return Err(error.into()),
+        }
+        if arguments.until_idle.is_some_and(|idle| clock.now() - since >= idle) {
+            let end = match end {
+                Some(end) => end,
+                None => *end.insert(source.word(source.end()).await??),
+            };
+            if consumer.progress() >= Some(end) {
+                return Ok(());
+            }
         }
     }
     Ok(())
+}
+
+/// The channel that is read.
+struct Source<'a> {
+    cluster: &'a Cluster,
+    channel: &'a str,
+    /// How long it may say nothing.
+    limit: Duration,
+}
+
+impl Source<'_> {
+    /// What a channel that is served says within a moment. If it does not, that is said.
+    async fn word<T>(&self, word: impl Future<Output = T>) -> anyhow::Result<T> {
+        let clock = &self.cluster.clock;
+        let mut word = pin!(word);
+        if let Ok(said) = clock.timeout(self.limit.min(SILENCE), &mut word).await {
+            return Ok(said);
+        }
+        eprintln!("waiting for channel {}: {}", self.channel, self.silence());
+        let said = clock.timeout(self.limit.saturating_sub(SILENCE), word).await;
+        let silent = |_| NotReady { after: self.limit, cause: self.silence() };
+        said.map_err(silent).with_context(|| format!("channel {}", self.channel))
+    }
+
+    fn silence(&self) -> String {
+        match self.cluster.client.describe(self.channel) {
+            Some(channel) => format!("its node at {} says nothing of it", channel.owner.address),
+            None => "no node has it".to_owned(),
+        }
+    }
+
+    /// The tick by which one has read all that is there. Only the channel's owner knows it: what a reader hears of may be old.
+    async fn end(&self) -> Result<TimeTick, ReadPointError> {
+        loop {
+            match self.cluster.client.latest_time_tick(self.channel).await {
+                Err(error) if error.is_retryable() => {}
+                told => return told,
+            }
+        }
+    }
 }
 
 struct Sink {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{Backend, Cluster},
-    process::{Role, printed},
+    process::{Role, printed, run},
 };
 
 /// One GET, with this header besides; the status and the body.
@@ -114,14 +114,17 @@ fn an_operator_stops_the_consumers_of_a_node_and_lets_them_go_on() -> anyhow::Re
     let lines = directory.path().join("lines").display().to_string();
     std::fs::write(&lines, "one\ntwo\n")?;
     printed(["produce", "--file", &lines].into_iter().chain(coordinator))?;
-    let consumed = || printed(["consume", "--until-idle", "500ms"].into_iter().chain(coordinator));
+    let consume = ["consume", "--until-idle", "500ms", "--timeout", "2s"];
+    let consumed = || printed(consume.into_iter().chain(coordinator));
 
     let paused = |value: bool| (200, format!("{{\"paused\":{value}}}"));
     assert_eq!(get(&role, "/node/consumers", "")?, paused(false));
     assert_eq!(get(&role, "/node/consumers/pause", "")?.0, 405, "looking changes nothing");
     assert_eq!(ask(&role, "POST", "/node/consumers/pause", "")?, paused(true));
     assert_eq!(get(&role, "/node/consumers", "")?, paused(true));
-    assert_eq!(consumed()?, b"");
+    let held = run(consume.into_iter().chain(coordinator))?;
+    let said = String::from_utf8_lossy(&held.stderr).into_owned();
+    assert!(held.stdout.is_empty() && said.contains("error[CLIENT_NOT_READY]"), "{held:?}");
     assert_eq!(ask(&role, "POST", "/node/consumers/resume", "")?, paused(false));
     assert_eq!(consumed()?, b"one\ntwo\n");
     Ok(())

@@ -1,6 +1,10 @@
 //! What holds when processes die and stores go away.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use test_peers::s3::Op;
@@ -8,7 +12,7 @@ use test_peers::s3::Op;
 use crate::{
     cluster::{Backend, Cluster},
     load::{CHANNEL, LIMIT, Load, check, longest_pause, read_until},
-    process::sha256,
+    process::{printed, sha256, streaming},
     quorum::verify,
 };
 
@@ -128,7 +132,7 @@ async fn a_file_goes_through_a_cluster_of_processes(backend: Backend) -> anyhow:
     let report = cluster.json(&["produce", "--file", &input.display().to_string(), CHANNEL])?;
     let output = cluster.directory.path().join("output");
     let endpoint = cluster.etcd.endpoint();
-    crate::process::printed([
+    printed([
         "consume",
         "--etcd",
         &endpoint,
@@ -156,6 +160,26 @@ async fn a_file_goes_through_a_cluster_of_processes(backend: Backend) -> anyhow:
     cluster.start_node()?;
     cluster.coord.signal("TERM")?;
     assert!(cluster.coord.wait(Duration::from_secs(30))?.success(), "{}", cluster.coord.log());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_until_nothing_comes_waits_for_a_channel_that_nobody_serves_and_says_so() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(Backend::Local, 1).await?;
+    let (lines, etcd) = (cluster.directory.path().join("lines"), cluster.etcd.endpoint());
+    std::fs::write(&lines, "one\ntwo\n")?;
+    printed(["produce", "--file", &lines.display().to_string(), "--etcd", &etcd, CHANNEL])?;
+    cluster.nodes[0].kill()?;
+    let mut reader = streaming();
+    reader.args(["consume", "--until-idle", "200ms", "--timeout", "120s", "--etcd", &etcd, CHANNEL]);
+    let mut reader = reader.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let (mut stderr, mut said) = (BufReader::new(reader.stderr.take().context("stderr")?), String::new());
+    stderr.read_line(&mut said)?;
+    assert!(said.starts_with("waiting for"), "{said}");
+    cluster.start_node()?;
+    let read = reader.wait_with_output()?;
+    assert!(read.status.success(), "{read:?}");
+    assert_eq!(String::from_utf8(read.stdout)?, "one\ntwo\n");
     Ok(())
 }
 
