@@ -42,21 +42,21 @@ pub enum ReplayError {
 }
 
 /// Applies what follows the checkpoint of `state` to it, up to the end of a log that nobody else writes any more, and
-/// remembers up to `window_bytes` of the keys of each vchannel.
+/// remembers up to `window_bytes` of the keys of each vchannel; `seed` is nobody's to guess.
 ///
 /// Where a former owner left an entry that is no message, it is skipped: a WAL that never opens again loses more.
-pub async fn replay(log: &Log, state: &mut State, window_bytes: usize) -> Result<Replayed, ReplayError> {
+pub async fn replay(log: &Log, state: &mut State, window_bytes: usize, seed: u128) -> Result<Replayed, ReplayError> {
     let last = log.last_entry().await?;
     // Transactions that are open at the end began behind the checkpoint: it is a last-confirmed id.
     let (checkpoint, start) = (state.checkpoint().id, state.replay_from());
     let mut replay = Replay {
         log,
-        keys: NewestKeys::new(window_bytes),
+        keys: NewestKeys::new(window_bytes, seed),
         done: state.observed_tick(),
         replayed: Replayed {
             last_tick: state.observed_tick(),
             sessions: Sessions::new(last.unwrap_or(EntryId { segment: 0, entry: 0 })),
-            windows: Windows::new(window_bytes),
+            windows: Windows::new(window_bytes, seed),
             bytes: 0,
             broadcasts: Vec::new(),
         },

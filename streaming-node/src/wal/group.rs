@@ -10,7 +10,7 @@ use tracing::Span;
 use woodpecker::{AppendError, EntryId};
 use woodpecker_base::clock::Instant;
 
-use super::{allowance::Charge, record::message_id};
+use super::{allowance::Charge, record::message_id, window::Key};
 
 /// One message to append, and who wants to know. It stays in its box: it is large, and goes through many hands.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Append {
     pub replicate: Option<Box<ReplicateHeader>>,
     /// Its number among those that came by replication, or change it. Given by the replicate layer.
     pub replica: Option<u64>,
+    /// What it is known by if it comes again. Given by the idempotency layer.
+    pub key: Option<Key>,
     /// The tick must be greater than this. A replicated message has none: its barrier is a tick of its source.
     pub barrier: Option<TimeTick>,
     /// Given by the time tick layer, 0 before.
@@ -50,6 +52,7 @@ impl Append {
             txn: produced.txn,
             replicate: produced.replicate.clone().map(Box::new),
             replica: None,
+            key: None,
             barrier: produced.barrier.filter(|_| produced.replicate.is_none()),
             tick: 0,
             confirmed: None,
@@ -70,6 +73,7 @@ impl Append {
             txn: None,
             replicate: None,
             replica: None,
+            key: None,
             barrier: None,
             tick: 0,
             confirmed: None,

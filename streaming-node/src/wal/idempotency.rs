@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use super::{
     group::{Append, Group},
-    window::{Claim, Done, Key, Windows, key_of},
+    window::{Claim, Done, Windows, key_of},
 };
 use crate::metrics;
 
@@ -105,12 +105,11 @@ fn take_repeats(group: &mut Group, windows: &mut Windows) {
     let repeats: Vec<_> = group.appends.extract_if(.., |append| is_repeat(append, windows, &mut undone)).collect();
     metrics::repeats(repeats.len());
     group.appends.extend(undone);
-    for append in repeats {
-        let key = key_of(&append.message.properties).map(str::to_owned);
-        let settled = match key.filter(|_| append.outcome.is_none()) {
+    for mut append in repeats {
+        // Its outcome is that of the first, so it is not noted.
+        let settled = match append.key.take().filter(|_| append.outcome.is_none()) {
             Some(key) => {
                 let vchannel = append.vchannel().unwrap_or_default().to_owned();
-                let key = Key::new(&key, append.kind, txn_id(&append));
                 windows.wait(&vchannel, key, append)
             }
             None => Some(append),
@@ -122,8 +121,11 @@ fn take_repeats(group: &mut Group, windows: &mut Windows) {
 /// A transaction that is run once more, as a whole, after its commit or while that is on its way, is `undone`: it ends
 /// without effect, and its producer hears what became of the first.
 fn is_repeat(append: &mut Append, windows: &mut Windows, undone: &mut Vec<Box<Append>>) -> bool {
-    let Some((vchannel, key)) = scope(append) else { return false };
-    let first = match windows.claim(vchannel, key, txn_id(append)) {
+    let Some(text) = key_of(&append.message.properties) else { return false };
+    let key = windows.key(text, append.kind, txn_id(append));
+    let claim = windows.claim(append.vchannel().unwrap_or_default(), key, txn_id(append));
+    append.key = Some(key);
+    let first = match claim {
         Claim::New => return false,
         Claim::Pending(first) => first,
         Claim::Done(Done { placed, flushed }) => {
@@ -149,7 +151,8 @@ fn rollback(commit: &Append) -> Option<Box<Append>> {
 
 /// Notes the outcome of a message; gives back its repeats with the same one.
 fn conclude(append: &Append, windows: &mut Windows) -> Vec<Box<Append>> {
-    let Some((vchannel, key)) = scope(append) else { return Vec::new() };
+    let Some(key) = append.key else { return Vec::new() };
+    let vchannel = append.vchannel().unwrap_or_default();
     let mut repeats = match &append.outcome {
         Some(Ok(placed)) => windows.done(vchannel, key, Done { placed: *placed, flushed: append.flushed.clone() }),
         Some(Err(_)) | None => windows.forget(vchannel, key),
@@ -159,11 +162,6 @@ fn conclude(append: &Append, windows: &mut Windows) -> Vec<Box<Append>> {
         repeat.flushed.clone_from(&append.flushed);
     }
     repeats
-}
-
-fn scope(append: &Append) -> Option<(&str, Key<'_>)> {
-    let key = key_of(&append.message.properties)?;
-    Some((append.vchannel().unwrap_or_default(), Key::new(key, append.kind, txn_id(append))))
 }
 
 fn txn_id(append: &Append) -> Option<i64> {

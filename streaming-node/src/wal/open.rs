@@ -181,7 +181,7 @@ impl Opener {
         let Settings { recovery, idempotency_bytes, cluster, .. } = &*self.settings;
         let mut state = State::recovered(catalog.load().await?, cluster, log.name(), recovery.window_bytes);
         let began = self.clock.now();
-        let replayed = replay::replay(log, &mut state, *idempotency_bytes).await?;
+        let replayed = replay::replay(log, &mut state, *idempotency_bytes, self.random.u128()).await?;
         let took = self.clock.now() - began;
         metrics::replayed(replayed.bytes, took);
         tracing::info!(log = log.name(), bytes = replayed.bytes, ?took, "replayed");

@@ -4,17 +4,20 @@
 //! bytes, oldest first out, and rebuilt from the end of the log when the WAL is opened. A message that was refused leaves
 //! its key free.
 
-use hashbrown::{Equivalent, HashMap, hash_map::EntryRef};
+use std::hash::Hasher as _;
+
+use hashbrown::{HashMap, hash_map};
+use siphasher::sip128::{Hasher128, SipHasher13};
 use streaming_types::{MessageType, Properties, properties::key};
 
-use self::known::Known;
+use self::known::{Entry, Known};
 use super::group::{Append, Placed};
 
 mod known;
 pub mod newest;
 
-/// What an entry costs beside its key.
-const ENTRY_COST: usize = 160;
+/// What a key and its outcome take: an entry, its place, and room that is allocated ahead.
+const ENTRY_COST: usize = 128;
 /// Times the bytes of one vchannel that a WAL remembers in all.
 const TOTAL: usize = 4;
 /// Vchannels that are remembered.
@@ -23,47 +26,44 @@ const MAX_VCHANNELS: usize = 4096;
 /// See the module.
 #[derive(Debug)]
 pub struct Windows {
+    keys: Keys,
     by_vchannel: HashMap<Box<str>, Window>,
     /// Bytes of one vchannel at most.
     limit: usize,
 }
 
-/// What a message is known by on its vchannel. The key of a transaction is its commit's: one that is run again needs its
-/// other messages again, so their keys count in their transaction only.
-#[derive(Debug, Clone, Copy, Hash)]
-pub struct Key<'a> {
-    text: &'a str,
-    txn: Option<i64>,
-}
+/// What a message is known by on its vchannel: a hash of its idempotency key, long enough that no two keys have the same,
+/// and seeded, so that nobody can look for two that have. So each key takes the same little room, however long it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key([u64; 2]);
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Kept {
-    text: Box<str>,
-    txn: Option<i64>,
-}
+/// Makes keys; only those of one can be compared.
+#[derive(Debug, Clone)]
+struct Keys(SipHasher13);
 
-impl<'a> Key<'a> {
-    /// The key of a message, which may be one of a transaction.
-    pub fn new(text: &'a str, kind: MessageType, txn: Option<i64>) -> Self {
-        Self { text, txn: txn.filter(|_| !matches!(kind, MessageType::BeginTxn | MessageType::CommitTxn)) }
+impl Keys {
+    fn seeded(seed: u128) -> Self {
+        Self(SipHasher13::new_with_key(&seed.to_le_bytes()))
     }
-}
 
-impl Equivalent<Kept> for Key<'_> {
-    fn equivalent(&self, kept: &Kept) -> bool {
-        self.text == &*kept.text && self.txn == kept.txn
-    }
-}
-
-impl From<&Key<'_>> for Kept {
-    fn from(key: &Key<'_>) -> Self {
-        Self { text: key.text.into(), txn: key.txn }
+    /// The key of a transaction is its commit's: one that is run again needs its other messages again, so their keys count
+    /// in their transaction only.
+    fn key(&self, text: &str, kind: MessageType, txn: Option<i64>) -> Key {
+        let mut hasher = self.0;
+        hasher.write(text.as_bytes());
+        if let Some(txn) = txn.filter(|_| !matches!(kind, MessageType::BeginTxn | MessageType::CommitTxn)) {
+            // No text ends so: the byte is in no UTF-8.
+            hasher.write_u8(u8::MAX);
+            hasher.write_i64(txn);
+        }
+        let hash = hasher.finish128();
+        Key([hash.h1, hash.h2])
     }
 }
 
 #[derive(Debug, Default)]
 struct Window {
-    pending: HashMap<Kept, Pending>,
+    pending: HashMap<Key, Pending>,
     known: Known,
     /// The tick of the newest.
     newest: u64,
@@ -84,13 +84,6 @@ pub struct Done {
     pub flushed: Option<Vec<i64>>,
 }
 
-impl Done {
-    fn cost(&self, text: &str) -> usize {
-        let flushed = self.flushed.as_ref().map_or(0, |segments| size_of::<i64>() * segments.len());
-        text.len() + flushed + ENTRY_COST
-    }
-}
-
 /// What is known of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Claim {
@@ -103,17 +96,26 @@ pub enum Claim {
 
 impl Windows {
     /// Remembers up to `limit` bytes of a vchannel.
-    pub fn new(limit: usize) -> Self {
-        Self { by_vchannel: HashMap::new(), limit }
+    pub fn new(limit: usize, seed: u128) -> Self {
+        Self::with(Keys::seeded(seed), limit)
+    }
+
+    fn with(keys: Keys, limit: usize) -> Self {
+        Self { keys, by_vchannel: HashMap::new(), limit }
+    }
+
+    /// The key of a message, which may be one of a transaction.
+    pub fn key(&self, text: &str, kind: MessageType, txn: Option<i64>) -> Key {
+        self.keys.key(text, kind, txn)
     }
 
     /// Asks for the key of a message, maybe one of a transaction, and takes it if nobody has it.
-    pub fn claim(&mut self, vchannel: &str, key: Key<'_>, txn: Option<i64>) -> Claim {
+    pub fn claim(&mut self, vchannel: &str, key: Key, txn: Option<i64>) -> Claim {
         let window = self.window(vchannel);
-        match window.pending.entry_ref(&key) {
-            EntryRef::Occupied(pending) => Claim::Pending(pending.get().txn),
-            EntryRef::Vacant(free) => match window.known.get(key) {
-                Some(done) => Claim::Done(done.clone()),
+        match window.pending.entry(key) {
+            hash_map::Entry::Occupied(pending) => Claim::Pending(pending.get().txn),
+            hash_map::Entry::Vacant(free) => match window.known.get(key) {
+                Some(done) => Claim::Done(done),
                 None => {
                     free.insert(Pending { txn, repeats: Vec::new() });
                     Claim::New
@@ -123,7 +125,7 @@ impl Windows {
     }
 
     /// Keeps a repeat until its key has an outcome; gives it back when the key has none to come.
-    pub fn wait(&mut self, vchannel: &str, key: Key<'_>, repeat: Box<Append>) -> Option<Box<Append>> {
+    pub fn wait(&mut self, vchannel: &str, key: Key, repeat: Box<Append>) -> Option<Box<Append>> {
         match self.window(vchannel).pending.get_mut(&key) {
             Some(pending) => {
                 pending.repeats.push(repeat);
@@ -134,23 +136,23 @@ impl Windows {
     }
 
     /// The message with a key was appended; gives back its repeats.
-    pub fn done(&mut self, vchannel: &str, key: Key<'_>, done: Done) -> Vec<Box<Append>> {
+    pub fn done(&mut self, vchannel: &str, key: Key, done: Done) -> Vec<Box<Append>> {
         let share = self.share();
         let window = self.window(vchannel);
-        let (key, repeats) = match window.pending.remove_entry(&key) {
-            Some((key, pending)) => (key, pending.repeats),
+        let repeats = match window.pending.remove(&key) {
+            Some(pending) => pending.repeats,
             // The log holds it twice; the first one counts.
-            None if window.known.get(key).is_some() => return Vec::new(),
-            None => (Kept::from(&key), Vec::new()),
+            None if window.known.has(key) => return Vec::new(),
+            None => Vec::new(),
         };
         window.newest = done.placed.tick;
-        window.known.push(key, done);
+        window.known.push(Entry::new(key, done));
         window.known.evict(share);
         repeats
     }
 
     /// The message with a key was not appended; gives back its repeats.
-    pub fn forget(&mut self, vchannel: &str, key: Key<'_>) -> Vec<Box<Append>> {
+    pub fn forget(&mut self, vchannel: &str, key: Key) -> Vec<Box<Append>> {
         self.window(vchannel).pending.remove(&key).map(|pending| pending.repeats).unwrap_or_default()
     }
 
@@ -196,8 +198,8 @@ mod tests {
 
     const V: &str = "p_1v0";
 
-    fn key(text: &str) -> Key<'_> {
-        Key { text, txn: None }
+    fn key(text: &str) -> Key {
+        Keys::seeded(1).key(text, MessageType::Insert, None)
     }
 
     fn placed(tick: u64) -> Done {
@@ -207,7 +209,7 @@ mod tests {
 
     #[test]
     fn key_is_new_then_pending_then_done() {
-        let mut windows = Windows::new(1 << 20);
+        let mut windows = Windows::new(1 << 20, 1);
         assert_eq!(windows.claim(V, key("k"), None), Claim::New);
         assert_eq!(windows.claim(V, key("k"), None), Claim::Pending(None));
         assert!(windows.wait(V, key("k"), samples::append(1, V, false).0).is_none());
@@ -219,12 +221,13 @@ mod tests {
 
     #[test]
     fn key_of_a_body_counts_in_its_transaction_and_that_of_a_commit_everywhere() {
-        let mut windows = Windows::new(1 << 20);
-        let body = |txn| Key::new("k", MessageType::Insert, Some(txn));
+        let mut windows = Windows::new(1 << 20, 1);
+        let keys = Keys::seeded(1);
+        let body = |txn| keys.key("k", MessageType::Insert, Some(txn));
         windows.done(V, body(1), placed(7));
         assert_eq!(windows.claim(V, body(1), None), Claim::Done(placed(7)));
         assert_eq!(windows.claim(V, body(2), None), Claim::New);
-        let commit = |txn| Key::new("k", MessageType::CommitTxn, Some(txn));
+        let commit = |txn| keys.key("k", MessageType::CommitTxn, Some(txn));
         assert_eq!(windows.claim(V, commit(1), None), Claim::New);
         windows.done(V, commit(1), placed(8));
         assert_eq!(windows.claim(V, commit(2), None), Claim::Done(placed(8)));
@@ -232,7 +235,7 @@ mod tests {
 
     #[test]
     fn refused_message_leaves_its_key_free_and_a_done_one_does_not() {
-        let mut windows = Windows::new(1 << 20);
+        let mut windows = Windows::new(1 << 20, 1);
         windows.claim(V, key("k"), None);
         windows.wait(V, key("k"), samples::append(1, V, false).0);
         assert_eq!(windows.forget(V, key("k")).len(), 1);
@@ -244,7 +247,7 @@ mod tests {
 
     #[test]
     fn window_keeps_the_newest_within_its_bytes_and_never_lets_go_of_what_is_pending() {
-        let mut windows = Windows::new(10 * (ENTRY_COST + 4));
+        let mut windows = Windows::new(10 * ENTRY_COST, 1);
         assert_eq!(windows.claim(V, key("open"), None), Claim::New);
         for n in 0..1000 {
             windows.done(V, key(&format!("{n:04}")), placed(n));
@@ -253,19 +256,15 @@ mod tests {
         assert_eq!(windows.claim(V, key("0990"), None), Claim::Done(placed(990)));
         assert_eq!(windows.claim(V, key("0989"), None), Claim::New);
         let window = &windows.by_vchannel[V];
-        assert_eq!((window.known.len(), window.known.bytes()), (10, 10 * (ENTRY_COST + 4)));
+        assert_eq!((window.known.len(), window.known.bytes()), (10, 10 * ENTRY_COST));
         windows.done(V, key("flush"), Done { flushed: Some(vec![7; 100]), ..placed(1000) });
         let window = &windows.by_vchannel[V];
-        assert_eq!(
-            (window.known.len(), window.known.bytes()),
-            (5, 5 * ENTRY_COST + 4 * 4 + 5 + 800),
-            "segments count too"
-        );
+        assert_eq!((window.known.len(), window.known.bytes()), (3, 3 * ENTRY_COST + 800), "segments count too");
     }
 
     #[test]
     fn vchannels_share_what_the_wal_may_remember() {
-        let mut windows = Windows::new(100 * ENTRY_COST);
+        let mut windows = Windows::new(100 * ENTRY_COST, 1);
         for vchannel in 0..5000 {
             for n in 0..3 {
                 windows.done(&format!("p_{vchannel}v0"), key(&n.to_string()), placed(vchannel * 10 + n));

@@ -172,7 +172,7 @@ impl Run {
             pchannel: "p".into(),
             ticks: SharedTicks::new(ticks),
             sessions: sessions.clone(),
-            windows: Windows::new(1 << 20),
+            windows: Windows::new(1 << 20, 1),
             replication: SharedReplication::new(replication),
             sharding: crate::shard::samples::layer(),
             keepalive: streaming_types::txn::DEFAULT_KEEPALIVE,

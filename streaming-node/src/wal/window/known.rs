@@ -1,62 +1,110 @@
 //! The keys that have an outcome, oldest first, and a way to find one.
 //!
-//! Of the others nothing is looked at but a hash: there are hundreds of thousands, and the oldest is in no cache any more
-//! when it goes.
+//! There are hundreds of thousands, and the oldest is in no cache any more when it goes: so each is one line of it.
 
-use std::{collections::VecDeque, hash::BuildHasher};
+use std::collections::VecDeque;
 
-use hashbrown::{DefaultHashBuilder, Equivalent, HashTable};
+use hashbrown::HashTable;
+use streaming_types::{MessageId, TxnContext};
 
-use super::{Done, Kept, Key};
+use super::{Done, ENTRY_COST, Key};
+use crate::wal::group::Placed;
 
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    hasher: DefaultHashBuilder,
     order: VecDeque<Entry>,
     /// The number of the oldest; each one after it has the next.
     oldest: u64,
-    places: HashTable<Place>,
+    /// The numbers, found by their keys.
+    places: HashTable<u64>,
     bytes: usize,
 }
 
+/// A key with its outcome.
 #[derive(Debug)]
-struct Entry {
-    key: Kept,
-    hash: u64,
-    done: Done,
+pub(super) struct Entry {
+    key: Key,
+    id: MessageId,
+    last_confirmed: MessageId,
+    tick: u64,
+    /// What few have.
+    more: Option<Box<More>>,
 }
 
+const _: () = assert!(size_of::<Entry>() == 64);
+
 #[derive(Debug)]
-struct Place {
-    hash: u64,
-    number: u64,
+struct More {
+    txn: Option<TxnContext>,
+    flushed: Option<Vec<i64>>,
+}
+
+impl Key {
+    /// Half of a hash is one too.
+    fn hash(self) -> u64 {
+        let Self([hash, _]) = self;
+        hash
+    }
+}
+
+impl Entry {
+    pub(super) fn new(key: Key, Done { placed, flushed }: Done) -> Self {
+        let Placed { id, tick, last_confirmed, txn } = placed;
+        let more = (txn.is_some() || flushed.is_some()).then(|| Box::new(More { txn, flushed }));
+        Self { key, id, last_confirmed, tick, more }
+    }
+
+    pub(super) fn done(&self) -> Done {
+        let Self { id, last_confirmed, tick, .. } = *self;
+        let (txn, flushed) = self.more.as_ref().map_or((None, None), |more| (more.txn, more.flushed.clone()));
+        Done { placed: Placed { id, tick, last_confirmed, txn }, flushed }
+    }
+
+    pub(super) fn key(&self) -> Key {
+        self.key
+    }
+
+    pub(super) fn tick(&self) -> u64 {
+        self.tick
+    }
+
+    /// Bytes that count.
+    pub(super) fn cost(&self) -> usize {
+        let flushed = self.more.as_ref().and_then(|more| more.flushed.as_ref());
+        ENTRY_COST + flushed.map_or(0, |segments| size_of::<i64>() * segments.len())
+    }
 }
 
 impl Known {
-    pub(super) fn get(&self, key: Key<'_>) -> Option<&Done> {
-        let hash = self.hasher.hash_one(key);
-        let is_its =
-            |place: &Place| place.hash == hash && self.at(place.number).is_some_and(|entry| key.equivalent(&entry.key));
-        let place = self.places.find(hash, is_its)?;
-        self.at(place.number).map(|entry| &entry.done)
+    pub(super) fn get(&self, key: Key) -> Option<Done> {
+        self.find(key).map(Entry::done)
+    }
+
+    pub(super) fn has(&self, key: Key) -> bool {
+        self.find(key).is_some()
+    }
+
+    fn find(&self, key: Key) -> Option<&Entry> {
+        let is_its = |number: &u64| at(&self.order, self.oldest, *number).is_some_and(|entry| entry.key == key);
+        at(&self.order, self.oldest, *self.places.find(key.hash(), is_its)?)
     }
 
     /// Adds a key that is not there.
-    pub(super) fn push(&mut self, key: Kept, done: Done) {
-        let hash = self.hasher.hash_one(&key);
-        let number = self.oldest + self.order.len() as u64;
-        self.bytes += done.cost(&key.text);
-        self.order.push_back(Entry { key, hash, done });
-        self.places.insert_unique(hash, Place { hash, number }, |place| place.hash);
+    pub(super) fn push(&mut self, entry: Entry) {
+        let Self { order, oldest, places, bytes } = self;
+        let (hash, number) = (entry.key.hash(), *oldest + order.len() as u64);
+        *bytes += entry.cost();
+        order.push_back(entry);
+        places.insert_unique(hash, number, |number| at(order, *oldest, *number).map_or(0, |entry| entry.key.hash()));
     }
 
     /// Lets the oldest go until the rest takes no more than `limit` bytes.
     pub(super) fn evict(&mut self, limit: usize) {
         while self.bytes > limit
-            && let Some(Entry { key, hash, done }) = self.order.pop_front()
+            && let Some(entry) = self.order.pop_front()
         {
-            self.bytes -= done.cost(&key.text);
-            if let Ok(place) = self.places.find_entry(hash, |place| place.number == self.oldest) {
+            self.bytes -= entry.cost();
+            if let Ok(place) = self.places.find_entry(entry.key.hash(), |number| *number == self.oldest) {
                 place.remove();
             }
             self.oldest += 1;
@@ -73,42 +121,42 @@ impl Known {
         assert_eq!(self.order.len(), self.places.len(), "each has its place");
         self.order.len()
     }
+}
 
-    fn at(&self, number: u64) -> Option<&Entry> {
-        self.order.get(usize::try_from(number.checked_sub(self.oldest)?).ok()?)
-    }
+/// The entry of a number.
+fn at(order: &VecDeque<Entry>, oldest: u64, number: u64) -> Option<&Entry> {
+    order.get(usize::try_from(number.checked_sub(oldest)?).ok()?)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use streaming_types::MessageId;
 
     use super::*;
-    use crate::wal::group::Placed;
 
-    fn done(tick: u64) -> Done {
-        let id = MessageId::new(1, tick.cast_signed());
-        Done { placed: Placed { id, tick, last_confirmed: id, txn: None }, flushed: None }
+    fn done(tick: u64, txn: Option<i64>) -> Done {
+        let (id, txn) =
+            (MessageId::new(1, tick.cast_signed()), txn.map(|txn_id| TxnContext { txn_id, keepalive_ms: 1 }));
+        Done { placed: Placed { id, tick, last_confirmed: id, txn }, flushed: None }
     }
 
     proptest! {
         #[test]
         fn keys_are_found_as_long_as_they_fit(
-            keys in prop::collection::vec((0..40_u64, prop::option::of(0..2_i64)), 1..200),
+            keys in prop::collection::vec(((0..20_u64, 0..2_u64), prop::option::of(0..2_i64)), 1..200),
             fit in 1..30_usize,
         ) {
-            let (mut known, mut model) = (Known::default(), VecDeque::<(String, Option<i64>, u64)>::new());
-            let limit = fit * done(0).cost("00");
-            for (tick, (number, txn)) in (0_u64..).zip(keys) {
-                let text = format!("{number:02}");
-                let key = Key { text: &text, txn };
-                let expected = model.iter().find(|(kept, of, _)| *kept == text && *of == txn);
-                prop_assert_eq!(known.get(key).map(|done| done.placed.tick), expected.map(|(_, _, tick)| *tick));
+            let (mut known, mut model) = (Known::default(), VecDeque::<(Key, Done)>::new());
+            for (tick, ((half, other), txn)) in (0_u64..).zip(keys) {
+                // Many have the half that they are found by in common.
+                let key = Key([half, other]);
+                let expected = model.iter().find(|(kept, _)| *kept == key).map(|(_, done)| done.clone());
+                prop_assert_eq!(known.has(key), expected.is_some());
+                prop_assert_eq!(known.get(key), expected.clone());
                 if expected.is_none() {
-                    known.push(Kept::from(&key), done(tick));
-                    known.evict(limit);
-                    model.push_back((text, txn, tick));
+                    known.push(Entry::new(key, done(tick, txn)));
+                    known.evict(fit * ENTRY_COST);
+                    model.push_back((key, done(tick, txn)));
                     if model.len() > fit {
                         model.pop_front();
                     }

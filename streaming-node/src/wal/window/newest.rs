@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use streaming_proto::messages::ManualFlushMessageHeader;
 use streaming_types::MessageType;
 
-use super::{Done, Key, MAX_VCHANNELS, Windows, share};
+use super::{Done, Keys, MAX_VCHANNELS, Windows, known::Entry, share};
 use crate::{
     recovery::seen::Seen,
     wal::{group::Placed, record::message_id},
@@ -15,22 +15,23 @@ use crate::{
 /// See the module.
 #[derive(Debug)]
 pub struct NewestKeys {
-    by_vchannel: BTreeMap<Box<str>, Keys>,
+    keys: Keys,
+    by_vchannel: BTreeMap<Box<str>, Newest>,
     /// Bytes of one vchannel at most.
     limit: usize,
 }
 
 /// Those of one vchannel, oldest first.
 #[derive(Debug, Default)]
-struct Keys {
-    order: VecDeque<(Box<str>, Option<i64>, Done)>,
+struct Newest {
+    order: VecDeque<Entry>,
     bytes: usize,
 }
 
 impl NewestKeys {
     /// Keeps up to `limit` bytes of a vchannel.
-    pub fn new(limit: usize) -> Self {
-        Self { by_vchannel: BTreeMap::new(), limit }
+    pub fn new(limit: usize, seed: u128) -> Self {
+        Self { keys: Keys::seeded(seed), by_vchannel: BTreeMap::new(), limit }
     }
 
     /// Takes the next message of the log.
@@ -39,19 +40,19 @@ impl NewestKeys {
         let (Some(id), Some(last_confirmed)) = (message_id(seen.id), message_id(seen.last_confirmed())) else { return };
         let txn = seen.txn();
         let placed = Placed { id, tick: seen.tick, last_confirmed, txn };
-        let key = Key::new(key, seen.kind, txn.map(|txn| txn.txn_id));
+        let key = self.keys.key(key, seen.kind, txn.map(|txn| txn.txn_id));
         let flushed = (seen.kind == MessageType::ManualFlush)
             .then(|| seen.header().map(|header: ManualFlushMessageHeader| header.segment_ids).unwrap_or_default());
-        self.push(seen.vchannel().unwrap_or_default(), key, Done { placed, flushed });
+        self.push(seen.vchannel().unwrap_or_default(), Entry::new(key, Done { placed, flushed }));
     }
 
-    fn push(&mut self, vchannel: &str, key: Key<'_>, done: Done) {
+    fn push(&mut self, vchannel: &str, entry: Entry) {
         let share = share(self.limit, self.by_vchannel.len());
         match self.by_vchannel.get_mut(vchannel) {
-            Some(keys) => keys.push(key, done, share),
+            Some(newest) => newest.push(entry, share),
             None => {
                 self.make_room();
-                self.by_vchannel.entry(vchannel.into()).or_default().push(key, done, share);
+                self.by_vchannel.entry(vchannel.into()).or_default().push(entry, share);
             }
         }
     }
@@ -59,42 +60,42 @@ impl NewestKeys {
     /// One more vchannel makes the shares of the others smaller.
     fn make_room(&mut self) {
         if self.by_vchannel.len() >= MAX_VCHANNELS {
-            let oldest = self.by_vchannel.iter().min_by_key(|(_, keys)| keys.newest());
+            let oldest = self.by_vchannel.iter().min_by_key(|(_, newest)| newest.tick());
             let oldest = oldest.map(|(vchannel, _)| vchannel.clone());
             oldest.and_then(|vchannel| self.by_vchannel.remove(&vchannel));
         }
         let share = share(self.limit, self.by_vchannel.len());
-        self.by_vchannel.values_mut().for_each(|keys| keys.evict(share));
+        self.by_vchannel.values_mut().for_each(|newest| newest.evict(share));
     }
 
     /// All that is left, as appends look it up.
     pub fn into_windows(self) -> Windows {
-        let mut windows = Windows::new(self.limit);
-        for (vchannel, keys) in self.by_vchannel {
-            for (text, txn, done) in keys.order {
-                windows.done(&vchannel, Key { text: &text, txn }, done);
+        let mut windows = Windows::with(self.keys, self.limit);
+        for (vchannel, newest) in self.by_vchannel {
+            for entry in newest.order {
+                windows.done(&vchannel, entry.key(), entry.done());
             }
         }
         windows
     }
 }
 
-impl Keys {
-    fn newest(&self) -> u64 {
-        self.order.back().map_or(0, |(.., done)| done.placed.tick)
+impl Newest {
+    fn tick(&self) -> u64 {
+        self.order.back().map_or(0, Entry::tick)
     }
 
-    fn push(&mut self, Key { text, txn }: Key<'_>, done: Done, limit: usize) {
-        self.bytes += done.cost(text);
-        self.order.push_back((text.into(), txn, done));
+    fn push(&mut self, entry: Entry, limit: usize) {
+        self.bytes += entry.cost();
+        self.order.push_back(entry);
         self.evict(limit);
     }
 
     fn evict(&mut self, limit: usize) {
         while self.bytes > limit
-            && let Some((text, _, done)) = self.order.pop_front()
+            && let Some(entry) = self.order.pop_front()
         {
-            self.bytes -= done.cost(&text);
+            self.bytes -= entry.cost();
         }
     }
 }
@@ -107,10 +108,10 @@ mod tests {
     use streaming_types::MessageId;
 
     use super::*;
-    use crate::wal::window::{Claim, ENTRY_COST, TOTAL};
+    use crate::wal::window::{Claim, ENTRY_COST, Key, TOTAL};
 
-    fn key(text: &str) -> Key<'_> {
-        Key { text, txn: None }
+    fn key(text: &str) -> Key {
+        Keys::seeded(1).key(text, MessageType::Insert, None)
     }
 
     fn placed(tick: u64) -> Done {
@@ -124,13 +125,13 @@ mod tests {
             keys in proptest::collection::vec((0..4_u8, 0..60_u16), 1..300),
             limit in 0..4_000_usize,
         ) {
-            let (mut newest, mut windows) = (NewestKeys::new(limit), Windows::new(limit));
+            let (mut newest, mut windows) = (NewestKeys::new(limit, 1), Windows::new(limit, 1));
             let mut known = BTreeSet::new();
             // Keys that come again are told from new ones before they get into the log.
             let fresh = keys.iter().filter(|pair| known.insert(**pair));
             for (tick, (vchannel, key)) in (1_u64..).zip(fresh) {
                 let (vchannel, key) = (vchannel.to_string(), key.to_string());
-                newest.push(&vchannel, self::key(&key), placed(tick));
+                newest.push(&vchannel, Entry::new(self::key(&key), placed(tick)));
                 windows.done(&vchannel, self::key(&key), placed(tick));
             }
             let mut built = newest.into_windows();
@@ -145,21 +146,21 @@ mod tests {
 
     #[test]
     fn a_key_that_stands_in_the_log_twice_has_its_first_place() {
-        let mut newest = NewestKeys::new(1 << 20);
-        newest.push("v", key("key"), placed(1));
-        newest.push("v", key("key"), placed(2));
+        let mut newest = NewestKeys::new(1 << 20, 1);
+        newest.push("v", Entry::new(key("key"), placed(1)));
+        newest.push("v", Entry::new(key("key"), placed(2)));
         assert_eq!(newest.into_windows().claim("v", key("key"), None), Claim::Done(placed(1)));
     }
 
     #[test]
     fn vchannels_share_what_is_kept() {
-        let mut newest = NewestKeys::new(100 * ENTRY_COST);
+        let mut newest = NewestKeys::new(100 * ENTRY_COST, 1);
         for vchannel in 0..5000 {
             for n in 0..3 {
-                newest.push(&vchannel.to_string(), key(&n.to_string()), placed(vchannel * 10 + n));
+                newest.push(&vchannel.to_string(), Entry::new(key(&n.to_string()), placed(vchannel * 10 + n)));
             }
         }
-        let total: usize = newest.by_vchannel.values().map(|keys| keys.bytes).sum();
+        let total: usize = newest.by_vchannel.values().map(|newest| newest.bytes).sum();
         let most = TOTAL * 100 * ENTRY_COST;
         assert!(newest.by_vchannel.len() <= MAX_VCHANNELS && total <= most, "{total} of {most}");
     }
