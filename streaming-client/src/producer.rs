@@ -59,7 +59,7 @@ pub struct Producer {
 pub(crate) struct Shared {
     core: Arc<Core>,
     channel: String,
-    inbox: mpsc::Sender<Entry>,
+    inbox: mpsc::Sender<Box<Entry>>,
     /// Byte budget of what is not acknowledged.
     credit: Arc<Semaphore>,
     keys: Keys,
@@ -180,7 +180,7 @@ impl Shared {
         let deadline = admitted + self.core.settings.timeouts.append;
 
         let (reply, result) = oneshot::channel();
-        let mut entry = Entry {
+        let mut entry = Box::new(Entry {
             message,
             size,
             admitted,
@@ -191,7 +191,7 @@ impl Shared {
             failures: 0,
             retry_at: admitted,
             scope: Scope::Request,
-        };
+        });
         let permits = u32::try_from(size).unwrap_or(u32::MAX);
         let credit = match self.credit.clone().try_acquire_many_owned(permits) {
             Ok(credit) => credit,

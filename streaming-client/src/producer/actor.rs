@@ -24,10 +24,10 @@ use crate::{
 pub(super) struct Actor {
     core: Arc<Core>,
     name: String,
-    inbox: mpsc::Receiver<Entry>,
+    inbox: mpsc::Receiver<Box<Entry>>,
     /// No more appends will come: the client closes, or the last producer is gone and all is settled.
     inbox_done: bool,
-    batch: Vec<Entry>,
+    batch: Vec<Box<Entry>>,
     window: Window,
     backoff: Backoff,
     alarm: Alarm,
@@ -48,7 +48,7 @@ struct Serving {
 }
 
 impl Actor {
-    pub(super) fn new(core: Arc<Core>, name: String, inbox: mpsc::Receiver<Entry>) -> Self {
+    pub(super) fn new(core: Arc<Core>, name: String, inbox: mpsc::Receiver<Box<Entry>>) -> Self {
         Self {
             inbox,
             inbox_done: false,

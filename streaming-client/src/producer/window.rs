@@ -20,7 +20,7 @@ use woodpecker_base::clock::Instant;
 use super::{AppendResult, Shared};
 use crate::{error::AppendError, settings::Order};
 
-/// An accepted append.
+/// An accepted append. In a box, because it moves from queue to queue.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) message: Arc<Message>,
@@ -67,10 +67,10 @@ pub(super) enum Scope {
 #[derive(Debug)]
 pub(super) struct Window {
     order: Order,
-    queue: VecDeque<Entry>,
+    queue: VecDeque<Box<Entry>>,
     /// By request id, so in the order in which they went out on this stream.
-    sent: BTreeMap<i64, Entry>,
-    failed: BTreeMap<i64, Entry>,
+    sent: BTreeMap<i64, Box<Entry>>,
+    failed: BTreeMap<i64, Box<Entry>>,
     next_id: i64,
     /// The largest request id of this stream that is in the log, or may be and is not sent again.
     landed: i64,
@@ -89,7 +89,7 @@ impl Window {
         self.len() == 0
     }
 
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(super) fn push(&mut self, entry: Box<Entry>) {
         self.queue.push_back(entry);
     }
 
@@ -117,7 +117,7 @@ impl Window {
     }
 
     /// The entry a final answer is for. `None` for an id that is not waiting: it was answered before, or ran out of time.
-    pub(super) fn take(&mut self, id: i64, acknowledged: bool) -> Option<Entry> {
+    pub(super) fn take(&mut self, id: i64, acknowledged: bool) -> Option<Box<Entry>> {
         let entry = self.sent.remove(&id)?;
         if acknowledged {
             self.landed = self.landed.max(id);
@@ -169,7 +169,7 @@ impl Window {
         self.landed = 0;
     }
 
-    fn requeue(&mut self, entries: BTreeMap<i64, Entry>) {
+    fn requeue(&mut self, entries: BTreeMap<i64, Box<Entry>>) {
         for (id, entry) in entries.into_iter().rev() {
             if self.order == Order::Strict && id < self.landed {
                 entry.finish(Err(AppendError::Overtaken));
@@ -181,7 +181,7 @@ impl Window {
 
     /// Ends the appends whose time is over; `cause` is what the channel last suffered from.
     pub(super) fn expire(&mut self, now: Instant, cause: Option<&str>) {
-        let mut over: Vec<Entry> =
+        let mut over: Vec<Box<Entry>> =
             self.failed.extract_if(.., |_, entry| entry.deadline <= now).map(|(_, e)| e).collect();
         while let Some(first) = self.sent.first_entry().filter(|first| first.get().deadline <= now) {
             self.landed = self.landed.max(*first.key());

@@ -8,11 +8,11 @@ use super::*;
 
 type Reply = oneshot::Receiver<Result<AppendResult, AppendError>>;
 
-fn entry(name: &str, now: Instant) -> (Entry, Reply) {
+fn entry(name: &str, now: Instant) -> (Box<Entry>, Reply) {
     let (reply, result) = oneshot::channel();
     let message = Arc::new(Message { payload: name.to_owned().into(), ..Message::default() });
     let deadline = now + Duration::from_secs(100);
-    let entry = Entry {
+    let entry = Box::new(Entry {
         message,
         size: 1,
         admitted: now,
@@ -23,7 +23,7 @@ fn entry(name: &str, now: Instant) -> (Entry, Reply) {
         failures: 0,
         retry_at: now,
         scope: Scope::Request,
-    };
+    });
     (entry, result)
 }
 
