@@ -44,25 +44,30 @@ struct Readiness {
     ready: bool,
     state: String,
     missing: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
-/// 200 when every role does all that it is there for, 503 otherwise, with what is missing.
+/// 200 when every role does all that it is there for, 503 otherwise, with what is missing; and with what is to be known
+/// besides.
 pub(super) async fn readyz(State(roles): State<Roles>, headers: HeaderMap) -> Response {
-    let roles: Vec<(_, Health)> = roles.iter().map(|(name, reporter)| (*name, reporter.now())).collect();
-    let ready = roles.iter().all(|(_, health)| health.is_ready());
+    let roles: Vec<(_, Health, Vec<String>)> =
+        roles.iter().map(|(name, reporter)| (*name, reporter.now(), reporter.notes())).collect();
+    let ready = roles.iter().all(|(_, health, _)| health.is_ready());
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut text = String::from(if ready { "OK" } else { "not ready" });
-    for (name, health) in &roles {
+    for (name, health, notes) in &roles {
         text.push_str(&format!("\n{name}: {:?}", health.state));
-        text.extend(health.missing.iter().map(|missing| format!("\n{name}: {missing}")));
+        text.extend(health.missing.iter().chain(notes).map(|said| format!("\n{name}: {said}")));
     }
     let body: Vec<_> = roles
         .into_iter()
-        .map(|(name, health)| Readiness {
+        .map(|(name, health, notes)| Readiness {
             name,
             ready: health.is_ready(),
             state: format!("{:?}", health.state),
             missing: health.missing,
+            notes,
         })
         .collect();
     answer(status, &headers, text, body)
@@ -75,5 +80,30 @@ fn answer(status: StatusCode, headers: &HeaderMap, text: String, json: impl Seri
         (status, Json(json)).into_response()
     } else {
         (status, text).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::to_bytes;
+    use woodpecker_base::health::{HealthReporter, State as Of};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_noted_of_a_ready_role_stands_in_the_answer() {
+        let reporter = HealthReporter::default();
+        reporter.report(Of::Healthy, Vec::new());
+        reporter.note(vec!["the disk is full".to_owned()]);
+        for (accept, said) in
+            [("*/*", "logstore: the disk is full"), ("application/json", r#""notes":["the disk is full"]"#)]
+        {
+            let headers = HeaderMap::from_iter([(ACCEPT, accept.parse().unwrap())]);
+            let answer = readyz(State(vec![("logstore", reporter.clone())]), headers).await;
+            assert_eq!(answer.status(), StatusCode::OK);
+            let body = to_bytes(answer.into_body(), 1 << 10).await.unwrap();
+            let body = String::from_utf8_lossy(&body);
+            assert!(body.contains(said), "{body}");
+        }
     }
 }

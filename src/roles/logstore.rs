@@ -72,8 +72,9 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
                 return Err(error);
             }
             let health = &process.health.logstore;
-            let mut failures = store.failures();
+            let (mut failures, mut refusing) = (store.failures(), store.refusing());
             say(health, failures.borrow_and_update().as_deref());
+            note(health, *refusing.borrow_and_update());
             banner::print("logstore", &addresses, None);
             loop {
                 tokio::select! {
@@ -81,6 +82,7 @@ pub(crate) async fn logstore(arguments: ServerArgs) -> anyhow::Result<()> {
                     ended = &mut serving => return Ok(ended?),
                     () = process.tasks.stopped() => break,
                     Ok(()) = failures.changed() => say(health, failures.borrow_and_update().as_deref()),
+                    Ok(()) = refusing.changed() => note(health, *refusing.borrow_and_update()),
                 }
             }
             health.report(State::Stopping, Vec::new());
@@ -118,6 +120,11 @@ async fn register(process: &Process, store: &LogStore, address: &str) -> anyhow:
 fn say(health: &HealthReporter, failure: Option<&str>) {
     let missing = failure.map(|reason| format!("no append is taken: {reason}"));
     health.report(State::Healthy, missing.into_iter().collect());
+}
+
+/// A store without room stays in service for those who read, and says so.
+fn note(health: &HealthReporter, refusing: Option<&str>) {
+    health.note(refusing.map(str::to_owned).into_iter().collect());
 }
 
 /// What an operator may see and do.

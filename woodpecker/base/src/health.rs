@@ -1,6 +1,6 @@
 //! How a role is: said by the role, asked by probes, operators and peers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -56,11 +56,18 @@ impl Health {
 
 /// Where a role says how it is. Clones are one place.
 #[derive(Debug, Clone)]
-pub struct HealthReporter(Arc<watch::Sender<Health>>);
+pub struct HealthReporter(Arc<Said>);
+
+#[derive(Debug)]
+struct Said {
+    health: watch::Sender<Health>,
+    notes: Mutex<Vec<String>>,
+}
 
 impl Default for HealthReporter {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(Health { state: State::Initializing, missing: Vec::new() })))
+        let health = watch::Sender::new(Health { state: State::Initializing, missing: Vec::new() });
+        Self(Arc::new(Said { health, notes: Mutex::default() }))
     }
 }
 
@@ -68,7 +75,7 @@ impl HealthReporter {
     /// Says how the role is from now on. A role that is stopping says nothing more.
     pub fn report(&self, state: State, missing: Vec<String>) {
         let health = Health { state, missing };
-        self.0.send_if_modified(|known| {
+        self.0.health.send_if_modified(|known| {
             let news = known.state != State::Stopping && *known != health;
             if news {
                 *known = health;
@@ -80,7 +87,23 @@ impl HealthReporter {
     /// What was said last.
     #[must_use]
     pub fn now(&self) -> Health {
-        self.0.borrow().clone()
+        self.0.health.borrow().clone()
+    }
+
+    /// Says what an operator should know though nothing is missing for which the role would be taken out of service: a
+    /// sentence each, in place of those before.
+    pub fn note(&self, notes: Vec<String>) {
+        *self.noted() = notes;
+    }
+
+    /// What was noted last.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        self.noted().clone()
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Vec<String>> {
+        self.0.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds what standard tools ask of any gRPC server: `grpc.health.v1.Health`, which says that it serves while the
@@ -90,7 +113,7 @@ impl HealthReporter {
     pub fn serve(&self, routes: Routes, descriptors: &[u8], services: &[&'static str], tasks: &Tasks) -> Routes {
         let (reporter, health) = tonic_health::server::health_reporter();
         let names: Vec<_> = std::iter::once("").chain(services.iter().copied()).collect();
-        let mut said = self.0.subscribe();
+        let mut said = self.0.health.subscribe();
         tasks.spawn(async move {
             loop {
                 let (ready, ends) = {
@@ -138,9 +161,20 @@ mod tests {
     }
 
     #[test]
+    fn who_has_something_to_note_is_as_ready_as_before() {
+        let reporter = HealthReporter::default();
+        reporter.report(State::Healthy, Vec::new());
+        reporter.note(vec!["the disk is full".into()]);
+        assert!(reporter.now().is_ready());
+        assert_eq!(reporter.notes(), ["the disk is full"]);
+        reporter.note(Vec::new());
+        assert!(reporter.notes().is_empty());
+    }
+
+    #[test]
     fn saying_the_same_again_is_no_news() {
         let reporter = HealthReporter::default();
-        let mut said = reporter.0.subscribe();
+        let mut said = reporter.0.health.subscribe();
         reporter.report(State::Healthy, Vec::new());
         assert!(said.has_changed().unwrap());
         said.mark_unchanged();

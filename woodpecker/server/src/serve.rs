@@ -154,6 +154,12 @@ impl LogStore {
         self.store.failure().subscribe()
     }
 
+    /// Why all appends are refused though nothing failed, from now on: there is no room. Reads go on.
+    #[must_use]
+    pub fn refusing(&self) -> watch::Receiver<Option<&'static str>> {
+        self.store.refusing()
+    }
+
     /// Every namespace with what it uses.
     #[must_use]
     pub fn namespaces(&self) -> Vec<NamespaceStatus> {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use woodpecker_base::{
     disk::{Disk, Space},
     random::Random,
@@ -59,6 +60,8 @@ pub enum Pressure {
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long to wait on a full disk: space comes back by sealing and deletion.
 const FULL_PAUSE: Duration = Duration::from_secs(5);
+/// What is said while all appends are refused.
+const FULL: &str = "the disk is full: appends are refused until there is room; what is held is read";
 
 impl Watermarks {
     /// What is wrong with them, if anything.
@@ -106,6 +109,8 @@ pub struct Gauge {
     seen: Mutex<Space>,
     appended: AtomicU64,
     random: Random,
+    /// Why all appends are refused, while they are.
+    refusing: watch::Sender<Option<&'static str>>,
 }
 
 impl Gauge {
@@ -114,8 +119,11 @@ impl Gauge {
     /// # Errors
     /// The operating system's.
     pub fn new(marks: Watermarks, disk: &dyn Disk, path: &Path, random: Random) -> io::Result<Self> {
-        let seen = Mutex::new(disk.space(path)?);
-        Ok(Self { marks, seen, appended: AtomicU64::new(0), random })
+        let space = disk.space(path)?;
+        let (seen, appended, refusing) = (Mutex::new(space), AtomicU64::new(0), watch::Sender::default());
+        let gauge = Self { marks, seen, appended, random, refusing };
+        gauge.tell(Pressure::Low, space);
+        Ok(gauge)
     }
 
     /// Looks again. A look that fails changes nothing: the volume will say what is wrong.
@@ -125,7 +133,7 @@ impl Gauge {
             Ok(space) => {
                 gauge.appended.store(0, Ordering::Relaxed);
                 let before = gauge.marks.pressure(std::mem::replace(&mut *lock(&gauge.seen), space));
-                tell(before, gauge.marks.pressure(space), space);
+                gauge.tell(before, space);
             }
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot tell how full the disk is"),
         }))
@@ -140,6 +148,25 @@ impl Gauge {
 
     pub fn pressure(&self) -> Pressure {
         self.marks.pressure(self.space())
+    }
+
+    /// Why all appends are refused, from now on.
+    pub fn refusing(&self) -> watch::Receiver<Option<&'static str>> {
+        self.refusing.subscribe()
+    }
+
+    /// Says what has changed.
+    fn tell(&self, before: Pressure, space: Space) {
+        use Pressure::{Full, Hard, Low, Soft};
+        let now = self.marks.pressure(space);
+        match (before, now) {
+            (Low, Soft(_)) => tracing::warn!(?space, "the disk is almost full: appends are slowed down"),
+            (Low | Soft(_), Hard | Full) => tracing::error!(?space, "{FULL}"),
+            (Hard | Full, Low | Soft(_)) => tracing::info!(?space, "the disk has room again: appends are taken"),
+            _ => {}
+        }
+        let refusing = matches!(now, Hard | Full).then_some(FULL);
+        self.refusing.send_if_modified(|told| std::mem::replace(told, refusing) != refusing);
     }
 
     fn full(&self) -> Refusal {
@@ -164,16 +191,6 @@ impl Gauge {
                 Ok(())
             }
         }
-    }
-}
-
-fn tell(before: Pressure, now: Pressure, space: Space) {
-    use Pressure::{Full, Hard, Low, Soft};
-    match (before, now) {
-        (Low, Soft(_)) => tracing::warn!(?space, "the disk is almost full: appends are slowed down"),
-        (Low | Soft(_), Hard | Full) => tracing::error!(?space, "the disk is full: appends are refused"),
-        (Hard | Full, Low | Soft(_)) => tracing::info!(?space, "the disk has room again: appends are taken"),
-        _ => {}
     }
 }
 
@@ -234,6 +251,14 @@ mod tests {
         assert_eq!(hard.admit(1, true), Ok(()));
         let full = gauge(Space { total: 1_000 * GB, free: GB / 2 });
         assert!(matches!(full.admit(1, true), Err(Refusal::DiskFull { .. })));
+    }
+
+    #[test]
+    fn a_disk_that_is_full_at_the_start_is_said_to_be() {
+        let none = Mark { used: 0.0, free: 0 };
+        let marks = Watermarks { soft: none, hard: none };
+        let gauge = Gauge::new(marks, &RealDisk, Path::new("/"), Random::seeded(1)).unwrap();
+        assert_eq!(*gauge.refusing().borrow(), Some(FULL));
     }
 
     #[test]

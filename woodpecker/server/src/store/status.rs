@@ -112,6 +112,11 @@ impl Store {
         self.advertised.subscribe()
     }
 
+    /// Why all appends are refused for want of room, from now on.
+    pub fn refusing(&self) -> watch::Receiver<Option<&'static str>> {
+        self.gauge.refusing()
+    }
+
     /// Starts, or cancels, giving the store up; durable before it returns.
     ///
     /// # Errors
