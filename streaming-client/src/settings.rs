@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use streaming_types::LocalNode;
+use tokio::sync::Semaphore;
 use woodpecker_base::{
     backoff::Backoff,
     clock::Clock,
@@ -10,6 +11,9 @@ use woodpecker_base::{
     net::{Connector, Token, is_host_and_port},
     random::Random,
 };
+
+/// Longer than anybody waits, and short enough for the end to be a time.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// How the client finds the coordinator.
 #[derive(Debug, Clone)]
@@ -235,6 +239,10 @@ impl Settings {
         if let Some((name, _)) = durations.into_iter().find(|(_, duration)| duration.is_zero()) {
             return refuse(name, "must be longer than zero");
         }
+        let longest = ("timeouts.backoff_max", self.timeouts.backoff_max);
+        if let Some((name, _)) = durations.into_iter().chain([longest]).find(|(_, duration)| *duration > LONGEST) {
+            return refuse(name, "must not be longer than a hundred years");
+        }
         if self.timeouts.backoff_max < self.timeouts.backoff_min {
             return refuse("timeouts.backoff_max", "must not be shorter than timeouts.backoff_min");
         }
@@ -245,8 +253,8 @@ impl Settings {
         {
             return refuse("limits.in_flight_bytes", "must hold a message of limits.max_message and be below 4 GiB");
         }
-        if self.limits.in_flight_messages == 0 {
-            return refuse("limits.in_flight_messages", "must be greater than zero");
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.limits.in_flight_messages) {
+            return refuse("limits.in_flight_messages", "must be greater than zero, and fit into a queue");
         }
         Ok(())
     }
@@ -281,5 +289,9 @@ mod tests {
         assert_eq!(refused(|s| s.limits.in_flight_bytes = 1), "limits.in_flight_bytes");
         assert_eq!(refused(|s| s.limits.in_flight_bytes = usize::MAX), "limits.in_flight_bytes");
         assert_eq!(refused(|s| s.limits.in_flight_messages = 0), "limits.in_flight_messages");
+        // What would end in the middle of a call.
+        assert_eq!(refused(|s| s.timeouts.append = Duration::MAX), "timeouts.append");
+        assert_eq!(refused(|s| s.timeouts.backoff_max = Duration::MAX), "timeouts.backoff_max");
+        assert_eq!(refused(|s| s.limits.in_flight_messages = usize::MAX), "limits.in_flight_messages");
     }
 }
