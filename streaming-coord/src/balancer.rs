@@ -103,7 +103,10 @@ impl Balancer {
                     }
                 }
                 report = reports.recv() => match report {
-                    Some(report) => self.report(report),
+                    Some(Report { channel, term }) => {
+                        tracing::info!(channel, term, "a client reports a failed channel");
+                        self.lost(&channel, term);
+                    }
                     None => return,
                 },
                 Ok(()) = nodes.0.changed() => {}
@@ -130,15 +133,6 @@ impl Balancer {
                     channel.ended(&past, &why);
                 }
             }
-            Event::Asked { channel: name, term, serves } => {
-                let Some(channel) = self.channels.get_mut(&name) else { return Ok(()) };
-                channel.is_asked_about = false;
-                if serves {
-                    tracing::debug!(channel = name, term, "reported as failed, and served");
-                } else {
-                    self.lost(&name, term);
-                }
-            }
             Event::Finished { channel: pchannel, record, outcome } => {
                 if let Err(attempt::AttemptError::Catalog(CatalogError::Deposed)) = outcome {
                     return Err(CatalogError::Deposed);
@@ -147,7 +141,7 @@ impl Balancer {
                 if let Some(channel) = self.channels.get_mut(&name) {
                     channel.finished(pchannel, record, outcome, now);
                     if let Some(term) = channel.take_report() {
-                        self.report(Report { channel: name, term });
+                        self.lost(&name, term);
                     }
                 }
             }
@@ -157,20 +151,6 @@ impl Balancer {
 
     fn now(&self) -> Now {
         (self.context.clock.now(), self.context.clock.wall().as_secs())
-    }
-
-    /// Asks the node of a channel that a client saw fail: whoever may read could move channels otherwise.
-    fn report(&mut self, Report { channel: name, term }: Report) {
-        let Some(channel) = self.channels.get_mut(&name) else { return };
-        let nodes = self.context.nodes.now();
-        let owner = channel.pchannel().owner().filter(|_| channel.pchannel().term() == term);
-        // Without a session it loses the channel anyway.
-        let Some(owner) = owner.and_then(|owner| nodes.get(owner.server_id)) else { return };
-        if !channel.is_asked_about {
-            channel.is_asked_about = true;
-            let asking = attempt::ask(self.tools.clone(), owner.client.clone(), name, term);
-            self.context.tasks.spawn_until_stopped(asking);
-        }
     }
 
     /// The WAL of a channel has ended at its node, though nobody took it away.

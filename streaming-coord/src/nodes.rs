@@ -26,7 +26,7 @@ pub(crate) struct NodeStatus {
     pub(crate) client: ManagerClient,
     /// By channel, what the node last said of the WALs it serves.
     pub(crate) wals: BTreeMap<String, WalStatus>,
-    /// When it was asked; `None` as long as it did not say.
+    /// When it was asked; `None` as long as it names none.
     pub(crate) asked: Option<Instant>,
 }
 
@@ -62,11 +62,10 @@ impl Nodes {
 
     /// Whether nothing has changed that decides where channels may be.
     fn same_conditions(&self, other: &Self) -> bool {
-        self.conditions() == other.conditions()
-    }
-
-    fn conditions(&self) -> Vec<(&Node, Condition, Vec<(&str, i64)>)> {
-        self.0.values().map(|status| (&status.node, status.condition, status.serves())).collect()
+        let same = |(one, other): (&NodeStatus, &NodeStatus)| {
+            (&one.node, one.condition, one.serves()) == (&other.node, other.condition, other.serves())
+        };
+        self.0.len() == other.0.len() && self.0.values().zip(other.0.values()).all(same)
     }
 
     /// Whether channels may stay on the node.

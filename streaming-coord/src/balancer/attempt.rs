@@ -5,7 +5,7 @@ use woodpecker_base::clock::Clock;
 
 use crate::{
     catalog::{Catalog, CatalogError, Record},
-    nodes::{ManagerClient, NodeError, NodeView},
+    nodes::{NodeError, NodeView},
     pchannel::{HandOver, Node, Ownership, PChannel, Step},
     settings,
 };
@@ -17,8 +17,6 @@ pub(super) enum Event {
     Stored(PChannel),
     /// The WAL of an earlier ownership had ended by itself.
     Ended { channel: String, past: Ownership, why: String },
-    /// Whether the node of a channel serves it, as far as that is known.
-    Asked { channel: String, term: i64, serves: bool },
     /// The job is over.
     Finished { channel: PChannel, record: Record, outcome: Result<(), AttemptError> },
 }
@@ -58,20 +56,6 @@ pub(super) async fn run(mut tools: Tools, mut hand_over: HandOver, mut record: R
 pub(super) async fn mark_unavailable(tools: Tools, channel: PChannel, mut record: Record) {
     let outcome = tools.catalog.store_channel(&mut record, &channel).await.map_err(AttemptError::from);
     send(&tools.events, Event::Finished { channel, record, outcome }).await;
-}
-
-/// Asks the node of a channel whether it serves it. One that does not answer now is asked again as all are, and nobody else can
-/// have the channel before it has answered or is gone.
-pub(super) async fn ask(tools: Tools, client: ManagerClient, channel: String, term: i64) {
-    let serves = match client.serves(&channel, term, tools.settings.status_timeout).await {
-        // Of one that does not say the client knows more.
-        Ok(serves) => serves.unwrap_or(false),
-        Err(error) => {
-            tracing::warn!(channel, term, %error, "whether its WAL has ended is not known");
-            true
-        }
-    };
-    send(&tools.events, Event::Asked { channel, term, serves }).await;
 }
 
 async fn drive(tools: &mut Tools, hand_over: &mut HandOver, record: &mut Record) -> Result<(), AttemptError> {

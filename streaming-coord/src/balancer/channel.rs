@@ -38,8 +38,6 @@ pub(super) struct Channel {
     avoid: Option<i64>,
     /// The term that a client saw fail while a job ran.
     reported: Option<i64>,
-    /// Whether its node is being asked about such a report.
-    pub(super) is_asked_about: bool,
     /// When its node opened it, unless that was before this reign.
     opened: Option<Instant>,
 }
@@ -62,7 +60,6 @@ impl Channel {
             last_error: None,
             avoid: None,
             reported: None,
-            is_asked_about: false,
             opened: None,
         }
     }

@@ -92,18 +92,11 @@ impl ManagerClient {
         }
     }
 
-    /// Asks how the node's WALs are: all that it serves are named, unless it is of a release that says nothing of them.
-    pub(crate) async fn status(&self, limit: Duration) -> Result<Option<StreamingNodeMetrics>, NodeError> {
+    /// Asks how the node's WALs are.
+    pub(crate) async fn status(&self, limit: Duration) -> Result<StreamingNodeMetrics, NodeError> {
         let request = self.request(StreamingNodeManagerCollectStatusRequest {}, limit);
         let response = self.within(limit, self.inner.clone().collect_status(request)).await?;
-        Ok(response.into_inner().metrics)
-    }
-
-    /// Asks whether the node serves a channel at a term; `None` if it is of a release that does not say.
-    pub(crate) async fn serves(&self, channel: &str, term: i64, limit: Duration) -> Result<Option<bool>, NodeError> {
-        let status = self.status(limit).await?;
-        let is_it = |info: &PChannelInfo| info.name == channel && info.term == term;
-        Ok(status.map(|status| status.wals.iter().filter_map(|wal| wal.info.as_ref()).any(is_it)))
+        Ok(response.into_inner().metrics.unwrap_or_default())
     }
 
     fn request<T>(&self, message: T, limit: Duration) -> Request<T> {

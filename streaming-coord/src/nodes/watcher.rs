@@ -22,7 +22,7 @@ use crate::{allocator::physical_ms, pchannel::Node, settings::Settings};
 const PARALLEL_PROBES: usize = 16;
 
 /// What a node answered, and when it was asked.
-type Answer = (Instant, Result<Option<StreamingNodeMetrics>, NodeError>);
+type Answer = (Instant, Result<StreamingNodeMetrics, NodeError>);
 
 /// What is known of one node.
 struct Known {
@@ -32,6 +32,7 @@ struct Known {
     client: ManagerClient,
     health: Health,
     wals: BTreeMap<String, WalStatus>,
+    names_wals: bool,
     asked: Option<Instant>,
 }
 
@@ -97,8 +98,16 @@ impl Watcher {
             match ManagerClient::new(&node, &self.settings.cluster, &self.connector, self.clock.clone()) {
                 Ok(client) => {
                     tracing::info!(node = id, address = node.address, group, "streaming node appeared");
-                    let (health, wals, asked) = (Health::default(), BTreeMap::new(), None);
-                    let known = Known { node, group, stopping: session.stopping, client, health, wals, asked };
+                    let known = Known {
+                        node,
+                        group,
+                        stopping: session.stopping,
+                        client,
+                        health: Health::default(),
+                        wals: BTreeMap::new(),
+                        names_wals: false,
+                        asked: None,
+                    };
                     self.known.insert(id, known);
                     appeared.push(id);
                 }
@@ -156,8 +165,10 @@ impl Known {
         match answer {
             Ok(metrics) => {
                 self.health.answered();
-                self.asked = metrics.is_some().then_some(asked);
-                self.wals = wal_status(metrics.unwrap_or_default());
+                self.wals = wal_status(metrics);
+                // Of one that never named any it is not known that it serves none: not every release says so much.
+                self.names_wals |= !self.wals.is_empty();
+                self.asked = self.names_wals.then_some(asked);
             }
             Err(error) if error.is_shutdown() => self.health.said_it_shuts_down(),
             Err(error) => {

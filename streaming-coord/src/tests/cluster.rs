@@ -178,7 +178,7 @@ pub(super) struct Script {
     pub(super) refuse: BTreeMap<String, usize>,
     /// How long an Assign takes, by channel.
     pub(super) slow: BTreeMap<String, Duration>,
-    /// Status calls to fail, and to answer without a word of the WALs.
+    /// Status calls to fail, and to answer without the WALs.
     pub(super) fail_status: bool,
     pub(super) untold: bool,
     /// Removes to fail, and to leave without an answer.
@@ -338,7 +338,8 @@ impl StreamingNodeManagerService for Manager {
             return Err(Status::unknown("no status today"));
         }
         if state.script.untold {
-            return Ok(Response::new(StreamingNodeManagerCollectStatusResponse { metrics: None }));
+            let metrics = Some(StreamingNodeMetrics::default());
+            return Ok(Response::new(StreamingNodeManagerCollectStatusResponse { metrics }));
         }
         let now_ms = 1_700_000_000_000;
         let wals = state

@@ -65,7 +65,7 @@ impl Raw {
         }
     }
 
-    pub(super) async fn is_silent(&mut self, period: Duration) -> bool {
+    async fn is_silent(&mut self, period: Duration) -> bool {
         Clock::system().timeout(period, self.responses.next()).await.is_err()
     }
 
@@ -111,7 +111,6 @@ async fn a_report_about_the_present_term_brings_a_new_one() {
     client.report(9).await;
     client.requests.send(AssignmentDiscoverRequest { command: None }).await.unwrap();
     assert!(client.is_silent(Duration::from_millis(200)).await);
-    node.end(CHANNEL);
     client.report(2).await;
     client.until(|layout| layout.get(&node.id).is_some_and(|channels| channels[..] == [(CHANNEL.into(), 3)])).await;
     assert_eq!(node.told(CHANNEL), [Told::Assign(2), Told::Remove(2), Told::Assign(3)]);
@@ -257,7 +256,6 @@ async fn a_slow_client_misses_assignments_but_not_the_last() {
     let mut quick = Raw::open(&coordinator.address).await;
     quick.until(|layout| layout.get(&node.id).is_some_and(|channels| channels.len() == 1)).await;
     for term in 2..12 {
-        node.end(CHANNEL);
         quick.report(term).await;
         let wanted = vec![(CHANNEL.to_owned(), term + 1)];
         quick.until(|layout| layout.get(&node.id) == Some(&wanted)).await;

@@ -1,22 +1,12 @@
 //! WALs that end by themselves at their nodes, and how the coordinator learns of it.
 
-use std::time::Duration;
-
 use super::{
     cluster::{Cluster, Told, eventually, layout, settings},
     discovery::Raw,
 };
-use crate::Settings;
 
 const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 const OTHER: &str = "by-dev-rootcoord-dml_1";
-
-/// Nodes are asked when they appear, and then only about what clients report.
-fn unasked() -> Settings {
-    let mut settings = settings(1);
-    settings.nodes.status_interval = Duration::from_secs(3600);
-    settings
-}
 
 #[tokio::test]
 async fn a_wal_that_nobody_uses_is_assigned_again_when_it_has_ended_whoever_leads_then() {
@@ -35,33 +25,6 @@ async fn a_wal_that_nobody_uses_is_assigned_again_when_it_has_ended_whoever_lead
     eventually("taken over", || layout(&second.channels()).get(&node.id) == Some(&2)).await;
     assert_eq!(node.told(OTHER), [Told::Assign(2)]);
     tasks.stop();
-}
-
-#[tokio::test]
-async fn a_report_counts_if_the_node_does_not_serve_the_channel() {
-    let cluster = Cluster::new();
-    let node = cluster.node().await;
-    let coordinator = cluster.coordinator(unasked()).await;
-    let mut client = Raw::open(&coordinator.address).await;
-    client.until(|layout| layout.get(&node.id).is_some_and(|channels| channels[..] == [(CHANNEL.into(), 2)])).await;
-    let before = node.asked();
-    client.report(2).await;
-    eventually("the node is asked", || node.asked() > before).await;
-    assert!(client.is_silent(Duration::from_millis(200)).await, "it serves the channel");
-    assert_eq!(node.told(CHANNEL), [Told::Assign(2)]);
-
-    node.script(|script| script.fail_status = true);
-    client.report(2).await;
-    eventually("the node is asked", || node.asked() > before + 1).await;
-    assert!(client.is_silent(Duration::from_millis(200)).await, "nobody knows better");
-    node.script(|script| script.fail_status = false);
-
-    node.end(CHANNEL);
-    let mut client = Raw::open(&coordinator.address).await;
-    client.report(2).await;
-    client.until(|layout| layout.get(&node.id).is_some_and(|channels| channels[..] == [(CHANNEL.into(), 3)])).await;
-    assert_eq!(node.told(CHANNEL), [Told::Assign(2), Told::Remove(2), Told::Assign(3)]);
-    coordinator.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -51,7 +51,6 @@ async fn a_wal_that_ends_soon_after_each_opening_is_opened_ever_more_rarely_and_
         client
             .until(|layout| layout.get(&node.id).is_some_and(|channels| channels[..] == [(CHANNEL.into(), term)]))
             .await;
-        node.end(CHANNEL);
         client.report(term).await;
     }
     // Half of what they may be: 10, 20, 40, …, 640 ms.
@@ -90,7 +89,6 @@ async fn a_wal_that_ends_after_it_was_served_for_a_while_is_the_first_that_faile
             assert!(cluster.clock.now() < limit, "it is never forgotten: {trouble}");
             cluster.clock.sleep(Duration::from_millis(5)).await;
         }
-        node.end(CHANNEL);
         client.report(term).await;
     }
     coordinator.stop().await.unwrap();
