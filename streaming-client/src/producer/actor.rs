@@ -27,6 +27,7 @@ pub(super) struct Actor {
     inbox: mpsc::Receiver<Box<Entry>>,
     /// No more appends will come: the client closes, or the last producer is gone and all is settled.
     inbox_done: bool,
+    #[expect(clippy::vec_box, reason = "they come in boxes and go on in them")]
     batch: Vec<Box<Entry>>,
     window: Window,
     backoff: Backoff,
