@@ -1,7 +1,8 @@
 //! The role: stands for election, leads, stands again.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use futures::StreamExt;
 use tonic::service::RoutesBuilder;
 use woodpecker_base::{
     backoff::Backoff,
@@ -9,7 +10,7 @@ use woodpecker_base::{
     health::State,
     metadata::MetadataError,
     server_id,
-    session::{Session, SessionError, SessionRecord},
+    session::{Session, SessionError, SessionKeys, SessionRecord, watch_sessions},
     tasks::Tasks,
 };
 
@@ -198,7 +199,12 @@ impl Role {
         let phase = &self.shared.phase;
         phase.send_replace(Phase::StandBy);
         let Settings { metadata_root, .. } = &self.shared.settings;
-        let leadership = match campaign(&self.parts.metadata, &self.parts.clock, metadata_root, session).await {
+        let elected = tokio::select! {
+            elected = campaign(&self.parts.metadata, &self.parts.clock, metadata_root, session) => elected,
+            never = self.note_leader() => match never {},
+        };
+        self.shared.leader.send_replace(None);
+        let leadership = match elected {
             Ok(leadership) => leadership,
             Err(error) => {
                 tracing::warn!(%error, "not elected");
@@ -219,6 +225,22 @@ impl Role {
         session.lost().await;
         tracing::warn!(server_id = self.shared.server_id(), "the session, and with it the leadership, is lost");
         Ended::Lost
+    }
+
+    /// Keeps in mind where another coordinator leads.
+    async fn note_leader(&self) -> Infallible {
+        let Parts { metadata, clock, random, .. } = &self.parts;
+        let root = &self.shared.settings.metadata_root;
+        let mut views = watch_sessions(metadata.clone(), root, SessionKeys::Exclusive(ROLE), clock.clone(), random);
+        while let Some(view) = views.next().await {
+            // While the store cannot be reached, the last one seen may lead.
+            if let Ok(view) = view {
+                let mut addresses = view.sessions.into_values().map(|session| session.address);
+                let leader = addresses.find(|address| !address.is_empty() && *address != self.address);
+                self.shared.leader.send_replace(leader);
+            }
+        }
+        std::future::pending().await
     }
 
     async fn begin(&self, session: &Arc<Session>, leadership: &Leadership, reign: &Tasks) -> Result<Active, Ended> {

@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) clock: Clock,
     pub(crate) phase: watch::Sender<Phase>,
+    /// Where another coordinator leads, as long as this one stands by.
+    pub(crate) leader: watch::Sender<Option<String>>,
     pub(crate) assignment: Arc<watch::Sender<Published>>,
     pub(crate) status: Arc<watch::Sender<Arc<Vec<ChannelStatus>>>>,
     /// Our session's server id; 0 before there is one.
@@ -55,6 +57,7 @@ impl Shared {
             settings,
             clock,
             phase: watch::Sender::new(Phase::Initializing),
+            leader: watch::Sender::new(None),
             assignment: Arc::new(watch::Sender::new(None)),
             status: Arc::new(watch::Sender::new(Arc::default())),
             server_id: AtomicI64::new(0),

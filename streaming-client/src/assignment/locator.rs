@@ -18,8 +18,18 @@ const ROLE: &str = "mixcoord";
 
 /// Where the coordinator is, and how one learns that it moved.
 pub(crate) enum Locator {
-    Fixed(Server),
+    Fixed(Fixed),
     Session(Session),
+}
+
+/// An address at which there may be several coordinators, as that of a service, and a connection meets one that stands by.
+pub(crate) struct Fixed {
+    address: String,
+    /// Who leads, by what the last one said that was asked.
+    leader: Option<String>,
+    /// Whether the last one located was one that another one had named, and whether it is to be asked itself.
+    was_named: bool,
+    asks: bool,
 }
 
 /// The session of the active coordinator, as the metadata store tells of it.
@@ -38,7 +48,9 @@ pub(crate) struct Session {
 impl Locator {
     pub(crate) fn new(discovery: &Discovery, clock: Clock, random: &Random, patience: Duration) -> Self {
         match discovery {
-            Discovery::Address(address) => Self::Fixed(Server { address: address.clone(), id: None }),
+            Discovery::Address(address) => {
+                Self::Fixed(Fixed { address: address.clone(), leader: None, was_named: false, asks: true })
+            }
             Discovery::Metadata { store, meta_root } => {
                 let keys = SessionKeys::Exclusive(ROLE);
                 let views = watch_sessions(store.clone(), meta_root, keys, clock.clone(), random);
@@ -51,8 +63,27 @@ impl Locator {
     /// The coordinator as far as one can know: while the store cannot be reached, the last one seen.
     pub(crate) async fn locate(&mut self) -> Result<Server, StreamingError> {
         match self {
-            Self::Fixed(server) => Ok(server.clone()),
+            Self::Fixed(fixed) => Ok(fixed.locate()),
             Self::Session(session) => session.locate().await,
+        }
+    }
+
+    /// Whether the one that was located is to be asked who leads.
+    pub(crate) fn asks_for_leader(&self) -> bool {
+        matches!(self, Self::Fixed(Fixed { asks: true, .. }))
+    }
+
+    /// The coordinator at this address leads, by what the one said that was asked.
+    pub(crate) fn named(&mut self, address: String) {
+        if let Self::Fixed(fixed) = self {
+            fixed.leader = Some(address);
+        }
+    }
+
+    /// The last one located was a good one.
+    pub(crate) fn proven(&mut self) {
+        if let Self::Fixed(fixed) = self {
+            fixed.was_named = false;
         }
     }
 
@@ -62,6 +93,16 @@ impl Locator {
             Self::Fixed(_) => std::future::pending().await,
             Self::Session(session) => session.moved().await,
         }
+    }
+}
+
+impl Fixed {
+    fn locate(&mut self) -> Server {
+        // Who named one that failed may be about to lead, and holds a stream until then that does not ask.
+        self.asks = !self.was_named;
+        let named = self.leader.take();
+        self.was_named = named.is_some();
+        Server { address: named.unwrap_or_else(|| self.address.clone()), id: None }
     }
 }
 

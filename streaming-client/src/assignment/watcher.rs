@@ -7,10 +7,13 @@ use streaming_proto::streaming::{
     ReportAssignmentErrorRequest, assignment_discover_request::Command, assignment_discover_response::Response,
     streaming_coord_assignment_service_client::StreamingCoordAssignmentServiceClient,
 };
-use streaming_types::{PChannel, StreamingCode, StreamingError};
+use streaming_types::{
+    PChannel, StreamingCode, StreamingError,
+    metadata::{ask_for_leader, leader},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 use woodpecker_base::{backoff::Backoff, clock::Clock, tasks::Tasks};
 
 use super::{Assignment, Version, locator::Locator};
@@ -92,6 +95,15 @@ enum Ended {
     Stopped,
     ByServer,
     CoordinatorMoved,
+    /// The coordinator at this address leads.
+    LedElsewhere(String),
+}
+
+impl Ended {
+    /// By a status.
+    fn by(status: &Status) -> Result<Self, StreamingError> {
+        leader(status.metadata()).map(Self::LedElsewhere).ok_or_else(|| status_error(status))
+    }
 }
 
 impl Watcher {
@@ -124,20 +136,26 @@ impl Watcher {
         while !tasks.is_stopping() {
             let opened = self.clock.now();
             let outcome = self.stream(&tasks).await;
-            let failure = match &outcome {
+            // A server that opens a stream and ends it at once must not be met by a tight loop: only time makes it good.
+            if self.clock.now() - opened >= self.healthy {
+                self.backoff.reset();
+                self.locator.proven();
+            }
+            let failure = match outcome {
                 Ok(Ended::Stopped) => return,
                 Ok(Ended::CoordinatorMoved) => "the coordinator moved".to_owned(),
                 Ok(Ended::ByServer) => "the coordinator ended the stream".to_owned(),
+                Ok(Ended::LedElsewhere(address)) => {
+                    let failure = format!("the coordinator at {address} leads");
+                    self.locator.named(address);
+                    failure
+                }
                 Err(failure) => failure.to_string(),
             };
             self.link.send_modify(|link| {
                 link.connected = false;
                 link.last_failure = Some(failure.clone());
             });
-            // A server that opens a stream and ends it at once must not be met by a tight loop: only time makes it good.
-            if self.clock.now() - opened >= self.healthy {
-                self.backoff.reset();
-            }
             let pause = self.backoff.delay();
             tracing::debug!(failure, ?pause, "assignment stream down");
             let _ = tasks.token().run_until_cancelled(self.clock.sleep(pause)).await;
@@ -159,6 +177,9 @@ impl Watcher {
         let (commands, outbound) = mpsc::channel(COMMANDS);
         let mut request = Request::new(ReceiverStream::new(outbound));
         self.connections.address_call(&server, request.metadata_mut());
+        if self.locator.asks_for_leader() {
+            ask_for_leader(request.metadata_mut());
+        }
 
         // No deadline: a coordinator that is not ready holds the stream open and silent, headers included. A dead one is
         // found by the connection's keepalive.
@@ -166,9 +187,12 @@ impl Watcher {
             biased;
             () = tasks.stopped() => return Ok(Ended::Stopped),
             () = self.locator.moved() => return Ok(Ended::CoordinatorMoved),
-            response = client.assignment_discover(request) => response.map_err(|status| status_error(&status))?,
+            response = client.assignment_discover(request) => match response {
+                Ok(response) => response.into_inner(),
+                Err(status) => return Ended::by(&status),
+            },
         };
-        self.follow(responses.into_inner(), commands, tasks).await
+        self.follow(responses, commands, tasks).await
     }
 
     async fn follow(
@@ -189,8 +213,11 @@ impl Watcher {
                 }
                 () = &mut moved => return Ok(Ended::CoordinatorMoved),
                 response = responses.message() => {
-                    let response = response.map_err(|status| status_error(&status))?;
-                    let Some(response) = response else { return Ok(Ended::ByServer) };
+                    let response = match response {
+                        Ok(Some(response)) => response,
+                        Ok(None) => return Ok(Ended::ByServer),
+                        Err(status) => return Ended::by(&status),
+                    };
                     match response.response {
                         Some(Response::FullAssignment(full)) => match Assignment::from_wire(full) {
                             Some(assignment) => {

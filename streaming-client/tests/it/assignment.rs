@@ -121,6 +121,21 @@ async fn coordinator_is_found_in_the_metadata_store_and_followed() {
 }
 
 #[tokio::test]
+async fn leader_is_found_behind_an_address_at_which_another_one_stands_by() {
+    let (standby, leader) = (Coordinator::start(8).await, Coordinator::start(3).await);
+    *lock(&standby.state.leader) = Some(leader.address.clone());
+    leader.push(3, 0, vec![(10, "127.0.0.1:1".to_owned(), vec![channel(1)])]);
+    let client = connect(Discovery::Address(standby.address.clone()), |_| {});
+    eventually("found", || owner(&client) == Some(10)).await;
+    assert_eq!(client.coordinator().address, Some(leader.address.clone()));
+    // Who stands by does not know yet that it died, and holds a stream that does not ask until it leads itself.
+    drop(leader);
+    standby.push(8, 0, vec![(11, "127.0.0.1:1".to_owned(), vec![channel(2)])]);
+    eventually("taken over", || owner(&client) == Some(11)).await;
+    assert_eq!(client.coordinator().address, Some(standby.address.clone()));
+}
+
+#[tokio::test]
 async fn who_leads_next_is_told_again_what_the_former_leader_may_not_have_heard() {
     let cluster = Cluster::start().await;
     let client = cluster.client();

@@ -1,4 +1,4 @@
-//! What travels in gRPC metadata: which pchannel a stream is for, and which server a call is meant for.
+//! What travels in gRPC metadata: which pchannel a stream is for, which server a call is meant for, and who leads.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use prost::Message;
@@ -15,6 +15,9 @@ pub const CREATE_CONSUMER: &str = "create-consumer";
 pub const CLUSTER: &str = "cluster";
 /// Carries the decimal id of the server that the call is meant for.
 pub const SERVER_ID: &str = "serverid";
+/// Asks a coordinator that does not lead for the address of the one that does, and is the answer, in the status with which it
+/// ends the stream. Peers that do not know it pass over it.
+pub const LEADER: &str = "leader";
 /// In the answer to a Remove: why the WAL had ended by itself. Peers that do not know it pass over it.
 pub const WAL_ENDED: &str = "wal-ended-bin";
 
@@ -80,6 +83,30 @@ pub fn set_wal_ended(metadata: &mut MetadataMap, why: &str) {
 pub fn wal_ended(metadata: &MetadataMap) -> Option<String> {
     let why = metadata.get_bin(WAL_ENDED)?.to_bytes().ok()?;
     Some(String::from_utf8_lossy(&why).into_owned())
+}
+
+/// Asks who leads.
+pub fn ask_for_leader(metadata: &mut MetadataMap) {
+    metadata.insert(LEADER, MetadataValue::from_static("wanted"));
+}
+
+/// Whether the caller asks who leads.
+#[must_use]
+pub fn asks_for_leader(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(LEADER)
+}
+
+/// Says who leads. An address that is no ASCII text cannot travel.
+pub fn set_leader(metadata: &mut MetadataMap, address: &str) {
+    if let Ok(address) = MetadataValue::try_from(address) {
+        metadata.insert(LEADER, address);
+    }
+}
+
+/// Who leads, if it is said.
+#[must_use]
+pub fn leader(metadata: &MetadataMap) -> Option<String> {
+    Some(metadata.get(LEADER)?.to_str().ok()?.to_owned())
 }
 
 /// The key has no `-bin`, so base64 is ours to write and to read.

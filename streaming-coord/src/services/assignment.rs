@@ -8,7 +8,7 @@ use streaming_proto::streaming::{
     UpdateReplicateConfigurationResponse, UpdateWalBalancePolicyRequest, UpdateWalBalancePolicyResponse,
     streaming_coord_assignment_service_server::StreamingCoordAssignmentService,
 };
-use streaming_types::StreamingError;
+use streaming_types::{StreamingError, metadata::asks_for_leader};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::discover::Discover;
@@ -33,7 +33,9 @@ impl StreamingCoordAssignmentService for AssignmentService {
         &self,
         request: Request<Streaming<AssignmentDiscoverRequest>>,
     ) -> Result<Response<Self::AssignmentDiscoverStream>, Status> {
-        Ok(Response::new(Discover::new(self.shared.clone(), request.into_inner()).into_stream()))
+        let asks_for_leader = asks_for_leader(request.metadata());
+        let discover = Discover::new(self.shared.clone(), request.into_inner(), asks_for_leader);
+        Ok(Response::new(discover.into_stream()))
     }
 
     async fn update_wal_balance_policy(

@@ -1,7 +1,8 @@
 //! One AssignmentDiscover stream: the full assignment at once and after each change, until the client closes it.
 //!
 //! A client that finds a new stream ended opens the next one at once, so a stream is held, silent, while there is
-//! nothing to say. Nothing is queued for a slow client: it gets the newest assignment when it can take one.
+//! nothing to say. One that came by an address, behind which there may be several coordinators, asks a standby who leads, and
+//! is told. Nothing is queued for a slow client: it gets the newest assignment when it can take one.
 
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use streaming_proto::streaming::{
     AssignmentDiscoverRequest, AssignmentDiscoverResponse, CloseAssignmentDiscoverResponse, PChannelInfo,
     assignment_discover_request::Command, assignment_discover_response::Response,
 };
-use streaming_types::StreamingError;
+use streaming_types::{StreamingError, metadata::set_leader};
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 use woodpecker_base::clock::Instant;
@@ -30,6 +31,8 @@ pub(super) struct Discover {
     requests: Streaming<AssignmentDiscoverRequest>,
     assignment: watch::Receiver<Published>,
     phase: watch::Receiver<Phase>,
+    /// Where another coordinator leads, for a client that goes there.
+    leader: Option<watch::Receiver<Option<String>>>,
     /// Since when this coordinator has been a standby during this stream.
     standby_since: Option<Instant>,
     ended: bool,
@@ -44,13 +47,19 @@ enum Next {
 }
 
 impl Discover {
-    pub(super) fn new(shared: Arc<Shared>, requests: Streaming<AssignmentDiscoverRequest>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        requests: Streaming<AssignmentDiscoverRequest>,
+        asks_for_leader: bool,
+    ) -> Self {
         let mut assignment = shared.assignment.subscribe();
         // Whatever is published now has not been seen by this client.
         assignment.mark_changed();
         let mut phase = shared.phase.subscribe();
         phase.mark_changed();
-        Self { shared, requests, assignment, phase, standby_since: None, ended: false, _counted: Counted::new() }
+        let leader = asks_for_leader.then(|| shared.leader.subscribe());
+        let counted = Counted::new();
+        Self { shared, requests, assignment, phase, leader, standby_since: None, ended: false, _counted: counted }
     }
 
     pub(super) fn into_stream(self) -> BoxStream<'static, Result<AssignmentDiscoverResponse, Status>> {
@@ -84,6 +93,7 @@ impl Discover {
                     None => std::future::pending().await,
                 }
             };
+            let leader = self.leader.as_mut().filter(|_| self.standby_since.is_some());
             tokio::select! {
                 biased;
                 Ok(()) = self.phase.changed() => {
@@ -102,9 +112,12 @@ impl Discover {
                         return Next::Push(response(Response::FullAssignment((*assignment).clone())));
                     }
                 }
-                () = hold => {
-                    return Next::Fail(StreamingError::on_shutdown("another coordinator is active").into());
+                leader = known(leader) => {
+                    let mut status = led_elsewhere();
+                    set_leader(status.metadata_mut(), &leader);
+                    return Next::Fail(status);
                 }
+                () = hold => return Next::Fail(led_elsewhere()),
             }
         }
     }
@@ -139,6 +152,22 @@ impl Discover {
             tracing::debug!("a report came after the end of the reign");
         }
     }
+}
+
+/// Where another coordinator leads, as soon as that is known.
+async fn known(leader: Option<&mut watch::Receiver<Option<String>>>) -> String {
+    let known = match leader {
+        Some(leader) => leader.wait_for(Option::is_some).await.ok().and_then(|known| known.clone()),
+        None => None,
+    };
+    match known {
+        Some(address) => address,
+        None => std::future::pending().await,
+    }
+}
+
+fn led_elsewhere() -> Status {
+    StreamingError::on_shutdown("another coordinator is active").into()
 }
 
 fn response(response: Response) -> AssignmentDiscoverResponse {

@@ -9,8 +9,13 @@ use std::{
 
 use async_trait::async_trait;
 use prost::Message;
-use streaming_proto::streaming::PChannelMeta;
+use streaming_proto::streaming::{
+    AssignmentDiscoverResponse, PChannelMeta, StreamingCode,
+    streaming_coord_assignment_service_client::StreamingCoordAssignmentServiceClient,
+};
+use streaming_types::metadata::{ask_for_leader, leader};
 use test_peers::Etcd;
+use tonic::{Request, Status};
 use woodpecker_base::{
     clock::Clock,
     health::State,
@@ -22,7 +27,7 @@ use woodpecker_base::{
 };
 
 use super::{
-    cluster::{Cluster, ROOT, Told, eventually, layout, settings},
+    cluster::{Cluster, ROOT, Told, code, eventually, layout, settings},
     loss::Loss,
 };
 use crate::{CoordinatorError, OnLeadershipLoss};
@@ -218,4 +223,28 @@ async fn works_on_etcd() {
     let meta = stored(&cluster.store).await;
     assert_eq!(meta.node.unwrap().server_id, nodes[1].id);
     tasks.stop();
+}
+
+/// The first answer on a stream that asks who leads.
+async fn asked(address: &str) -> Result<Option<AssignmentDiscoverResponse>, Status> {
+    let mut client = StreamingCoordAssignmentServiceClient::connect(format!("http://{address}")).await.unwrap();
+    let mut request = Request::new(futures::stream::pending());
+    ask_for_leader(request.metadata_mut());
+    let mut answers = client.assignment_discover(request).await?.into_inner();
+    Clock::system().timeout(Duration::from_secs(10), answers.message()).await.expect("an answer in time")
+}
+
+#[tokio::test]
+async fn who_asks_a_standby_is_told_at_once_who_leads() {
+    let cluster = Cluster::new();
+    let mut patient = settings(1);
+    patient.standby_hold = Duration::from_secs(60);
+    let active = cluster.coordinator(patient.clone()).await;
+    assert!(asked(&active.address).await.unwrap().is_some(), "who leads serves it");
+    let standby = cluster.coordinator(patient).await;
+    let told = asked(&standby.address).await.unwrap_err();
+    assert_eq!((code(&told), leader(told.metadata())), (StreamingCode::OnShutdown, Some(active.address.clone())));
+    active.stop().await.unwrap();
+    assert!(asked(&standby.address).await.unwrap().is_some(), "it leads by now");
+    standby.stop().await.unwrap();
 }

@@ -14,7 +14,10 @@ use streaming_proto::streaming::{
         StreamingCoordAssignmentService, StreamingCoordAssignmentServiceServer,
     },
 };
-use streaming_types::PChannel;
+use streaming_types::{
+    PChannel, StreamingError,
+    metadata::{asks_for_leader, set_leader},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
@@ -36,6 +39,8 @@ pub struct State {
     ended: watch::Sender<u64>,
     /// Ends every stream right after its first push.
     pub hang_up: Mutex<bool>,
+    /// Where another coordinator leads: then this one stands by.
+    pub leader: Mutex<Option<String>>,
     pub log: Mutex<Seen>,
 }
 
@@ -64,6 +69,7 @@ impl Coordinator {
             assignment: watch::channel(FullStreamingNodeAssignmentWithVersion::default()).0,
             ended: watch::channel(0).0,
             hang_up: Mutex::default(),
+            leader: Mutex::default(),
             log: Mutex::default(),
         });
         let service = StreamingCoordAssignmentServiceServer::new(Service(state.clone()));
@@ -122,6 +128,13 @@ impl StreamingCoordAssignmentService for Service {
             let mut log = lock(&state.log);
             log.opened += 1;
             log.metadata.push((text("cluster"), text("serverid")));
+        }
+        if let Some(leader) = lock(&state.leader).clone()
+            && asks_for_leader(request.metadata())
+        {
+            let mut status = Status::from(StreamingError::on_shutdown("another coordinator is active"));
+            set_leader(status.metadata_mut(), &leader);
+            return Err(status);
         }
         let (responses, out) = mpsc::channel(16);
         self.0.tasks.spawn(serve(state, request.into_inner(), responses));
