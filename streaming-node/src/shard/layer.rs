@@ -306,6 +306,8 @@ fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), 
         }
         MessageType::ManualFlush => {
             let ManualFlushMessageHeader { collection_id, flush_ts, .. } = header(append)?;
+            // A tick of its source says nothing of our segments: they begin at later ones.
+            let flush_ts = if append.replicate.is_some() { u64::MAX } else { flush_ts };
             let flushed = table.fence(vchannel, collection_id, flush_ts);
             rewrite(append, |header: &mut ManualFlushMessageHeader| header.segment_ids.clone_from(&flushed))?;
             append.flushed = Some(flushed);

@@ -6,7 +6,7 @@ use streaming_proto::{
     common::{CrossClusterTopology, MilvusCluster, ReplicateCheckpoint, ReplicateConfiguration},
     messages::{
         AlterReplicateConfigMessageHeader, BeginTxnMessageHeader, CommitTxnMessageHeader, CreateSegmentMessageHeader,
-        DeleteMessageHeader, InsertMessageHeader, Message, ReplicateHeader,
+        DeleteMessageHeader, InsertMessageHeader, ManualFlushMessageHeader, Message, ReplicateHeader,
     },
     streaming::{GetReplicateCheckpointRequest, ProduceMessageResponseResult, StreamingCode},
 };
@@ -14,7 +14,10 @@ use streaming_types::{
     DeliverPolicy, Message as Building, MessageBuilder, MessageId, TimeTick, TxnContext, channel::control_channel,
 };
 
-use super::harness::{PCHANNEL, Produce, TestNode, VCHANNEL, World, code, code_of, eventually, insert, rw};
+use super::{
+    harness::{PCHANNEL, Produce, TestNode, VCHANNEL, World, code, code_of, eventually, insert, rw},
+    shard::{create_collection, ids, message, rows},
+};
 use crate::{Recovery, Settings};
 
 const SOURCE: &str = "source";
@@ -184,6 +187,19 @@ async fn barrier_of_the_source_holds_nothing_back() {
 }
 
 /// Transaction 77 of the source, which has two bodies and is committed at tick 50.
+#[tokio::test]
+async fn manual_flush_ends_what_its_source_wrote_before_it_at_whatever_ticks_that_came_here() {
+    let world = World::new();
+    let (_node, mut produce) = secondary(&world).await;
+    let flush = ManualFlushMessageHeader { collection_id: 1, flush_ts: 2, segment_ids: vec![] };
+    let messages = [create_collection(VCHANNEL, 1), message(VCHANNEL, &rows(1, 10, 10)), message(VCHANNEL, &flush)];
+    let mut last = None;
+    for (tick, message) in (1..).zip(messages) {
+        last = Some(produce.append(from_source(message, tick, tick.unsigned_abs())).await.unwrap());
+    }
+    assert_eq!(ids(&last.unwrap()).len(), 1);
+}
+
 fn txn() -> [Message; 4] {
     let of = |builder: MessageBuilder, entry| {
         let mut message = builder.vchannel(VCHANNEL).payload(format!("part {entry}")).build().unwrap();

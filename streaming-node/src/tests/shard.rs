@@ -24,17 +24,17 @@ use crate::{Segments, Settings};
 
 const OTHER: &str = "by-dev-rootcoord-dml_0_2v0";
 
-fn message<H: Header>(vchannel: &str, header: &H) -> messages::Message {
+pub(super) fn message<H: Header>(vchannel: &str, header: &H) -> messages::Message {
     MessageBuilder::new(header).vchannel(vchannel).payload("body").build().unwrap().into()
 }
 
-fn create_collection(vchannel: &str, collection_id: i64) -> messages::Message {
+pub(super) fn create_collection(vchannel: &str, collection_id: i64) -> messages::Message {
     let header = CreateCollectionMessageHeader { collection_id, partition_ids: vec![10], db_id: 1 };
     let body = CreateCollectionRequest { schema: "\n\u{1}x".into(), ..Default::default() };
     MessageBuilder::new(&header).vchannel(vchannel).body(&body).build().unwrap().into()
 }
 
-fn rows(collection_id: i64, partition_id: i64, binary_size: u64) -> InsertMessageHeader {
+pub(super) fn rows(collection_id: i64, partition_id: i64, binary_size: u64) -> InsertMessageHeader {
     let partition = PartitionSegmentAssignment { partition_id, rows: 1, binary_size, ..Default::default() };
     InsertMessageHeader { collection_id, partitions: vec![partition] }
 }
@@ -56,7 +56,7 @@ async fn inserted(consume: &mut Consume) -> (i64, u64) {
 }
 
 /// The segments that a manual flush says it ended.
-fn ids(result: &ProduceMessageResponseResult) -> Vec<i64> {
+pub(super) fn ids(result: &ProduceMessageResponseResult) -> Vec<i64> {
     let extra = result.extra.as_ref().unwrap();
     assert_eq!(extra.type_url, "type.googleapis.com/milvus.proto.messages.ManualFlushExtraResponse");
     ManualFlushExtraResponse::decode(extra.value.as_slice()).unwrap().segment_ids
