@@ -13,22 +13,22 @@ use crate::{
 };
 
 impl Client {
-    /// The time tick that a consumer of the vchannel has to reach to have seen every message that was acknowledged to
-    /// anyone before this call; its [`progress`](crate::Consumer::progress) says how far it is, also when it asks for
+    /// The time tick that a consumer of the channel, a vchannel or a physical one, has to reach to have seen every message
+    /// of it that was acknowledged to anyone before this call; its [`progress`](crate::Consumer::progress) says how far it is, also when it asks for
     /// time ticks only. Asks the channel's owner, in this process without any call. Tries again, also at the next owner,
     /// until [`Timeouts::stall`](crate::Timeouts::stall).
     ///
     /// # Errors
     /// [`ReadPointError`].
-    pub async fn latest_time_tick(&self, vchannel: &str) -> Result<TimeTick, ReadPointError> {
+    pub async fn latest_time_tick(&self, channel: &str) -> Result<TimeTick, ReadPointError> {
         let core = self.core();
-        let pchannel = to_physical(vchannel);
+        let pchannel = to_physical(channel);
         if pchannel.is_empty() {
             return Err(ReadPointError::InvalidRequest("no channel is named".to_owned()));
         }
         let mut cause = None;
         let limit = core.settings.timeouts.stall;
-        let asked = core.clock.timeout(limit, ask(core, pchannel, vchannel, &mut cause).boxed());
+        let asked = core.clock.timeout(limit, ask(core, pchannel, channel, &mut cause).boxed());
         let outcome = core.tasks.token().run_until_cancelled(asked).await;
         match outcome {
             None => Err(ReadPointError::Closed),

@@ -120,12 +120,12 @@ impl Wal {
         Scanner::new(self.scan.clone(), options)
     }
 
-    /// The tick that a reader of the vchannel has to reach to have seen everything that was acked before this call. `None`
-    /// when the WAL has ended, may be someone else's by now, or this node does not append to it: then nobody here knows. Waits
-    /// for nothing.
-    pub fn read_point(&self, vchannel: &str) -> Option<u64> {
+    /// The tick that a reader of the channel has to reach to have seen everything of it that was acked before this call: of a
+    /// vchannel, or of all of them for the WAL's own name. `None` when the WAL has ended, may be someone else's by now, or
+    /// this node does not append to it: then nobody here knows. Waits for nothing.
+    pub fn read_point(&self, channel: &str) -> Option<u64> {
         let live = self.live.as_ref().filter(|live| !self.scan.ended.is_cancelled() && live.tenure.is_sure())?;
-        Some(live.mvcc.latest(vchannel))
+        Some(live.mvcc.latest(Some(channel).filter(|channel| *channel != self.channel.name())))
     }
 
     /// How far a secondary is at its source; `None` on a primary, and where this node does not append.

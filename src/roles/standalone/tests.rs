@@ -403,6 +403,9 @@ async fn a_reader_at_the_read_point_has_seen_what_was_acked(world: World) {
         let acked = world.soon(producer.append(insert(VCHANNEL, &n.to_string())).await.unwrap()).await.unwrap();
         let point = world.soon(client.latest_time_tick(VCHANNEL)).await.unwrap();
         assert!(point >= acked.time_tick && point >= last, "{point:?} {acked:?} {last:?}");
+        let of_all =
+            world.soon(client.latest_time_tick(streaming_types::channel::to_physical(VCHANNEL))).await.unwrap();
+        assert!(of_all >= acked.time_tick, "{of_all:?} {acked:?}");
         last = point;
         let mut seen = false;
         while consumer.progress().is_none_or(|progress| progress < point) {

@@ -55,10 +55,14 @@ impl Mvcc {
         state.newer.retain(|_, newest| *newest > tick);
     }
 
-    /// The read point of a vchannel.
-    pub fn latest(&self, vchannel: &str) -> u64 {
+    /// The read point of a vchannel, or of all.
+    pub fn latest(&self, vchannel: Option<&str>) -> u64 {
         let state = self.lock();
-        let newest = state.newer.get(vchannel).copied().unwrap_or(0).max(state.everywhere);
+        let newest = match vchannel {
+            Some(vchannel) => state.newer.get(vchannel),
+            None => state.newer.values().max(),
+        };
+        let newest = newest.copied().unwrap_or(0).max(state.everywhere);
         if newest > state.told {
             self.wanted.notify_one();
         }
@@ -109,17 +113,17 @@ mod tests {
     fn newest_message_of_a_vchannel_counts_until_readers_have_a_tick_above_it() {
         let mvcc = Mvcc::default();
         mvcc.told(5);
-        assert_eq!((mvcc.latest("p_1v0"), mvcc.wanted().now_or_never()), (5, None), "nobody has to wait");
+        assert_eq!((mvcc.latest(Some("p_1v0")), mvcc.wanted().now_or_never()), (5, None), "nobody has to wait");
         mvcc.appended(&[at(6, "p_1v0"), at(7, "p_2v0"), at(8, "p_1v0")], "p");
-        assert_eq!(mvcc.latest("p_3v0"), 5, "nothing happened there");
-        assert_eq!((mvcc.latest("p_1v0"), mvcc.latest("p_2v0")), (8, 7));
+        assert_eq!(mvcc.latest(Some("p_3v0")), 5, "nothing happened there");
+        assert_eq!((mvcc.latest(Some("p_1v0")), mvcc.latest(Some("p_2v0")), mvcc.latest(None)), (8, 7, 8));
         assert_eq!(mvcc.wanted().now_or_never(), Some(()));
         mvcc.told(7);
-        assert_eq!((mvcc.latest("p_1v0"), mvcc.latest("p_2v0"), mvcc.latest("p_3v0")), (8, 7, 7));
+        assert_eq!((mvcc.latest(Some("p_1v0")), mvcc.latest(Some("p_2v0")), mvcc.latest(Some("p_3v0"))), (8, 7, 7));
         mvcc.appended(&[at(9, "p")], "p");
-        assert_eq!(mvcc.latest("p_3v0"), 9, "it concerns every vchannel");
+        assert_eq!(mvcc.latest(Some("p_3v0")), 9, "it concerns every vchannel");
         mvcc.told(12);
-        assert_eq!((mvcc.latest("p_1v0"), mvcc.latest("p_3v0")), (12, 12));
+        assert_eq!((mvcc.latest(Some("p_1v0")), mvcc.latest(Some("p_3v0"))), (12, 12));
     }
 
     #[test]
@@ -130,11 +134,11 @@ mod tests {
         let mut body = samples::of(1, body.build().unwrap()).0;
         body.tick = 6;
         mvcc.appended(&[body], "p");
-        assert_eq!(mvcc.latest("p_1v0"), 0);
+        assert_eq!(mvcc.latest(Some("p_1v0")), 0);
         let commit = MessageBuilder::new(&CommitTxnMessageHeader {}).vchannel("p_1v0").txn(txn);
         let mut commit = samples::of(1, commit.build().unwrap()).0;
         commit.tick = 7;
         mvcc.appended(&[commit], "p");
-        assert_eq!(mvcc.latest("p_1v0"), 7);
+        assert_eq!(mvcc.latest(Some("p_1v0")), 7);
     }
 }
