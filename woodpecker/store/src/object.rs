@@ -209,12 +209,7 @@ impl Backend for ObjectBackend {
                 Some(own) => Ok(own.survey()),
                 None => remains::survey(&self.view(id)).await,
             };
-            match found {
-                Ok(found) => surveyed.extend(found.map(Surveyed::Volume)),
-                Err(error) if error.is_retryable() => return Err(error),
-                // What is damaged in one volume keeps nothing in the others.
-                Err(error) => tracing::warn!(volume = %id, %error, "a volume is not swept"),
-            }
+            surveyed.extend(unless_damaged(id, found)?.flatten().map(Surveyed::Volume));
         }
         Ok(surveyed)
     }
@@ -233,7 +228,8 @@ impl Backend for ObjectBackend {
             let live = by_volume.remove(&found.volume).unwrap_or_default();
             let is_idle = Duration::from_millis(found.written_ms) <= before;
             let last = swept.remove(&found.volume).unwrap_or_default();
-            let (some, now) = remains::reclaim(&self.view(found.volume), found, live, is_idle, last).await?;
+            let reclaimed = remains::reclaim(&self.view(found.volume), found, live, is_idle, last).await;
+            let Some((some, now)) = unless_damaged(found.volume, reclaimed)? else { continue };
             removed += some;
             self.state().swept.insert(found.volume, now);
         }
@@ -249,6 +245,17 @@ impl Backend for ObjectBackend {
         if let Some(volume) = volume {
             volume.close().await;
         }
+    }
+}
+
+/// What is damaged in one volume keeps nothing in the others.
+fn unless_damaged<T>(volume: VolumeId, swept: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match swept {
+        Err(error) if !error.is_retryable() => {
+            tracing::warn!(%volume, %error, "a volume is not swept");
+            Ok(None)
+        }
+        swept => swept.map(Some),
     }
 }
 

@@ -165,6 +165,33 @@ async fn a_volume_that_cannot_be_read_keeps_no_sweep_from_the_others() {
     assert_eq!(found, [id]);
 }
 
+#[tokio::test]
+async fn a_damaged_object_keeps_no_sweep_from_the_volumes_behind_it() {
+    let shared = Shared::memory().with(fast);
+    let mut volumes = Vec::new();
+    for log in [1, 3] {
+        let (writing, tasks) = shared.backend();
+        let (held, freed) = (Log::create(&writing, log).await, Log::create(&writing, log + 1).await);
+        held.write("held").await;
+        for number in 0..400 {
+            freed.write(format!("freed {number}")).await;
+        }
+        volumes.push((volume_of(held.placement()).unwrap().0, held, tasks));
+    }
+    volumes.sort_by_key(|(id, ..)| *id);
+    let (collecting, _tasks) = shared.backend();
+    let path = Path::from(format!("volumes/{}/{:020}", volumes[0].0, 50));
+    shared.store.put(&path, vec![7; 1_000].into()).await.unwrap();
+    let live: Vec<_> = volumes.iter().map(|(_, held, _)| (held.key, held.placement().clone())).collect();
+    let mut removed = 0;
+    for _ in 0..2 {
+        let surveyed = collecting.survey().await.unwrap();
+        removed += collecting.reclaim(&surveyed, &live, LONG).await.unwrap();
+    }
+    let left = objects(&shared, volumes[1].0).await.len() as u64;
+    assert!(left < 401 && removed >= 401 - left, "{removed} went, {left} are left");
+}
+
 /// However long the volume is: what is freed must be so in the time of one call, and each object is of many segments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn freeing_reads_no_objects_unless_a_segment_holds_the_volume_for_long() {
