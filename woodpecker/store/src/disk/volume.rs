@@ -1,5 +1,7 @@
 //! A volume as its readers see it: which files it has and where the blocks lie. All calls block on file I/O.
 
+mod deletion;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
@@ -28,8 +30,6 @@ use super::{
 const READ_GAP: u64 = 64 << 10;
 /// The most that one read of a file takes, unless one block is larger.
 const READ_MAX: u64 = 8 << 20;
-/// So many deleted segments are remembered at least before any are forgotten.
-const DELETIONS: usize = 1_024;
 
 /// A file that gets no more batches, with its index.
 #[derive(Debug)]
@@ -107,7 +107,7 @@ impl Volume {
 
     fn new(dir: VolumeDir, full: Arc<FullFiles>, fed: bool) -> Self {
         let (files, needing, marks) = (BTreeMap::new(), BTreeMap::new(), Marks::default());
-        let state = State { files, live: None, needing, marks, forget_at: DELETIONS, fed };
+        let state = State { files, live: None, needing, marks, forget_at: deletion::REMEMBERED, fed };
         Self { dir, full, state: Mutex::new(state) }
     }
 
@@ -439,123 +439,6 @@ impl Volume {
         self.mark(Mark::Tail { key, epoch, taker, entries })?;
         let agreed = self.lock().marks.fence(key).flatten();
         agreed.ok_or_else(|| StoreError::Unavailable("the tail that was just recorded is not there".into()))
-    }
-
-    /// Notes that a segment is needed no more and removes the files that no segment needs. Files of a volume that is
-    /// being written go when they are full; of one whose writer is gone, all. The directory stays, with the marks, so
-    /// that a segment that never had an entry can still be fenced.
-    pub(super) fn delete(&self, key: SegmentKey) -> Result<(), StoreError> {
-        match self.mark(Mark::Deleted { key }) {
-            Err(StoreError::NotFound { .. }) => return Ok(()),
-            other => other?,
-        }
-        let path = self.dir.marks();
-        let marks = self.dir.disk.open(&path, OpenMode::Read).map_err(|error| unreadable(&path, &error))?;
-        let abandoned = marks.try_lock().map_err(|error| unreadable(&path, &error))?;
-        // A damaged volume must not look like an empty one before its files are removed.
-        self.refresh(&mut self.lock(), abandoned)?;
-        let (files, live) = {
-            let state = self.lock();
-            (state.files.clone(), state.live.as_ref().map(|live| live.number))
-        };
-        let mut needed = false;
-        for number in files.into_keys().filter(|number| abandoned || Some(*number) != live) {
-            if self.is_unneeded(number)? {
-                self.remove(number)?;
-            } else {
-                needed = true;
-            }
-        }
-        if abandoned && !needed {
-            // What is left was prepared and never used.
-            for number in self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))? {
-                self.remove(number)?;
-            }
-        }
-        self.forget_deleted()
-    }
-
-    /// Whether every segment in the file is deleted. Looks no further than to the first that is not, since a file may hold
-    /// very many, and remembers that one, since there may be very many files, and each deletion asks for all of them.
-    fn is_unneeded(&self, number: u64) -> Result<bool, StoreError> {
-        let needing = |state: &State, index: &FileIndex| index.segments().find(|key| !state.marks.is_deleted(*key));
-        {
-            let state = self.lock();
-            if state.needing.get(&number).is_some_and(|key| !state.marks.is_deleted(*key)) {
-                return Ok(false);
-            }
-            if let Some(live) = state.live.as_ref().filter(|live| live.number == number) {
-                return Ok(needing(&state, &live.index).is_none());
-            }
-        }
-        let Some(full) = self.full_file(number)? else { return Ok(true) };
-        let mut state = self.lock();
-        let found = needing(&state, &full.index);
-        state.needing.extend(found.map(|key| (number, key)));
-        Ok(found.is_none())
-    }
-
-    /// Forgets deleted segments of which no file holds anything any more, when that may be half of them.
-    fn forget_deleted(&self) -> Result<(), StoreError> {
-        let files: Vec<u64> = {
-            let mut state = self.lock();
-            if state.marks.deletions() < state.forget_at {
-                return Ok(());
-            }
-            // Not again with the next deletion, if a file cannot be read.
-            state.forget_at *= 2;
-            state.files.keys().copied().collect()
-        };
-        let mut held = BTreeSet::new();
-        for number in files {
-            self.in_file(number, |_, index| held.extend(index.segments()))?;
-        }
-        let mut state = self.lock();
-        state.marks.forget_deleted(|key| held.contains(&key));
-        state.forget_at = (2 * state.marks.deletions()).max(DELETIONS);
-        Ok(())
-    }
-
-    /// How many deleted segments are remembered.
-    #[cfg(test)]
-    pub(super) fn deletions(&self) -> usize {
-        self.lock().marks.deletions()
-    }
-
-    /// Whether the volume has files and no writer any more. One that is just being made has no file yet.
-    pub(super) fn is_left(&self) -> Result<bool, StoreError> {
-        let numbers = self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))?;
-        if numbers.is_empty() {
-            return Ok(false);
-        }
-        let path = self.dir.marks();
-        let marks = self.dir.disk.open(&path, OpenMode::Read).map_err(|error| unreadable(&path, &error))?;
-        marks.try_lock().map_err(|error| unreadable(&path, &error))
-    }
-
-    /// Removes all files of a volume without a writer; says how many there were. The marks stay, for takers.
-    pub(super) fn clear(&self) -> Result<u64, StoreError> {
-        let numbers = self.dir.list().map_err(|error| unreadable(&self.dir.path, &error))?;
-        for number in &numbers {
-            self.remove(*number)?;
-        }
-        Ok(numbers.len() as u64)
-    }
-
-    fn remove(&self, number: u64) -> Result<(), StoreError> {
-        for path in [self.dir.data(number), self.dir.sidecar(number)] {
-            match self.dir.disk.remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unreadable(&path, &error)),
-                _ => {}
-            }
-        }
-        let mut state = self.lock();
-        state.files.remove(&number);
-        state.needing.remove(&number);
-        state.live.take_if(|live| live.number == number);
-        drop(state);
-        self.full.remove(&(self.dir.id, number));
-        self.dir.disk.sync_dir(&self.dir.path).map_err(|error| unreadable(&self.dir.path, &error))
     }
 }
 
