@@ -246,7 +246,8 @@ pub(crate) struct ConsumeArgs {
     /// Stops after this many messages.
     #[arg(long, value_name = "N")]
     pub(crate) count: Option<u64>,
-    /// Stops when nothing came for this long and all that the owner of the channel had by then was read; fails if it says nothing for --timeout.
+    /// Stops when nothing came for this long and all that the owner of the channel had by then was read; fails if it says
+    /// nothing for --timeout.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) until_idle: Option<Duration>,
     /// Writes to a file instead of standard output.

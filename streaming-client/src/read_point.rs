@@ -13,10 +13,10 @@ use crate::{
 };
 
 impl Client {
-    /// The time tick that a consumer of the channel, a vchannel or a physical one, has to reach to have seen every message
-    /// of it that was acknowledged to anyone before this call; its [`progress`](crate::Consumer::progress) says how far it is, also when it asks for
-    /// time ticks only. Asks the channel's owner, in this process without any call. Tries again, also at the next owner,
-    /// until [`Timeouts::stall`](crate::Timeouts::stall).
+    /// The time tick that a consumer of the channel, a vchannel or a physical one, has to reach to have seen every
+    /// message of it that was acknowledged to anyone before this call; its [`progress`](crate::Consumer::progress) says
+    /// how far it is, also when it asks for time ticks only. Asks the channel's owner, in this process without any
+    /// call. Tries again, also at the next owner, until [`Timeouts::stall`](crate::Timeouts::stall).
     ///
     /// # Errors
     /// [`ReadPointError`].

@@ -7,7 +7,7 @@ use futures::TryStreamExt;
 use metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use object_store::{ObjectStore, ObjectStoreExt, path::Path};
 use tokio::{runtime::Handle, sync::watch};
-use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription, Settings};
+use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, SegmentDescription};
 use woodpecker_base::{
     clock::Clock,
     metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome, Write},
@@ -362,14 +362,7 @@ async fn sealing_goes_on_while_a_medium_is_swept() {
     let (metadata, tasks) = (world.metadata.connect(), Tasks::new());
     let (memory, sweeping) = (world.backend(&tasks).await, watch::Sender::new(false));
     let silent: Arc<dyn Backend> = Arc::new(Silent(sweeping.clone()));
-    let settings = Settings {
-        metadata_prefix: "test/woodpecker".to_owned(),
-        backend: memory.name().to_owned(),
-        segment_bytes: world.segment_bytes,
-        segment_age: world.segment_age,
-        in_flight_bytes: world.in_flight_bytes,
-        read_ahead_bytes: Settings::READ_AHEAD_BYTES,
-    };
+    let settings = world.settings(&*memory);
     let backends = BTreeMap::from([memory, silent].map(|backend| (backend.name().to_owned(), backend)));
     let process = world.process_of(settings, Arc::new(metadata.clone()), metadata, backends, tasks);
     let often = MaintenanceSettings { interval: Duration::from_millis(5), sweep_interval: Duration::ZERO, ..eager() };

@@ -215,16 +215,21 @@ impl World {
         backend: Arc<dyn Backend>,
         tasks: Tasks,
     ) -> Process {
-        let settings = Settings {
+        let settings = self.settings(&*backend);
+        let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
+        self.process_of(settings, store, metadata, backends, tasks)
+    }
+
+    /// Of a process that writes new segments to this medium.
+    pub fn settings(&self, backend: &dyn Backend) -> Settings {
+        Settings {
             metadata_prefix: "test/woodpecker".to_owned(),
             backend: backend.name().to_owned(),
             segment_bytes: self.segment_bytes,
             segment_age: self.segment_age,
             in_flight_bytes: self.in_flight_bytes,
             read_ahead_bytes: Settings::READ_AHEAD_BYTES,
-        };
-        let backends = BTreeMap::from([(backend.name().to_owned(), backend)]);
-        self.process_of(settings, store, metadata, backends, tasks)
+        }
     }
 
     /// A process with these media.
