@@ -13,7 +13,7 @@ use std::{
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, Permission, TlsOptions};
 use rcgen::{DnType, ExtendedKeyUsagePurpose};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 
 use crate::{Authority, Port};
@@ -126,7 +126,9 @@ impl Etcd {
     /// # Panics
     /// The server is not running.
     pub fn stop(&self) {
-        self.signal(Signal::STOP);
+        let process = self.signal(Signal::STOP);
+        // The signal takes a while to reach every thread of a server on busy cores.
+        waitpid(Some(process), WaitOptions::UNTRACED).expect("our own child");
     }
 
     /// Resumes a server that was suspended.
@@ -137,9 +139,10 @@ impl Etcd {
         self.signal(Signal::CONT);
     }
 
-    fn signal(&self, signal: Signal) {
-        let process = self.process.as_ref().expect("a running etcd");
-        kill_process(Pid::from_child(&process.child), signal).expect("a signal to our own child");
+    fn signal(&self, signal: Signal) -> Pid {
+        let process = Pid::from_child(&self.process.as_ref().expect("a running etcd").child);
+        kill_process(process, signal).expect("a signal to our own child");
+        process
     }
 
     /// Starts a killed server again, on the same data and ports.
