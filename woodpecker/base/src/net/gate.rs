@@ -12,6 +12,8 @@ use crate::clock::Clock;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Handshakes at the same time: a peer that says nothing keeps its place until the limit, so there are many places.
 const HANDSHAKES: usize = 4096;
+/// Until a connection is taken again after one could not be.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a port demands: encryption, tokens, moderation. Each port counts for itself.
 #[derive(Debug, Clone)]
@@ -42,8 +44,8 @@ impl Gate {
         let (limit, places) =
             (self.connections, Arc::new(Semaphore::new(self.connections.min(Semaphore::MAX_PERMITS))));
         let refusals = self.refusals.clone();
-        let placed = connections.filter_map(move |accepted| {
-            let taken = accepted.map(|connection| match Arc::clone(&places).try_acquire_owned() {
+        let placed = self.accepted(connections).filter_map(move |connection| {
+            future::ready(match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => Some(Connection { place: Some(place), ..connection }),
                 // Nothing to answer with was agreed upon yet: it is closed.
                 Err(_) => {
@@ -51,30 +53,41 @@ impl Gate {
                     refusals.beyond("connections", peer, "connection", format_args!("{limit} are there"));
                     None
                 }
-            });
-            future::ready(taken.transpose())
+            })
         });
         let clock = self.clock.clone();
         let prompt = move |connection: Connection| {
             let Connection { stream, peer, place } = connection;
-            Connection { stream: Box::new(Prompt::new(stream, &clock, HANDSHAKE_LIMIT)), peer, place }
+            Ok(Connection { stream: Box::new(Prompt::new(stream, &clock, HANDSHAKE_LIMIT)), peer, place })
         };
-        let Some(tls) = self.tls.clone() else { return placed.map(move |accepted| accepted.map(&prompt)).boxed() };
+        let Some(tls) = self.tls.clone() else { return placed.map(prompt).boxed() };
         let (refusals, clock) = (self.refusals.clone(), self.clock.clone());
-        let shaken = placed.map(move |accepted| {
+        let shaken = placed.map(move |connection| {
             let (tls, refusals, clock) = (tls.clone(), refusals.clone(), clock.clone());
             async move {
-                let connection = match accepted {
-                    Ok(connection) => connection,
-                    Err(error) => return Some(Err(error)),
-                };
                 let peer = connection.peer();
                 let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut));
                 let shaken = clock.timeout(HANDSHAKE_LIMIT, tls.accept(connection)).await.unwrap_or_else(late);
-                shaken.inspect_err(|error| refusals.handshake(peer, error)).ok().map(Ok)
+                shaken.inspect_err(|error| refusals.handshake(peer, error)).ok()
             }
         });
-        let shaken = shaken.buffer_unordered(HANDSHAKES).filter_map(future::ready);
-        shaken.map(move |accepted| accepted.map(&prompt)).boxed()
+        shaken.buffer_unordered(HANDSHAKES).filter_map(future::ready).map(prompt).boxed()
+    }
+
+    /// Those that could be taken. Where no more files may be open, each attempt fails at once: without a pause between
+    /// them a processor does nothing else, and servers tell nobody.
+    fn accepted(&self, connections: BoxStream<'static, io::Result<Connection>>) -> BoxStream<'static, Connection> {
+        let clock = self.clock.clone();
+        let taken = connections.filter_map(move |accepted| {
+            let clock = clock.clone();
+            async move {
+                if let Err(error) = &accepted {
+                    tracing::warn!(%error, "a port takes no connection for a moment");
+                    clock.sleep(ACCEPT_PAUSE).await;
+                }
+                accepted.ok()
+            }
+        });
+        taken.boxed()
     }
 }

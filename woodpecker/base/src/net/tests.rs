@@ -1,6 +1,6 @@
 //! Gates and connectors on real sockets, with the health service behind them.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{io, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use rcgen::{CertificateParams, date_time_ymd};
@@ -267,6 +267,19 @@ async fn calls_beyond_the_limit_are_refused_until_one_ends() {
     };
     clock.timeout(SOON, freed).await.unwrap();
     tasks.drain(&clock, SOON).await;
+}
+
+/// Each attempt fails at once while that lasts.
+#[tokio::test(start_paused = true)]
+async fn a_port_of_a_process_that_may_open_no_more_files_waits_between_attempts_and_goes_on() {
+    let clock = Clock::system();
+    let failed = (0..100).map(|_| Err(io::Error::from_raw_os_error(24)));
+    let taken = Connection::new(tokio::io::duplex(1).0, None);
+    let attempts = futures::stream::iter(failed.chain([Ok(taken)]).collect::<Vec<_>>());
+    let began = clock.now();
+    let mut listener = Listener::injected(String::new(), attempts.boxed()).behind(&gate());
+    assert!(listener.next().await.unwrap().is_ok());
+    assert!(clock.now() - began >= Duration::from_secs(5), "{:?}", clock.now() - began);
 }
 
 #[tokio::test]
