@@ -177,8 +177,12 @@ impl Bucket {
     pub async fn delete_below(&self, volume: VolumeId, below: u64) -> Result<u64, StoreError> {
         let mut count = 0;
         loop {
-            let mut seqs = self.page(volume, 0).await?;
-            let more = seqs.len() >= PAGE;
+            let mut seqs = self.listed(volume, 0, PAGE).await?;
+            // A file system lists in no order: those below may be anywhere.
+            if seqs.len() == PAGE && !seqs.is_sorted() {
+                seqs = self.listed(volume, 0, usize::MAX).await?;
+            }
+            let more = seqs.len() == PAGE;
             seqs.retain(|seq| *seq < below);
             if seqs.is_empty() {
                 break;
@@ -198,12 +202,16 @@ impl Bucket {
 
     /// Up to `limit` numbers in use from `from` on, sorted; which ones, if there are more, is up to the store.
     async fn list(&self, volume: VolumeId, from: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
-        let offset = from.checked_sub(1).map(|before| path(volume, before));
-        let found = self.requests.list(&directory(volume), offset.as_ref(), limit).await?;
-        let mut seqs: Vec<_> =
-            found.iter().filter_map(|meta| seq_of(&meta.location)).filter(|seq| *seq >= from).collect();
+        let mut seqs = self.listed(volume, from, limit).await?;
         seqs.sort_unstable();
         Ok(seqs)
+    }
+
+    /// The same, as the store lists them.
+    async fn listed(&self, volume: VolumeId, from: u64, limit: usize) -> Result<Vec<u64>, StoreError> {
+        let offset = from.checked_sub(1).map(|before| path(volume, before));
+        let found = self.requests.list(&directory(volume), offset.as_ref(), limit).await?;
+        Ok(found.iter().filter_map(|meta| seq_of(&meta.location)).filter(|seq| *seq >= from).collect())
     }
 
     async fn range(&self, volume: VolumeId, seq: u64, start: u64, end: u64) -> Result<Bytes, StoreError> {

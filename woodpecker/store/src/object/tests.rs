@@ -30,7 +30,7 @@ pub struct Shared {
     settings: ObjectSettings,
     processes: Mutex<Vec<(Arc<dyn Backend>, Tasks)>>,
     peer: Option<S3>,
-    _directory: Option<TempDir>,
+    directory: Option<TempDir>,
 }
 
 impl Shared {
@@ -40,7 +40,7 @@ impl Shared {
             settings: ObjectSettings::default(),
             processes: Mutex::default(),
             peer,
-            _directory: directory,
+            directory,
         }
     }
 

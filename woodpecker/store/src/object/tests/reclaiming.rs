@@ -192,6 +192,21 @@ async fn a_damaged_object_keeps_no_sweep_from_the_volumes_behind_it() {
     assert!(left < 401 && removed >= 401 - left, "{removed} went, {left} are left");
 }
 
+#[tokio::test]
+async fn all_that_nobody_needs_goes_where_objects_are_listed_in_no_order() {
+    let shared = Shared::file();
+    let (backend, _tasks) = shared.backend();
+    let volume = VolumeId(7);
+    let directory = shared.directory.as_ref().unwrap().path().join(format!("bucket/volumes/{volume}"));
+    std::fs::create_dir_all(&directory).unwrap();
+    // More than a page of them stays.
+    for seq in 0..2_500 {
+        std::fs::write(directory.join(format!("{seq:020}")), "object").unwrap();
+    }
+    assert_eq!(backend.bucket.delete_below(volume, 500).await.unwrap(), 500);
+    assert_eq!(objects(&shared, volume).await, (500..2_500).collect::<Vec<_>>());
+}
+
 /// However long the volume is: what is freed must be so in the time of one call, and each object is of many segments.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn freeing_reads_no_objects_unless_a_segment_holds_the_volume_for_long() {
