@@ -136,12 +136,17 @@ impl Maintenance {
     /// Leads once, until there is nothing left to do now. Waits for another leader to end first.
     ///
     /// # Errors
-    /// The metadata store's. What failed in the work itself is counted and tried again by the next pass.
+    /// The metadata store's; also when another process leads before all is done. What failed in the work itself is
+    /// counted and tried again by the next pass.
     pub async fn pass(&self) -> Result<Pass, LogError> {
         let tasks = self.client.tasks.branch();
         let (session, leadership) = Box::pin(self.elected(&tasks)).await.map_err(unelected)?;
         let mut shift = self.shift(&leadership, &tasks);
-        let outcome = Box::pin(shift.run_to_rest()).await;
+        let outcome = select! {
+            biased;
+            () = session.lost() => Err(unelected(SessionError::Lost)),
+            rested = Box::pin(shift.run_to_rest()) => rested,
+        };
         self.end(session, &tasks).await;
         outcome.map(|()| shift.done)
     }

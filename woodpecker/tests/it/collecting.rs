@@ -16,7 +16,7 @@ use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
 use woodpecker::{EntryId, Log, Maintenance, MaintenanceSettings, Pass, Position, ReadError};
 use woodpecker_base::{
     clock::Clock,
-    metadata::{Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
+    metadata::{Interference, MetadataError, MetadataStore, Txn, TxnOutcome, Write},
 };
 
 use crate::{
@@ -235,6 +235,37 @@ async fn retention_reaches_a_log_that_nobody_writes_and_leaves_it_alone_then(mut
     Clock::system().sleep(3 * world.segment_age).await;
     assert_eq!(segments(&process).await, open);
     assert_eq!(append(&writer, "on").await, EntryId { segment: open[0], entry: 0 });
+}
+
+/// Ends all sessions when a segment is about to leave its log.
+#[derive(Debug)]
+struct Deposing;
+
+#[async_trait]
+impl Interference for Deposing {
+    async fn commit(&self, store: &dyn MetadataStore, txn: Txn) -> Result<TxnOutcome, MetadataError> {
+        let discards = |write: &Write| matches!(write, Write::Put { key, .. } if key.contains("/garbage/"));
+        if txn.writes.iter().any(discards) {
+            let sessions = store.list("test/woodpecker/session/").await?.items;
+            for lease in sessions.iter().filter_map(|session| session.lease) {
+                store.revoke_lease(lease).await?;
+            }
+        }
+        store.commit(txn).await
+    }
+}
+
+#[tokio::test]
+async fn a_pass_ends_when_its_process_leads_no_more() {
+    let mut world = World::memory().await;
+    world.segment_bytes = 200;
+    let (process, _) = world.process_behind(Deposing).await;
+    let log = process.log("log").await;
+    let written = append_all(&log.open_writer().await.unwrap(), "entry", 100).await;
+    log.truncate(written[90].0).await.unwrap();
+    let error = soon("the end", Maintenance::new(&process.client, eager()).pass()).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert!(world.process().await.maintain().await.collected > 0);
 }
 
 async fn objects(world: &World) -> usize {
