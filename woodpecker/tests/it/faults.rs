@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream::FuturesOrdered};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use woodpecker::{AppendError, EntryId, Epoch, LogError, Position};
 use woodpecker_base::{
     clock::Clock,
@@ -237,7 +237,7 @@ struct Gate {
 
 #[derive(Debug)]
 struct Gated {
-    owner: Arc<dyn SegmentOwner>,
+    owner: Arc<Acked>,
     inner: Arc<dyn SegmentWriter>,
     state: Mutex<GatedState>,
 }
@@ -245,8 +245,28 @@ struct Gated {
 #[derive(Debug, Default)]
 struct GatedState {
     next: u64,
+    /// What the volume was given.
+    passed_on: u64,
     held_up: bool,
     ended: bool,
+}
+
+/// Notes what its owner was told.
+#[derive(Debug)]
+struct Acked {
+    owner: Arc<dyn SegmentOwner>,
+    told: watch::Sender<u64>,
+}
+
+impl SegmentOwner for Acked {
+    fn acked(&self, next: u64) {
+        self.owner.acked(next);
+        self.told.send_replace(next);
+    }
+
+    fn ended(&self, end: SegmentEnd) {
+        self.owner.ended(end);
+    }
 }
 
 impl SegmentWriter for Gated {
@@ -263,6 +283,7 @@ impl SegmentWriter for Gated {
         state.next += entries.len() as u64;
         if !state.held_up {
             assert_eq!(self.inner.append(entries)?, first);
+            state.passed_on = state.next;
         }
         Ok(first)
     }
@@ -273,6 +294,15 @@ impl Gate {
     fn hold_up(&self) {
         *self.held_up.lock().unwrap() = true;
         self.segments.lock().unwrap().iter().for_each(|segment| segment.state.lock().unwrap().held_up = true);
+    }
+
+    /// Waits until all that the volume was given is acked.
+    async fn settle(&self) {
+        let segments = self.segments.lock().unwrap().clone();
+        for segment in segments {
+            let passed_on = segment.state.lock().unwrap().passed_on;
+            segment.owner.told.subscribe().wait_for(|told| *told >= passed_on).await.unwrap();
+        }
     }
 
     /// The volume is fenced because of a segment of someone else; a new one takes its place. Its segments are told in
@@ -304,6 +334,7 @@ impl Backend for Gate {
         epoch: Epoch,
         owner: Arc<dyn SegmentOwner>,
     ) -> Result<Arc<dyn SegmentWriter>, StoreError> {
+        let owner = Arc::new(Acked { owner, told: watch::Sender::default() });
         let inner = self.inner.create(key, epoch, owner.clone()).await?;
         let held_up = *self.held_up.lock().unwrap();
         let state = Mutex::new(GatedState { held_up, ..GatedState::default() });
@@ -388,7 +419,7 @@ async fn a_displaced_writer_moves_on_in_order(mut world: World) {
             }
         }
         // What the volume has is acked before it is taken away: the contract of a displacement.
-        Clock::system().sleep(Duration::from_millis(20)).await;
+        soon("acks", gate.settle()).await;
         gate.displace(round % 2 == 0);
         for (written, appends) in written.iter_mut().zip(&mut appends) {
             for number in 0..50 {

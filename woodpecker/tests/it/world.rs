@@ -273,12 +273,7 @@ impl Process {
 /// Nothing waits to be done.
 pub fn eager() -> MaintenanceSettings {
     let none = Duration::ZERO;
-    MaintenanceSettings {
-        seal_after: none,
-        keep_truncated: none,
-        session_ttl: Duration::from_secs(1),
-        ..MaintenanceSettings::default()
-    }
+    MaintenanceSettings { seal_after: none, keep_truncated: none, ..MaintenanceSettings::default() }
 }
 
 /// The future's output, which must come soon.

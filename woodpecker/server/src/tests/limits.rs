@@ -74,7 +74,8 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
     assert_eq!(*refusing.borrow_and_update(), None);
     disk.set_space(Space { total: 100 * GB, free: 5 * GB });
     running.until_state(State::ReadOnly).await;
-    assert!(refusing.borrow_and_update().is_some_and(|why| why.contains("the disk is full")));
+    let full = refusing.wait_for(|why| why.is_some_and(|why| why.contains("the disk is full")));
+    within("saying why", full).await.unwrap();
     let refusal = refused(&running, frame(&other, 1, 0, 1)).await;
     assert_eq!(refusal.code(), Code::DiskFull);
     assert!(refusal.retry_after_ms > 0);
@@ -87,7 +88,7 @@ async fn an_almost_full_disk_slows_appends_down_and_a_full_one_refuses_them() {
 
     disk.set_space(Space { total: 100 * GB, free: 50 * GB });
     running.until_state(State::Active).await;
-    assert_eq!(*running.store.refusing().borrow(), None);
+    within("saying that it is over", refusing.wait_for(Option::is_none)).await.unwrap();
     until_writable(&page, true).await;
     running.fill(&other, 1, 0, 5).await;
     running.stop().await;

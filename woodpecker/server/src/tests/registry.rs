@@ -9,9 +9,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use woodpecker_base::{
     clock::Clock,
-    metadata::{Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
+    metadata::{Call, Interfered, Interference, MetadataError, MetadataStore, Txn, TxnOutcome},
 };
 
 use super::harness::{Site, within};
@@ -97,6 +98,18 @@ async fn a_store_that_lost_its_registration_serves_on_and_registers_anew() {
     running.stop().await;
 }
 
+/// Counts how often somebody looks who has a key.
+#[derive(Debug, Default)]
+struct Looked(watch::Sender<u32>);
+
+#[async_trait]
+impl Interference for Looked {
+    async fn before(&self, call: Call) -> Result<(), MetadataError> {
+        self.0.send_modify(|looks| *looks += u32::from(call == Call::Get));
+        Ok(())
+    }
+}
+
 #[tokio::test]
 async fn a_restarted_store_takes_its_key_back_and_a_copy_of_it_does_not() {
     let site = Site::default();
@@ -109,18 +122,16 @@ async fn a_restarted_store_takes_its_key_back_and_a_copy_of_it_does_not() {
     // An earlier run at another address, which may be a copy that lives.
     let mut other = said.clone();
     other["address"] = "10.0.0.1:1".into();
-    let lease = site.registry.grant_lease(Duration::from_secs(1)).await.unwrap();
+    let lease = site.registry.grant_lease(Duration::from_secs(3_600)).await.unwrap();
     let text = serde_json::to_vec(&other).unwrap();
     site.registry.commit(Txn::new().put_leased(&key, text, lease)).await.unwrap();
-    let keeping = async {
-        for _ in 0..5 {
-            site.registry.keep_alive(lease).await.unwrap();
-            Clock::system().sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let (running, ()) = tokio::join!(site.start(), keeping);
+    let registry = Arc::new(Interfered::new(site.registry.clone(), Looked::default()));
+    let running = site.start_found_in(registry.clone()).await;
+    // Who looks again did not get it the first time.
+    within("attempts", registry.by.0.subscribe().wait_for(|looks| *looks > 2)).await.unwrap();
     assert_eq!(record(&site).await.unwrap()["address"], "10.0.0.1:1");
     running.fill(&running.replica(1, 1), 1, 0, 1).await;
+    site.registry.revoke_lease(lease).await.unwrap();
     let address = running.address.clone();
     until(&site, "registering", |record| record.is_some_and(|record| record["address"] == address.as_str())).await;
     running.stop().await;

@@ -88,11 +88,12 @@ async fn a_slow_replica_delays_no_ack() {
     let (backend, _tasks) = world.backend(|_| ());
     let opened = Open::create(&backend, 1).await;
     opened.fill(0, 5).await;
-    world.replica(&opened.placement(), 0).fault(|faults| faults.slow = Duration::from_millis(300));
+    let slow = Duration::from_millis(300);
+    world.replica(&opened.placement(), 0).fault(|faults| faults.slow = slow);
     let began = now();
     opened.fill(5, 30).await;
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(2), "25 appends took {took:?} beside a store that takes 300 ms for each");
+    assert!(took < 25 * slow, "25 appends took {took:?} beside a store that takes {slow:?} for each");
     // It is not given up: it confirms, if late.
     assert!(opened.writer.append(vec![entry(30)]).is_ok());
 }
@@ -111,7 +112,8 @@ async fn a_silent_replica_ends_its_segment_once_and_gets_no_other() {
     let end = opened.owner.wait_ended().await;
     assert!(matches!(end, SegmentEnd::Displaced), "{end:?}");
     let took = began.elapsed();
-    assert!(took < Duration::from_millis(1_500), "given up after {took:?}");
+    // Its connection is alive, and nothing else would give it up.
+    assert!(took < Duration::from_secs(5), "given up after {took:?}");
     for log in 2..12 {
         let next = Open::create(&backend, log).await;
         assert!(!next.replicas().contains(&silent.id), "the store that just failed was chosen again");

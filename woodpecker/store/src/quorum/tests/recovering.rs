@@ -225,5 +225,6 @@ async fn a_taker_that_was_overtaken_learns_it_at_once() {
     let began = Clock::system().now();
     let error = fence(&backend, &opened.placement(), 2).await.unwrap_err();
     assert!(matches!(error, StoreError::Fenced { .. }), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(1), "after {:?}", began.elapsed());
+    // Half of the time in which it would try again.
+    assert!(began.elapsed() < Duration::from_secs(4), "after {:?}", began.elapsed());
 }
