@@ -23,6 +23,7 @@ mod proxy;
 mod quorum;
 mod readme;
 mod replicate;
+mod restored;
 mod security;
 mod segments;
 mod stores;

@@ -38,6 +38,8 @@ use crate::{
 };
 
 const LONGEST_NAME: usize = 255;
+/// How long an open of a log asks object storage whether a segment that seems empty was sealed.
+const SEALED: Duration = Duration::from_secs(3);
 
 /// How logs are cut and bounded. Values, not parts.
 #[derive(Debug, Clone)]
@@ -341,6 +343,23 @@ impl Inner {
         self.retrying.run(Some(PATIENCE), || backend.fence(key, &open.placement, epoch)).await
     }
 
+    /// Checks a segment that its record calls open, and of which nothing is found where it was written: it may have been
+    /// sealed, and freed there, after a backup of the record.
+    ///
+    /// # Errors
+    /// [`StoreError::Foreign`]: it was, and with the record as it is all of that would be lost.
+    pub async fn check_unsealed(&self, log: LogId, open: &OpenSegment) -> Result<(), StoreError> {
+        let Ok(store) = self.sealed() else { return Ok(()) };
+        let key = SegmentKey { log, segment: open.segment };
+        // Object storage that is away keeps no log from its next owner.
+        if !matches!(self.clock.timeout(SEALED, store.has(key)).await, Ok(Ok(true))) {
+            return Ok(());
+        }
+        let detail =
+            "it was sealed, and its record says that it is open: the metadata were brought back from an older backup";
+        Err(StoreError::Foreign { what: format!("segment {key}"), detail: detail.to_owned() })
+    }
+
     /// Deletes a segment's data where it was written.
     pub async fn delete(&self, log: LogId, segment: &OpenSegment) -> Result<(), StoreError> {
         let backend = self.backend(&segment.backend)?;
@@ -369,7 +388,7 @@ impl Inner {
 
     /// Removes what is left of a log whose name is gone.
     pub async fn erase(&self, record: &LogRecord) -> Result<(), LogError> {
-        let epoch = record.raise().log.epoch;
+        let epoch = record.raise(self.clock.wall_ms()).log.epoch;
         for open in &record.open {
             match self.fence(record.id, open, epoch).await {
                 Ok(_) | Err(StoreError::NotFound { .. }) => {}

@@ -19,7 +19,9 @@ pub(crate) async fn take_over(client: &Arc<Inner>, view: &Arc<View>) -> Result<W
     let mut created = None;
     loop {
         match opening.next() {
-            Next::Read => opening.on_read(client.catalog.log(&view.name, Some(PATIENCE)).await?),
+            Next::Read => {
+                opening.on_read(client.catalog.log(&view.name, Some(PATIENCE)).await?, client.clock.wall_ms());
+            }
             Next::Commit { revision, change } => {
                 let outcome = client.catalog.commit(revision, &change).await.map_err(LogError::from)?;
                 if let CommitOutcome::Committed(revision) = outcome {
@@ -30,11 +32,17 @@ pub(crate) async fn take_over(client: &Arc<Inner>, view: &Arc<View>) -> Result<W
                 }
                 opening.on_commit(outcome);
             }
-            Next::Fence { segment, epoch } => match client.fence(view.id, &segment, epoch).await {
-                Ok(entries) => opening.on_fenced(entries, client.clock.wall_ms()),
-                Err(StoreError::Fenced { .. }) => return Err(OpenWriterError::Preempted),
-                Err(error) => return Err(LogError::from(error).into()),
-            },
+            Next::Fence { segment, epoch } => {
+                let fenced = client.fence(view.id, &segment, epoch).await;
+                if matches!(fenced, Ok(0) | Err(StoreError::NotFound { .. } | StoreError::Unavailable(_))) {
+                    client.check_unsealed(view.id, &segment).await.map_err(LogError::from)?;
+                }
+                match fenced {
+                    Ok(entries) => opening.on_fenced(entries, client.clock.wall_ms()),
+                    Err(StoreError::Fenced { .. }) => return Err(OpenWriterError::Preempted),
+                    Err(error) => return Err(LogError::from(error).into()),
+                }
+            }
             Next::Create { segment, epoch } => {
                 let shared = Shared::new(client.clone(), view.clone(), epoch);
                 let backend = client.backend_for(&view.log().0.settings).map_err(LogError::from)?;

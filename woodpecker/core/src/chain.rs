@@ -43,11 +43,13 @@ pub enum Plan {
 }
 
 impl LogRecord {
-    /// The change that makes its author the next owner. The epoch it leads to belongs to that one commit alone.
+    /// The change that makes its author the next owner, by wall time in milliseconds. The epoch it leads to belongs to that one
+    /// commit alone: also where the record was brought back from a backup, so that nothing which was opened since counts as
+    /// the new owner's.
     #[must_use]
-    pub fn raise(&self) -> Change {
+    pub fn raise(&self, at_ms: u64) -> Change {
         let mut log = self.clone();
-        log.epoch = Epoch(self.epoch.0.saturating_add(1));
+        log.epoch = Epoch(self.epoch.0.saturating_add(1).max(at_ms));
         Change { log, closed: Vec::new() }
     }
 
@@ -158,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_step_is_done_once_however_often_it_is_planned() {
-        let mut log = LogRecord::new(LogId(1), "a").raise().log;
+        let mut log = LogRecord::new(LogId(1), "a").raise(0).log;
         assert_eq!(log.epoch, Epoch(1));
         let first = step(1, &[], Some(1));
         assert!(commit(&mut log, &first).is_empty());
@@ -172,12 +174,20 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_that_is_raised_again_from_an_older_record_is_another_one() {
+        let backup = LogRecord::new(LogId(1), "a").raise(1_000).log;
+        let (before, after) = (backup.raise(2_000).log.epoch, backup.raise(3_000).log.epoch);
+        assert!(backup.epoch < before && before < after);
+        assert_eq!(backup.raise(0).log.epoch, Epoch(1_001), "whatever the clock says, it is raised");
+    }
+
+    #[test]
     fn truncation_takes_nothing_from_an_owner_and_a_later_epoch_takes_all() {
-        let mut log = LogRecord::new(LogId(1), "a").raise().log;
+        let mut log = LogRecord::new(LogId(1), "a").raise(0).log;
         commit(&mut log, &step(1, &[], Some(1)));
         log = log.truncate(EntryId { segment: 1, entry: 3 }).unwrap().log;
         assert!(matches!(log.plan(&step(1, &[(1, 9)], Some(2))), Plan::Commit(_)));
-        log = log.raise().log;
+        log = log.raise(0).log;
         assert_eq!(log.plan(&step(1, &[(1, 9)], Some(2))), Plan::Preempted);
     }
 

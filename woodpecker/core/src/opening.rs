@@ -91,13 +91,13 @@ impl Opening {
         }
     }
 
-    /// The answer to [`Next::Read`]: the record under the log's name, with its revision.
-    pub fn on_read(&mut self, found: Option<(LogRecord, i64)>) {
+    /// The answer to [`Next::Read`]: the record under the log's name, with its revision. `at_ms` is the wall time.
+    pub fn on_read(&mut self, found: Option<(LogRecord, i64)>, at_ms: u64) {
         let seen = found.filter(|(log, _)| log.id == self.id).map(|(log, revision)| Seen { log, revision });
         self.step(|state| match (state, seen) {
             (State::Reading | State::Rereading(_), None) => State::Gone,
             (State::Reading, Some(seen)) => {
-                let change = seen.log.raise();
+                let change = seen.log.raise(at_ms);
                 State::Raising(seen, change)
             }
             (State::Rereading(step), Some(seen)) => toward(step, seen),

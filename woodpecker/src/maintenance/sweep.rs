@@ -1,7 +1,11 @@
 //! Finding what no record names: objects of sealing attempts that were given up, volumes of processes that ended, and
 //! replicas on log stores that were away when their segments were freed.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::task::JoinHandle;
 use woodpecker_core::{ids::SegmentKey, record::ClosedSegment};
@@ -48,11 +52,16 @@ impl Shift {
             .chain(records.garbage.iter().map(|(key, closed)| (*key, closed)))
             .filter_map(|(key, closed)| Some((key, closed.sealed.as_ref()?.id)))
             .collect();
+        // What is not closed was never sealed, but by records that are lost: nothing else knows of it.
+        let logs = records.logs.values().map(|(log, _)| (log.id, log.growing_from()));
+        let growing: BTreeMap<_, _> = logs.collect();
+        let is_closed = |key: SegmentKey| growing.get(&key.log).is_none_or(|from| key.segment < *from);
         let before = self.client.clock.wall_ms().saturating_sub(millis(self.settings.sweep_grace));
         let leftovers: Vec<_> = objects
             .into_iter()
             .filter(|object| {
-                object.stored_ms <= before && !named.contains(&(object.key, object.seal)) && !self.is_busy(object.key)
+                let is_named = named.contains(&(object.key, object.seal));
+                object.stored_ms <= before && is_closed(object.key) && !is_named && !self.is_busy(object.key)
             })
             .collect();
         let count = leftovers.len() as u64;

@@ -9,6 +9,7 @@ mod faults;
 mod figures;
 mod ownership;
 mod reading;
+mod restored;
 mod sealing;
 #[path = "../../server/tests/quorum/site.rs"]
 mod site;

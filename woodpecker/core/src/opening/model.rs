@@ -207,7 +207,7 @@ impl World {
     fn open(&mut self, actor: usize, event: Event) {
         let Actor::Opening(mut opening) = std::mem::replace(&mut self.actors[actor], Actor::Dead) else { return };
         match opening.next() {
-            Next::Read => opening.on_read(Some((self.log.clone(), self.revision))),
+            Next::Read => opening.on_read(Some((self.log.clone(), self.revision)), 0),
             Next::Commit { revision, change } => {
                 let outcome = match event {
                     Event::Go(_) => self.commit(revision, change),
@@ -385,7 +385,7 @@ fn a_clean_close_leaves_nothing_to_fence() {
     }
     assert!(world.log.open.is_empty());
     let mut opening = Opening::new(LOG);
-    opening.on_read(Some((world.log.clone(), world.revision)));
+    opening.on_read(Some((world.log.clone(), world.revision)), 0);
     opening.on_commit(CommitOutcome::Committed(world.revision + 1));
     assert_eq!(opening.next(), Next::Create { segment: 2, epoch: Epoch(2) });
 }

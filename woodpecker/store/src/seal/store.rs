@@ -174,6 +174,15 @@ impl SealedStore {
         self.requests.delete(&format!("delete of sealed log {log}"), paths).await
     }
 
+    /// Whether there is anything of a sealed form of a segment.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn has(&self, key: SegmentKey) -> Result<bool, StoreError> {
+        let found = self.requests.list(&segment(key), None, 1).await?;
+        Ok(!found.is_empty())
+    }
+
     /// Every object there is. What its name does not explain is not ours, and left alone.
     ///
     /// # Errors
@@ -275,7 +284,11 @@ impl Leftover {
 
 pub(super) fn path(id: RunId) -> Path {
     let RunId { key, seal, first } = id;
-    Path::from(format!("sealed/{}/{:020}/{seal}/{first:020}", key.log, key.segment))
+    Path::from(format!("{}/{seal}/{first:020}", segment(key)))
+}
+
+fn segment(key: SegmentKey) -> Path {
+    Path::from(format!("sealed/{}/{:020}", key.log, key.segment))
 }
 
 pub(super) fn corrupt(id: RunId, error: &FormatError) -> StoreError {
