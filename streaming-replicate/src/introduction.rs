@@ -74,12 +74,14 @@ pub(crate) async fn find(
     (source, target): (&str, &str),
     left: TimeTick,
 ) -> Result<Place, ConsumeError> {
-    let end = end_of(client, pchannel).await?;
+    let (begin, end) = (begin_of(client, pchannel).await?, end_of(client, pchannel).await?);
     let mut options = ConsumeOptions::new(pchannel, DeliverPolicy::All);
     options.filters.push(DeliverFilter::message_types([MessageType::AlterReplicateConfig]));
     options.time_ticks = true;
     let mut consumer = client.consume(options)?;
     let mut search = Search::new(source, target, left);
+    // Of what else is there before the target left the search may meet nothing: an idle log has no ticks.
+    search.reach(begin);
     loop {
         let tick = match consumer.next().await? {
             Delivery::Message(message) => {
@@ -102,6 +104,20 @@ pub(crate) async fn find(
             return Ok(place);
         }
     }
+}
+
+/// The first place that the log still holds.
+async fn begin_of(client: &Client, pchannel: &str) -> Result<Place, ConsumeError> {
+    let mut options = ConsumeOptions::new(pchannel, DeliverPolicy::All);
+    options.time_ticks = true;
+    let mut consumer = client.consume(options)?;
+    let (id, tick) = match consumer.next().await? {
+        Delivery::Message(message) => (message.id, message.time_tick().ok()),
+        Delivery::Txn(txn) => (txn.begin.id, txn.commit.time_tick().ok()),
+        Delivery::TimeTick { time_tick, last_confirmed } => (last_confirmed, Some(time_tick)),
+    };
+    consumer.close().await;
+    Ok(Place { id, tick: tick.unwrap_or(TimeTick(u64::MAX)) })
 }
 
 /// A tick that everything has reached which is in the log by now.

@@ -16,7 +16,8 @@ use streaming_proto::{
     messages::{InsertMessageHeader, PartitionSegmentAssignment},
 };
 use streaming_types::{
-    DeliverPolicy, ImmutableMessage, Message, MessageBuilder, MessageType, StreamingCode, channel::vchannel_name,
+    DeliverPolicy, ImmutableMessage, Message, MessageBuilder, MessageId, MessageType, StreamingCode,
+    channel::vchannel_name,
 };
 use tempfile::TempDir;
 use test_peers::{Etcd, Port};
@@ -148,6 +149,22 @@ impl Site {
     /// `kill -9` of the cluster, and the same one started anew.
     fn restart(&mut self) -> anyhow::Result<()> {
         self.process.kill()?;
+        self.start_again()
+    }
+
+    /// Stops the cluster as one should, gives up everything in a channel up to a message, and starts it anew.
+    fn truncate(&mut self, index: usize, up_to: MessageId) -> anyhow::Result<()> {
+        self.process.signal("TERM")?;
+        ensure!(self.process.wait(LIMIT)?.success(), "{}", self.process.log());
+        let mut arguments = vec!["log".to_owned()];
+        arguments.extend(self.medium.arguments());
+        let entry = format!("{}:{}", up_to.segment, up_to.entry);
+        arguments.extend(["truncate".to_owned(), self.channel(index), entry]);
+        printed(arguments)?;
+        self.start_again()
+    }
+
+    fn start_again(&mut self) -> anyhow::Result<()> {
         let Self { name, directory, port, medium, secrets, .. } = self;
         self.process = Self::process(name, directory, port, medium, secrets.as_ref())?;
         Ok(())
@@ -184,6 +201,17 @@ async fn follow(source: &Site, target: &Site, directory: &Path) -> anyhow::Resul
         }
         anyhow::Ok(())
     })
+}
+
+/// Makes a follower one that follows nobody, though its source does not say so.
+fn promote(site: &Site, directory: &Path) -> anyhow::Result<()> {
+    let file = directory.join("alone.yaml");
+    let (name, channels) = (site.name, [site.channel(0), site.channel(1)]);
+    let text = format!("clusters:\n- id: {name}\n  uri: http://{}\n  channels: {channels:?}\n", site.port.address());
+    std::fs::write(&file, text)?;
+    let said = site.topology(&["apply", "--force-promote"], Some(&file))?;
+    ensure!(said.starts_with("in force"), "{said}");
+    Ok(())
 }
 
 fn message(channel: &str, payload: impl Into<bytes::Bytes>) -> anyhow::Result<Message> {
@@ -558,12 +586,7 @@ async fn follower_is_promoted_when_its_source_is_lost_and_has_a_whole_beginning_
     // Much of it has arrived by now, and maybe not all.
     read(&east, 0, "100").await?;
     west.process.kill()?;
-    let file = directory.path().join("alone.yaml");
-    let channels = [east.channel(0), east.channel(1)];
-    let text = format!("clusters:\n- id: east\n  uri: http://{}\n  channels: {channels:?}\n", east.port.address());
-    std::fs::write(&file, text)?;
-    let said = east.topology(&["apply", "--force-promote"], Some(&file))?;
-    ensure!(said.starts_with("in force"), "{said}");
+    promote(&east, directory.path())?;
     let channel = east.channel(0);
     east.client.producer(&channel).append(message(&channel, "own")?).await?.await?;
     let found = read(&east, 0, "own").await?;
@@ -574,5 +597,35 @@ async fn follower_is_promoted_when_its_source_is_lost_and_has_a_whole_beginning_
     }
     let shown = east.topology(&["show"], None)?;
     ensure!(shown.contains("# east-rootcoord-dml_0: primary"), "{shown}");
+    Ok(())
+}
+
+/// Its source lives, knows nothing of the promotion, and does not hold any more what made it follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn follower_that_was_promoted_and_taken_back_gets_all_that_its_source_wrote_meanwhile() -> anyhow::Result<()> {
+    let (directory, mut west, east) = start([Backend::Local, Backend::Local], false).await?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator(&east)?;
+    let channel = west.channel(0);
+    let producer = west.client.producer(&channel);
+    let mut acked = Vec::new();
+    for n in 0..40 {
+        let text = format!("shipped {n}");
+        acked.push((producer.append(message(&channel, text.clone())?).await?.await?.id, text));
+    }
+    read(&east, 0, &acked[39].1).await?;
+    west.replicators.pop().context("started")?.kill()?;
+    west.truncate(0, acked[20].0)?;
+    for n in 0..20 {
+        let text = format!("meanwhile {n}");
+        acked.push((producer.append(message(&channel, text.clone())?).await?.await?.id, text));
+    }
+    promote(&east, directory.path())?;
+    follow(&west, &east, directory.path()).await?;
+    west.start_replicator(&east)?;
+    let found = read(&east, 0, &acked[59].1).await?;
+    let texts: Vec<_> = found.iter().map(|messages| String::from_utf8_lossy(&messages[0].1).into_owned()).collect();
+    let expected: Vec<_> = acked.into_iter().map(|(_, text)| text).collect();
+    assert_eq!(texts, expected);
     Ok(())
 }
