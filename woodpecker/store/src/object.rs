@@ -90,7 +90,7 @@ struct State {
     closed: bool,
     /// The volume that new segments go to.
     current: Option<Arc<Volume>>,
-    /// Every volume that this process wrote and that may still hold something.
+    /// Every volume that this process wrote and that somebody in it may still need.
     own: BTreeMap<VolumeId, Arc<Volume>>,
     /// What is known of other processes' volumes, shared by all who read them.
     views: BTreeMap<VolumeId, Weak<View>>,

@@ -263,10 +263,11 @@ impl Volume {
         self.state().phase == Phase::Ended
     }
 
-    /// Whether nothing in the volume is needed through this process any more.
+    /// Whether nothing in the volume is needed through this process any more. What it still remembers of segments may be
+    /// what others deleted: that is for the sweep.
     pub fn is_spent(&self) -> bool {
         let state = self.state();
-        state.phase == Phase::Ended && state.records.is_empty()
+        state.phase == Phase::Ended && !state.records.values().any(Record::is_live)
     }
 
     /// Takes no more appends, and waits until what is queued is stored or failed.

@@ -138,6 +138,25 @@ async fn displaced_segments_hold_what_was_acked_and_new_ones_go_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_volume_that_was_ended_is_forgotten_with_its_writers_though_others_delete_what_it_holds() {
+    let shared = Shared::memory();
+    let ((old, _tasks), (new, _others)) = (shared.backend(), shared.backend());
+    let (taken, other) = (Log::create(&old, 1).await, Log::create(&old, 2).await);
+    taken.write("1").await;
+    other.write("2").await;
+    assert_eq!(new.fence(taken.key, taken.placement(), Epoch(2)).await.unwrap(), 1);
+    other.append("never seen");
+    other.owner.wait_ended().await;
+    old.own(volume_of(other.placement()).unwrap().0).unwrap().close().await;
+    for log in [&taken, &other] {
+        new.delete(log.key, log.placement()).await.unwrap();
+    }
+    drop((taken, other));
+    Log::create(&old, 3).await.write("3").await;
+    assert_eq!(old.state().own.len(), 1);
+}
+
+#[tokio::test]
 async fn a_process_takes_its_own_segment_over_without_disturbing_the_others() {
     let shared = Shared::memory();
     let (backend, _tasks) = shared.backend();
