@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Config, Sources, load};
+use crate::config::{Config, Sources, duration, load};
 
 mod balance;
 mod consumers;
@@ -129,7 +129,7 @@ pub(crate) struct ConnectArgs {
     #[arg(long, help_heading = CLUSTER, env = "STREAMING_CLUSTER", value_name = "NAME", default_value = "by-dev")]
     pub(crate) cluster: String,
     /// How long to wait for the cluster before giving up.
-    #[arg(long, help_heading = CLUSTER, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, help_heading = CLUSTER, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub(crate) timeout: Duration,
     #[command(flatten)]
     pub(crate) credentials: CredentialArgs,
@@ -189,7 +189,7 @@ pub(crate) struct HealthArgs {
     )]
     pub(crate) admin: Vec<String>,
     /// How long to wait for each answer.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub(crate) timeout: Duration,
     /// Prints JSON instead of a table.
     #[arg(long)]
@@ -248,7 +248,7 @@ pub(crate) struct ConsumeArgs {
     pub(crate) count: Option<u64>,
     /// Stops when nothing came for this long and all that the owner of the channel had by then was read; fails if it says
     /// nothing for --timeout.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) until_idle: Option<Duration>,
     /// Writes to a file instead of standard output.
     #[arg(long, value_name = "FILE")]
@@ -335,6 +335,15 @@ mod tests {
             seen += usize::from(heading.is_some());
         });
         assert!(seen > 100, "{seen}");
+    }
+
+    #[test]
+    fn no_wait_is_taken_whose_end_no_clock_could_tell() {
+        let longest = "500000000000years";
+        for verb in [&["channels", "--timeout"][..], &["health", "--timeout"], &["consume", "--until-idle"]] {
+            let error = Cli::try_parse_from([&["streaming"], verb, &[longest]].concat()).unwrap_err().to_string();
+            assert!(error.contains("longer than"), "{error}");
+        }
     }
 
     #[test]

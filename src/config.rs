@@ -37,6 +37,7 @@ pub(crate) use self::{
     storage::{AffinityMode, Etcd, Metastore, MetastoreType, Minio, Quorum, SelectStrategy, StorageType, Woodpecker},
     streaming::Streaming,
     telemetry::{Log, LogFormat, Trace, TraceExporter},
+    units::duration,
 };
 
 /// Everything that can be set.

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use woodpecker::Compression;
 
 use super::ConfigurationArgs;
-use crate::config::StorageType;
+use crate::config::{StorageType, duration};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
@@ -139,7 +139,7 @@ pub(crate) struct Limit<T>(pub(crate) Option<T>);
 fn duration_or_none(text: &str) -> Result<Limit<Duration>, String> {
     match text {
         "none" => Ok(Limit(None)),
-        text => humantime::parse_duration(text).map(|limit| Limit(Some(limit))).map_err(|error| error.to_string()),
+        text => duration(text).map(|limit| Limit(Some(limit))),
     }
 }
 

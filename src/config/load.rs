@@ -12,6 +12,7 @@ use figment::{
 use super::{
     Config, labels,
     schema::{Leaf, insert},
+    units::duration,
 };
 
 /// Variables with this prefix set a key: `STREAMING_CONF_ETCD_ROOTPATH` is `etcd.rootPath`. Case and the separators
@@ -42,8 +43,25 @@ pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
     figment = figment.merge(Layer::from_environment(&sources.environment)?.with_units()?);
     figment = figment.merge(Layer::from_assignments(&sources.assignments)?.with_units()?);
     let config: Config = figment.extract().map_err(|error| anyhow::anyhow!("configuration: {error}"))?;
+    check_durations(&config)?;
     config.validate()?;
     Ok(config)
+}
+
+/// Says which duration is longer than one may be.
+fn check_durations(config: &Config) -> anyhow::Result<()> {
+    let values = serde_json::to_value(config)?;
+    for Leaf { key, .. } in Leaf::all()?.iter().filter(|leaf| leaf.is_duration()) {
+        let value = values.pointer(&pointer(key)).and_then(serde_json::Value::as_str);
+        if let Some(Err(error)) = value.map(duration) {
+            bail!("configuration: {key}: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn pointer(key: &str) -> String {
+    format!("/{}", key.replace('.', "/"))
 }
 
 /// The keys whose values differ. Of a secret it is not seen.
@@ -52,8 +70,7 @@ pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
 /// A configuration cannot be written.
 pub(crate) fn changes(one: &Config, other: &Config) -> anyhow::Result<Vec<String>> {
     let (one, other) = (serde_json::to_value(one)?, serde_json::to_value(other)?);
-    let at = |key: &str| format!("/{}", key.replace('.', "/"));
-    let differs = |key: &&String| one.pointer(&at(key)) != other.pointer(&at(key));
+    let differs = |key: &&String| one.pointer(&pointer(key)) != other.pointer(&pointer(key));
     Ok(Leaf::all()?.iter().map(|leaf| &leaf.key).filter(differs).cloned().collect())
 }
 
@@ -221,6 +238,15 @@ mod tests {
         }
         let none = from_yaml("woodpecker: {logstore: {quota: {bytesKept: 0}}}").unwrap();
         assert_eq!(none.woodpecker.logstore.quota.bytes_kept.as_u64(), 0);
+    }
+
+    #[test]
+    fn a_duration_that_no_clock_reaches_the_end_of_is_refused() {
+        for key in ["common.startTimeout", "woodpecker.maintenance.sweepInterval", "common.gracefulStopTimeout"] {
+            let error = from_assignments(&[&format!("{key}=500000000000years")]).unwrap_err().to_string();
+            assert_eq!(error, format!("configuration: {key}: longer than 1000 years"));
+            assert!(from_assignments(&[&format!("{key}=999years")]).is_ok());
+        }
     }
 
     #[test]

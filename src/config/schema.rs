@@ -127,6 +127,11 @@ impl Leaf {
         concrete(&self.schema).get("format").is_some_and(|format| format == "size")
     }
 
+    /// Whether it takes a time that something lasts.
+    pub(super) fn is_duration(&self) -> bool {
+        concrete(&self.schema).get("format").is_some_and(|format| format == "duration")
+    }
+
     /// Of the whole, because parts that are there several times differ.
     fn default(&self, defaults: &Json) -> String {
         match defaults.pointer(&format!("/{}", self.key.replace('.', "/"))) {

@@ -1,8 +1,20 @@
 //! How values with a unit are described: the structs hold what the rest of the program computes with.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+/// No wait is longer, for a clock must be able to tell when it ends.
+const LONGEST: Duration = Duration::from_secs(1000 * 365 * 86_400);
+
+/// A duration as one writes it.
+///
+/// # Errors
+/// It is none, or longer than anything is waited for.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration > LONGEST { Err("longer than 1000 years".to_owned()) } else { Ok(duration) }
+}
 
 /// `200ms`, `1h 30m`.
 pub(super) struct DurationText;
