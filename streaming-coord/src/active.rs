@@ -113,7 +113,8 @@ impl Active {
         let window = Timestamps::recover(ceiling, settings.timestamp_window);
         let timestamps = Allocator::start(window, record, catalog.clone(), parts.clock.clone(), tasks);
         let (record, ceiling) = ids;
-        let ids = Allocator::start(Ids::recover(ceiling), record, catalog.clone(), parts.clock.clone(), tasks);
+        let ids = Ids::recover(ceiling, parts.clock.wall_ms());
+        let ids = Allocator::start(ids, record, catalog.clone(), parts.clock.clone(), tasks);
         let (watcher, nodes) = Watcher::new(settings.clone(), parts.connector.clone(), parts.clock.clone());
         let sessions = watch_sessions(
             parts.metadata.clone(),

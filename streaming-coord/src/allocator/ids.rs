@@ -1,10 +1,13 @@
 //! Ids that are unique in the cluster: positive, rising, taken from batches.
 
-use super::Sequence;
+use super::{Sequence, timestamps::timestamp};
 
 const BATCH: u64 = 1_000_000;
+/// A clock that is out of its mind takes the ids no further than half way.
+const LATEST: u64 = 1 << 62;
 
-/// Ids start at 1; a restart leaves out what was left of the batch.
+/// Those of a reign start at its time: a metadata store that is brought back from a backup knows less than was given out
+/// since, and nobody takes so many ids in so little time.
 #[derive(Debug)]
 pub(crate) struct Ids {
     next: u64,
@@ -13,9 +16,9 @@ pub(crate) struct Ids {
 }
 
 impl Ids {
-    /// Continues at `ceiling`, the durable one of whoever gave out ids before.
-    pub(crate) fn recover(ceiling: u64) -> Self {
-        Self { next: ceiling.max(1), ceiling }
+    /// Continues at `ceiling`, the durable one of whoever gave out ids before, or at the time that it is.
+    pub(crate) fn recover(ceiling: u64, wall_ms: u64) -> Self {
+        Self { next: timestamp(wall_ms).min(LATEST).max(ceiling).max(1), ceiling }
     }
 }
 
@@ -43,19 +46,33 @@ mod tests {
 
     #[test]
     fn unique_across_a_restart() {
-        let mut ids = Ids::recover(0);
+        let mut ids = Ids::recover(0, 0);
         assert_eq!(ids.take(1, 0, false), None);
         ids.raise(ids.wanted(0).unwrap());
         assert_eq!(ids.take(10, 0, false), Some(1));
         assert_eq!(ids.take(1, 0, false), Some(11));
-        let mut restarted = Ids::recover(ids.ceiling);
+        let mut restarted = Ids::recover(ids.ceiling, 0);
         restarted.raise(restarted.wanted(0).unwrap());
         assert!(restarted.take(1, 0, false).unwrap() > 11);
     }
 
     #[test]
+    fn unique_though_the_metadata_were_brought_back_from_a_backup() {
+        let (now, later) = (1_700_000_000_000, 1_700_000_001_000);
+        let mut ids = Ids::recover(10, now);
+        ids.raise(ids.wanted(now).unwrap());
+        let before = ids.take(100_000, now, false).unwrap();
+        let mut again = Ids::recover(10, later);
+        again.raise(again.wanted(later).unwrap());
+        assert!(again.take(1, later, false).unwrap() >= before + 100_000);
+        let mut mad = Ids::recover(10, u64::MAX);
+        mad.raise(mad.wanted(0).unwrap());
+        assert!(i64::try_from(mad.take(1, 0, false).unwrap()).is_ok());
+    }
+
+    #[test]
     fn a_batch_that_does_not_fit_waits_for_the_next_ceiling() {
-        let mut ids = Ids::recover(0);
+        let mut ids = Ids::recover(0, 0);
         ids.raise(10);
         assert_eq!(ids.take(10, 0, false), None);
         assert_eq!(ids.take(9, 0, false), Some(1));

@@ -62,7 +62,7 @@ impl Sequence for Timestamps {
 }
 
 /// The first timestamp of a millisecond.
-fn timestamp(ms: u64) -> u64 {
+pub(super) fn timestamp(ms: u64) -> u64 {
     ms.saturating_mul(1 << LOGICAL_BITS)
 }
 
