@@ -200,6 +200,10 @@ impl ReplicationControl {
     pub(crate) async fn ack(&self, message: &common::ImmutableMessage) -> Result<(), StreamingError> {
         let Ok(message) = ImmutableMessage::try_from(message.clone()) else { return Ok(()) };
         let Some(arrival) = Arrival::of(&message) else {
+            // A promotion waits for all of them, and nothing comes from the source any more.
+            if !self.is_promoting().await && !self.broadcasts.has_room(&message).await {
+                return Err(StreamingError::inner("broadcasts before this one are not on all channels yet"));
+            }
             return self.broadcasts.arrived(&message).await.map_err(|error| unstored(&error));
         };
         let mut state = self.state.lock().await;
@@ -216,6 +220,10 @@ impl ReplicationControl {
             }
         }
         self.note(&mut state, &arrival.vchannel, arrival.checkpoint).await.map_err(|error| unstored(&error))
+    }
+
+    async fn is_promoting(&self) -> bool {
+        self.state.lock().await.task.as_ref().is_some_and(Task::is_by_force)
     }
 
     async fn note(&self, state: &mut State, vchannel: &str, at: AckedCheckpoint) -> Result<(), CatalogError> {

@@ -10,6 +10,7 @@ use prost::Message as _;
 use streaming_proto::streaming::{AckedCheckpoint, BroadcastTask, BroadcastTaskState};
 use streaming_types::{
     ImmutableMessage, Message, MessageType,
+    channel::to_physical,
     properties::{SET_BY_NODE, key},
 };
 use tokio::sync::Mutex;
@@ -24,11 +25,15 @@ const PREFIX: &str = "replicated-broadcast/";
 const REMEMBERED: usize = 4096;
 /// What a metadata store surely takes. The log must not wait for ever for a larger one to be stored.
 const LARGEST: usize = 1 << 20;
+/// So many bytes of broadcasts may a channel be ahead of the others, on which they are still missing: all of them stand in the
+/// metadata store, which has no room for what a channel that is not shipped would add up to in days.
+const AHEAD: usize = 64 << 20;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Broadcasts {
     catalog: Catalog,
+    ahead: usize,
     kept: Mutex<BTreeMap<BroadcastId, Kept>>,
 }
 
@@ -69,7 +74,18 @@ impl Broadcasts {
             let Some(id) = BroadcastId::parse(&name) else { continue };
             kept.insert(id, Kept { record, incomplete: Copies::from_stored(stored) });
         }
-        Ok(Self { catalog, kept: Mutex::new(kept) })
+        Ok(Self { catalog, ahead: AHEAD, kept: Mutex::new(kept) })
+    }
+
+    /// Whether a copy may be taken by now. The channel that is furthest behind is never kept waiting, since the copies that the
+    /// others wait for come from there.
+    pub(super) async fn has_room(&self, message: &ImmutableMessage) -> bool {
+        let Some((id, _)) = copies_of(message) else { return true };
+        let Some(pchannel) = message.properties.vchannel().map(to_physical) else { return true };
+        let kept = self.kept.lock().await;
+        let incomplete = kept.values().filter_map(|kept| kept.incomplete.as_ref());
+        let ahead: usize = incomplete.filter(|copies| copies.stand_in(pchannel)).map(Copies::bytes).sum();
+        ahead < self.ahead || kept.contains_key(&id)
     }
 
     /// A copy of something that the source broadcast stands in a log; whatever else a message is, it is none of these.
@@ -167,4 +183,47 @@ fn copies_of(message: &ImmutableMessage) -> Option<(BroadcastId, Copies)> {
     properties.set_idempotency_key(id.idempotency_key());
     let message = Message { payload: message.payload.clone(), properties };
     Some((id, Copies::new(message, broadcast)))
+}
+
+#[cfg(test)]
+mod tests {
+    use streaming_proto::messages::{BroadcastHeader, CreatePartitionMessageHeader, ReplicateHeader};
+    use streaming_types::{MessageBuilder, MessageId, TimeTick};
+    use woodpecker_base::{clock::Clock, metadata::MemoryStore};
+
+    use super::*;
+    use crate::catalog::tests::{catalog, reign};
+
+    const V: [&str; 2] = ["by-dev-rootcoord-dml_0_7v0", "by-dev-rootcoord-dml_1_7v1"];
+
+    /// The copy of a broadcast that stands in the log of a vchannel.
+    fn copy(broadcast_id: u64, vchannel: &str) -> ImmutableMessage {
+        let header = CreatePartitionMessageHeader { collection_id: 7, partition_id: 1 };
+        let mut message = MessageBuilder::new(&header).vchannel(vchannel).payload(vec![0; 1_000]).build().unwrap();
+        let vchannels = V.map(str::to_owned).into();
+        message.properties.set_broadcast(&BroadcastHeader { broadcast_id, vchannels, ..Default::default() });
+        message.properties.set_replicate(&ReplicateHeader { cluster_id: "far".into(), ..Default::default() });
+        message.properties.set_time_tick(TimeTick(10));
+        message.properties.set_last_confirmed_is_self();
+        message.into_immutable(MessageId::new(1, 7))
+    }
+
+    #[tokio::test]
+    async fn a_channel_that_is_far_ahead_waits_for_the_others_and_they_do_not_wait_for_it() {
+        let store = MemoryStore::new(Clock::system());
+        let catalog = catalog(&store, reign(&store).await);
+        let broadcasts = Broadcasts { ahead: 10_000, ..Broadcasts::load(catalog).await.unwrap() };
+        let mut told = 0;
+        while broadcasts.has_room(&copy(told, V[0])).await {
+            broadcasts.arrived(&copy(told, V[0])).await.unwrap();
+            told += 1;
+        }
+        assert!((5..=10).contains(&told), "{told} of 1,000 bytes and more");
+        assert!(broadcasts.has_room(&copy(0, V[0])).await, "it is told of again");
+        for id in [0, told] {
+            assert!(broadcasts.has_room(&copy(id, V[1])).await);
+            broadcasts.arrived(&copy(id, V[1])).await.unwrap();
+        }
+        assert!(broadcasts.has_room(&copy(told + 1, V[0])).await, "one of them is whole");
+    }
 }

@@ -4,7 +4,7 @@ use streaming_proto::{
     messages::{self, BroadcastHeader},
     streaming::{AckedCheckpoint, BroadcastTask, BroadcastTaskState},
 };
-use streaming_types::{ImmutableMessage, Message};
+use streaming_types::{ImmutableMessage, Message, channel::to_physical};
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -56,6 +56,17 @@ impl Copies {
 
     pub(super) fn lacks(&self, vchannel: &str) -> bool {
         self.missing().iter().any(|missing| missing == vchannel)
+    }
+
+    /// Whether one of them is known to stand in the log of this pchannel.
+    pub(super) fn stand_in(&self, pchannel: &str) -> bool {
+        let mut places = self.broadcast.vchannels.iter().zip(&self.places);
+        places.any(|(vchannel, at)| at.time_tick != 0 && to_physical(vchannel) == pchannel)
+    }
+
+    /// What one of them takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.message.payload.len() + self.message.properties.size()
     }
 
     pub(super) fn note(&mut self, vchannel: &str, at: &AckedCheckpoint) {
