@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use streaming_node::NodeCell;
+use tokio::task::JoinHandle;
 use woodpecker_base::net::Listener;
 
 use super::{banner, consumers, maintenance::maintain_apart, process::Process, settings, storage, storage::Machine};
@@ -17,7 +18,7 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
     let Some(process) = Process::start(&arguments, "coord").await? else { return Ok(()) };
     let Process { config, machine, tasks, .. } = &process;
     let Some(metadata) = process.metadata(&process.health.coord).await? else { return Ok(()) };
-    maintain_apart(config, machine, &metadata, tasks);
+    let maintaining = maintain_apart(config, machine, &metadata, tasks);
     let listener = listen(machine, "rootCoord", &config.root_coord.ip, config.root_coord.port).await?;
     let address = listener.address().to_owned();
     let edges = streaming_coord::Edges {
@@ -29,9 +30,31 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
         health: process.health.coord.clone(),
         balance: process.live.balance(),
     };
-    let role = streaming_coord::serve(settings::coord(config)?, edges, tasks.token().clone());
+    let mut role = Box::pin(streaming_coord::serve(settings::coord(config)?, edges, tasks.token().clone()));
     banner::print("coord", &process.addresses(&[("coordinator", &address)]), None);
-    process.run(role).await
+    process
+        .run(async {
+            tokio::select! {
+                biased;
+                led = &mut role => led?,
+                error = failed(maintaining) => {
+                    // Another one may lead at once.
+                    tasks.stop();
+                    drop(role.await);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        })
+        .await
+}
+
+/// Resolves when a task fails, and never if it does not.
+async fn failed(task: JoinHandle<anyhow::Result<()>>) -> anyhow::Error {
+    match task.await {
+        Ok(Err(error)) => error,
+        _ => std::future::pending().await,
+    }
 }
 
 /// Runs a node until it is told to stop.

@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use woodpecker::{Client, Maintenance, MaintenanceSettings};
+use tokio::task::JoinHandle;
+use woodpecker::{Client, LogError, Maintenance, MaintenanceSettings};
 use woodpecker_base::{backoff::Backoff, disk::Space, metadata::MetadataStore, tasks::Tasks};
+use woodpecker_store::backend::StoreError;
 
 use self::pressure::Pressed;
 use super::{storage, storage::Machine};
@@ -31,36 +33,47 @@ pub(super) fn maintain(
 }
 
 /// As [`maintain`], with an engine of its own, which is opened in the background: a medium that is away keeps no role
-/// from starting.
-pub(super) fn maintain_apart(config: &Config, machine: &Machine, metadata: &Arc<dyn MetadataStore>, tasks: &Tasks) {
-    if !config.woodpecker.maintenance.enabled {
-        return;
-    }
+/// from starting. What comes of it is an error when a medium is another instance's: whoever is so mistaken must not go on.
+pub(super) fn maintain_apart(
+    config: &Config,
+    machine: &Machine,
+    metadata: &Arc<dyn MetadataStore>,
+    tasks: &Tasks,
+) -> JoinHandle<anyhow::Result<()>> {
     let (config, machine, metadata, stop) = (config.clone(), machine.clone(), metadata.clone(), tasks.clone());
     tasks.spawn(async move {
+        if !config.woodpecker.maintenance.enabled {
+            return Ok(());
+        }
         let mut pauses = Backoff::new(machine.clock.clone(), &machine.random, PAUSES.0, PAUSES.1);
         let (logs, engine) = loop {
             let engine = Tasks::new();
             let opened = tokio::select! {
                 biased;
-                () = stop.stopped() => return,
+                () = stop.stopped() => return Ok(()),
                 opened = storage::logs(&config, &machine, metadata.clone(), &engine) => opened,
             };
             match opened {
                 Ok(logs) => break (logs, engine),
+                Err(error) if is_foreign(&error) => return Err(error),
                 Err(error) => tracing::warn!(error = format!("{error:#}"), "the logs cannot be maintained yet"),
             }
             engine.stop();
             tokio::select! {
                 biased;
-                () = stop.stopped() => return,
+                () = stop.stopped() => return Ok(()),
                 () = pauses.wait() => {}
             }
         };
         maintenance(&config, &machine, &metadata, &logs, &engine).serve(&stop).await;
         logs.close().await;
         engine.drain(&machine.clock, GRACE).await;
-    });
+        Ok(())
+    })
+}
+
+fn is_foreign(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(LogError::Store(StoreError::Foreign { .. })))
 }
 
 fn maintenance(

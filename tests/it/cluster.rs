@@ -147,6 +147,12 @@ impl Cluster {
         Role::start("coord", self.directory.path(), &self.arguments)
     }
 
+    /// Starts a coordinator on the media of this cluster whose metadata are in another etcd.
+    pub(crate) fn coord_with(&self, etcd: &Etcd) -> anyhow::Result<Role> {
+        let other = ["--set".to_owned(), format!("etcd.endpoints=[\"{}\"]", etcd.endpoint())];
+        Role::start("coord", self.directory.path(), &[self.arguments.as_slice(), &other].concat())
+    }
+
     /// Starts another coordinator in place of one that was ended.
     pub(crate) fn restart_coord(&mut self) -> anyhow::Result<()> {
         self.coord = self.another_coord()?;

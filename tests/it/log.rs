@@ -11,6 +11,7 @@ use test_peers::{Etcd, Port, S3};
 
 use crate::{
     admin::{ask_at, get},
+    cluster::{Backend, Cluster},
     process::{Role, printed, run},
 };
 
@@ -266,6 +267,17 @@ async fn a_log_in_a_bucket_is_sealed_in_the_background_and_a_foreign_bucket_is_r
     settings[1] = directory.path().join("data").display().to_string();
     let other = Place { directory, settings, _s3: None };
     assert!(other.refused(&["log", "create", "a"])?.contains("belong to instance"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_on_the_bucket_of_another_instance_ends_and_says_so() -> anyhow::Result<()> {
+    let cluster = Cluster::start(Backend::Object, 1).await?;
+    let etcd = Etcd::start().await;
+    let mut mistaken = cluster.coord_with(&etcd)?;
+    assert!(!mistaken.wait(LIMIT)?.success());
+    let said = mistaken.log();
+    assert!(said.contains("error[STORE_FOREIGN]") && said.contains("belong to instance"), "{said}");
     Ok(())
 }
 
