@@ -51,17 +51,13 @@ pub(crate) fn load(sources: &Sources) -> anyhow::Result<Config> {
 /// Says which duration is longer than one may be.
 fn check_durations(config: &Config) -> anyhow::Result<()> {
     let values = serde_json::to_value(config)?;
-    for Leaf { key, .. } in Leaf::all()?.iter().filter(|leaf| leaf.is_duration()) {
-        let value = values.pointer(&pointer(key)).and_then(serde_json::Value::as_str);
+    for leaf in Leaf::all()?.iter().filter(|leaf| leaf.is_duration()) {
+        let value = leaf.of(&values).and_then(serde_json::Value::as_str);
         if let Some(Err(error)) = value.map(duration) {
-            bail!("configuration: {key}: {error}");
+            bail!("configuration: {}: {error}", leaf.key);
         }
     }
     Ok(())
-}
-
-fn pointer(key: &str) -> String {
-    format!("/{}", key.replace('.', "/"))
 }
 
 /// The keys whose values differ. Of a secret it is not seen.
@@ -70,8 +66,8 @@ fn pointer(key: &str) -> String {
 /// A configuration cannot be written.
 pub(crate) fn changes(one: &Config, other: &Config) -> anyhow::Result<Vec<String>> {
     let (one, other) = (serde_json::to_value(one)?, serde_json::to_value(other)?);
-    let differs = |key: &&String| one.pointer(&pointer(key)) != other.pointer(&pointer(key));
-    Ok(Leaf::all()?.iter().map(|leaf| &leaf.key).filter(differs).cloned().collect())
+    let differs = |leaf: &&Leaf| leaf.of(&one) != leaf.of(&other);
+    Ok(Leaf::all()?.iter().filter(differs).map(|leaf| leaf.key.clone()).collect())
 }
 
 /// One source's values.

@@ -122,19 +122,28 @@ impl Leaf {
         })
     }
 
+    /// Its value in a whole configuration.
+    pub(super) fn of<'a>(&self, whole: &'a Json) -> Option<&'a Json> {
+        whole.pointer(&format!("/{}", self.key.replace('.', "/")))
+    }
+
     /// Whether it takes a number of bytes.
     pub(super) fn is_size(&self) -> bool {
-        concrete(&self.schema).get("format").is_some_and(|format| format == "size")
+        self.format() == Some("size")
     }
 
     /// Whether it takes a time that something lasts.
     pub(super) fn is_duration(&self) -> bool {
-        concrete(&self.schema).get("format").is_some_and(|format| format == "duration")
+        self.format() == Some("duration")
+    }
+
+    fn format(&self) -> Option<&str> {
+        concrete(&self.schema).get("format").and_then(Json::as_str)
     }
 
     /// Of the whole, because parts that are there several times differ.
     fn default(&self, defaults: &Json) -> String {
-        match defaults.pointer(&format!("/{}", self.key.replace('.', "/"))) {
+        match self.of(defaults) {
             None | Some(Json::Null) => String::new(),
             Some(Json::String(text)) if text.is_empty() => String::new(),
             Some(Json::String(text)) => format!("`{text}`"),
@@ -147,8 +156,7 @@ impl Leaf {
         if !choices.is_empty() {
             return choices.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         }
-        let format = concrete(&self.schema).get("format").and_then(Json::as_str);
-        match (kind(&self.schema), format) {
+        match (kind(&self.schema), self.format()) {
             (Kind::Text, Some("duration")) => "duration",
             (Kind::Text, Some("size")) => "size",
             (Kind::Text, Some("secret")) => "secret",
