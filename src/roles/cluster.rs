@@ -36,15 +36,14 @@ pub(crate) async fn coord(arguments: ServerArgs) -> anyhow::Result<()> {
         .run(async {
             tokio::select! {
                 biased;
-                led = &mut role => led?,
+                led = &mut role => Ok(led?),
                 error = failed(maintaining) => {
                     // Another one may lead at once.
                     tasks.stop();
                     drop(role.await);
-                    return Err(error);
+                    Err(error)
                 }
             }
-            Ok(())
         })
         .await
 }

@@ -186,7 +186,6 @@ async fn barrier_of_the_source_holds_nothing_back() {
     assert_eq!(tick_of(&node, 1).await, 20);
 }
 
-/// Transaction 77 of the source, which has two bodies and is committed at tick 50.
 #[tokio::test]
 async fn manual_flush_ends_what_its_source_wrote_before_it_at_whatever_ticks_that_came_here() {
     let world = World::new();
@@ -200,6 +199,7 @@ async fn manual_flush_ends_what_its_source_wrote_before_it_at_whatever_ticks_tha
     assert_eq!(ids(&last.unwrap()).len(), 1);
 }
 
+/// Transaction 77 of the source, which has two bodies and is committed at tick 50.
 fn txn() -> [Message; 4] {
     let of = |builder: MessageBuilder, entry| {
         let mut message = builder.vchannel(VCHANNEL).payload(format!("part {entry}")).build().unwrap();

@@ -53,8 +53,7 @@ impl Shift {
             .filter_map(|(key, closed)| Some((key, closed.sealed.as_ref()?.id)))
             .collect();
         // What is not closed was never sealed, but by records that are lost: nothing else knows of it.
-        let logs = records.logs.values().map(|(log, _)| (log.id, log.growing_from()));
-        let growing: BTreeMap<_, _> = logs.collect();
+        let growing: BTreeMap<_, _> = records.logs.values().map(|(log, _)| (log.id, log.growing_from())).collect();
         let is_closed = |key: SegmentKey| growing.get(&key.log).is_none_or(|from| key.segment < *from);
         let before = self.client.clock.wall_ms().saturating_sub(millis(self.settings.sweep_grace));
         let leftovers: Vec<_> = objects
