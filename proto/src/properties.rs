@@ -44,10 +44,12 @@ struct Entry {
     value: Span,
 }
 
+/// A part of the bytes. Small, because every message in memory has many; more than 4 GiB saturate, which is larger than what
+/// anybody accepts.
 #[derive(Clone, Copy, Default)]
 struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    len: u32,
 }
 
 /// Room for what the streaming system and a user usually put into a message.
@@ -176,9 +178,10 @@ impl Texts {
     }
 
     fn push(&mut self, text: &str) -> Span {
-        let start = self.bytes.len();
+        let saturated = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let (start, len) = (saturated(self.bytes.len()), saturated(text.len()));
         self.bytes.push_str(text);
-        Span { start, end: self.bytes.len() }
+        Span { start, len }
     }
 }
 
@@ -204,11 +207,12 @@ fn bit(head: u64) -> u64 {
 
 impl Span {
     fn of(self, bytes: &str) -> &str {
-        bytes.get(self.start..self.end).unwrap_or_default()
+        let start = self.start as usize;
+        bytes.get(start..start + self.len()).unwrap_or_default()
     }
 
     fn len(self) -> usize {
-        self.end - self.start
+        self.len as usize
     }
 }
 
@@ -253,12 +257,10 @@ const VALUE: u32 = 2;
 impl Properties {
     pub(crate) fn encode(&self, tag: u32, buffer: &mut impl BufMut) {
         for (entry, (key, value)) in self.entries().iter().zip(self.iter()) {
-            encode_key(tag, WireType::LengthDelimited, buffer);
-            encode_varint(entry.encoded_len() as u64, buffer);
+            encode_head(tag, entry.encoded_len(), buffer);
             for (tag, text) in [(KEY, key), (VALUE, value)] {
                 if !text.is_empty() {
-                    encode_key(tag, WireType::LengthDelimited, buffer);
-                    encode_varint(text.len() as u64, buffer);
+                    encode_head(tag, text.len(), buffer);
                     buffer.put_slice(text.as_bytes());
                 }
             }
@@ -303,6 +305,17 @@ impl Properties {
         })?;
         self.set(texts.0, texts.1);
         Ok(())
+    }
+}
+
+/// Writes what stands before `len` bytes. For most two bytes, which go in one piece.
+fn encode_head(tag: u32, len: usize, buffer: &mut impl BufMut) {
+    match (u8::try_from(tag << 3 | WireType::LengthDelimited as u32), u8::try_from(len)) {
+        (Ok(key @ ..0x80), Ok(len @ ..0x80)) => buffer.put_slice(&[key, len]),
+        _ => {
+            encode_key(tag, WireType::LengthDelimited, buffer);
+            encode_varint(len as u64, buffer);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io::Write as _,
     pin::Pin,
     sync::{
         Arc,
@@ -65,7 +66,7 @@ pub(crate) struct Shared {
     keys: Keys,
 }
 
-/// Idempotency keys: nobody else has the same, and they rise, which makes them cheap to find.
+/// Idempotency keys: nobody else has the same.
 #[derive(Debug)]
 struct Keys {
     producer: u64,
@@ -73,8 +74,14 @@ struct Keys {
 }
 
 impl Keys {
-    fn next(&self) -> String {
-        format!("{:016x}{:012x}", self.producer, self.next.fetch_add(1, Ordering::Relaxed))
+    /// Hands the next one on.
+    fn next<R>(&self, then: impl FnOnce(&str) -> R) -> R {
+        let (mut text, next) = ([0; 32], self.next.fetch_add(1, Ordering::Relaxed));
+        let mut rest = text.as_mut_slice();
+        // Two numbers of 64 bits have no more digits than there is room.
+        let _ = write!(rest, "{:016x}{next:012x}", self.producer);
+        let length = 32 - rest.len();
+        then(std::str::from_utf8(&text[..length]).unwrap_or_default())
     }
 }
 
@@ -165,7 +172,7 @@ impl Shared {
 
     async fn append(self: &Arc<Self>, mut message: Message) -> Result<Append, AppendError> {
         if self.core.settings.idempotent && message.properties.idempotency_key().is_none() {
-            message.properties.set_idempotency_key(self.keys.next());
+            self.keys.next(|key| message.properties.set_idempotency_key(key));
         }
         let span = self.traced(&mut message);
         let limits = &self.core.settings.limits;

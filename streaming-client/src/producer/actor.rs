@@ -193,10 +193,11 @@ impl Actor {
             tokio::select! {
                 biased;
                 response = responses.next() => {
-                    self.on_response(response, &mut serving)?;
+                    let now = self.core.clock.now();
+                    self.on_response(response, &mut serving, now)?;
                     // Those that are here already.
                     while self.window.has_sent() && let Some(response) = responses.next().now_or_never() {
-                        self.on_response(response, &mut serving)?;
+                        self.on_response(response, &mut serving, now)?;
                     }
                 }
                 // The old owner may never learn that it lost the channel.
@@ -240,11 +241,12 @@ impl Actor {
         &mut self,
         response: Option<Result<ProduceResponse, Status>>,
         serving: &mut Serving,
+        now: Instant,
     ) -> Result<(), StreamingError> {
         let end = match response {
             Some(Ok(response)) => {
                 match response.response {
-                    Some(Response::Produce(answer)) => self.on_answer(answer, serving),
+                    Some(Response::Produce(answer)) => self.on_answer(answer, serving, now),
                     Some(Response::Close(_)) => serving.leave(StreamingError::unknown("the node closes the stream")),
                     // The node holds back what comes too fast by itself. A second `create` says nothing, and arms of later
                     // protocol versions are not for us.
@@ -258,7 +260,7 @@ impl Actor {
         Err(serving.leaving.take().unwrap_or(end))
     }
 
-    fn on_answer(&mut self, answer: ProduceMessageResponse, serving: &mut Serving) {
+    fn on_answer(&mut self, answer: ProduceMessageResponse, serving: &mut Serving, now: Instant) {
         let id = answer.request_id;
         let outcome = match answer.response {
             Some(Answer::Result(result)) => AppendResult::from_wire(result),
@@ -270,7 +272,7 @@ impl Actor {
         };
         self.backoff.reset();
         if let Some(entry) = self.window.take(id, true) {
-            self.metrics.acknowledged(entry.size, self.core.clock.now() - entry.admitted);
+            self.metrics.acknowledged(entry.size, now.saturating_duration_since(entry.admitted));
             entry.finish(outcome);
         }
     }

@@ -54,7 +54,7 @@ impl Producer {
     pub async fn append_together(&self, vchannel: &str, messages: Vec<Message>) -> Result<AppendResult, TxnError> {
         let core = &self.shared.core;
         let deadline = core.clock.now() + core.settings.timeouts.append;
-        let key = self.shared.keys.next();
+        let key = self.shared.keys.next(str::to_owned);
         let mut backoff = core.backoff();
         loop {
             match self.run(vchannel, messages.clone(), &key).await {

@@ -11,6 +11,7 @@ pub mod message;
 pub mod message_id;
 pub mod metadata;
 pub mod properties;
+mod short;
 pub mod time_tick;
 pub mod txn;
 

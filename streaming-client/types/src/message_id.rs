@@ -6,6 +6,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use prost::Message as _;
 use streaming_proto::common::{self, WalName};
 
+use crate::short;
+
 /// Where a message stands in its log. Ordered as the log is; the order of ids is not that of time ticks.
 ///
 /// Segments and entries are never negative. Our segments begin at 1, so no id of ours is `(0, 0)`, whose wire form is
@@ -59,19 +61,23 @@ impl MessageId {
     /// The text form, as it stands in `common.MessageID.id` and in the property `_lc`.
     #[must_use]
     pub fn encode(self) -> String {
-        STANDARD.encode(self.to_bytes())
+        STANDARD.encode(short::encode(&self.data()))
     }
 
     /// Reads [`encode`](Self::encode).
     pub fn decode(text: &str) -> Result<Self, MessageIdError> {
-        let bytes = STANDARD.decode(text).map_err(|_| MessageIdError::NotBase64(text.to_owned()))?;
+        let bytes = short::from_base64(text).ok_or_else(|| MessageIdError::NotBase64(text.to_owned()))?;
         Self::from_bytes(&bytes)
     }
 
     /// The form in `msg.MsgPosition.msgID`.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
-        LogMessageIdData { segment: self.segment, entry: self.entry }.encode_to_vec()
+        self.data().encode_to_vec()
+    }
+
+    fn data(self) -> LogMessageIdData {
+        LogMessageIdData { segment: self.segment, entry: self.entry }
     }
 
     /// Reads [`to_bytes`](Self::to_bytes).

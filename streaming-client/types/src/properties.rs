@@ -2,13 +2,14 @@
 
 use std::ops::{Deref, DerefMut};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
+use smallvec::SmallVec;
 use streaming_proto::messages::{BroadcastHeader, CipherHeader, ReplicateHeader};
 
 use crate::{
     MessageId, MessageType, TimeTick, TxnContext,
     message::Version,
-    time_tick::{from_base36, to_base36},
+    short::{self, Base36},
+    time_tick::from_base36,
 };
 
 /// Keys that the streaming system owns. Every key with a leading underscore is reserved, also one not named here.
@@ -161,7 +162,7 @@ impl Properties {
     }
 
     /// The encoded header, which must be there.
-    pub fn header_bytes(&self) -> Result<Vec<u8>, PropertyError> {
+    pub fn header_bytes(&self) -> Result<SmallVec<[u8; 128]>, PropertyError> {
         self.bytes(key::HEADER)?.ok_or_else(|| PropertyFault::Missing.of(key::HEADER))
     }
 
@@ -222,9 +223,9 @@ impl Properties {
         self.contains(key::NOT_PERSISTED)
     }
 
-    fn bytes(&self, key: &'static str) -> Result<Option<Vec<u8>>, PropertyError> {
+    fn bytes(&self, key: &'static str) -> Result<Option<short::Bytes>, PropertyError> {
         let Some(text) = self.get(key) else { return Ok(None) };
-        STANDARD.decode(text).map(Some).map_err(|_| PropertyFault::NotBase64.of(key))
+        short::from_base64(text).map(Some).ok_or_else(|| PropertyFault::NotBase64.of(key))
     }
 
     fn proto<P: prost::Message + Default>(&self, key: &'static str) -> Result<Option<P>, PropertyError> {
@@ -241,12 +242,12 @@ impl Properties {
 /// Writing.
 impl Properties {
     pub fn set_type(&mut self, message_type: MessageType) {
-        self.set(key::TYPE, message_type.number().to_string());
-        self.set(key::VERSION, message_type.version().number().to_string());
+        self.set(key::TYPE, itoa::Buffer::new().format(message_type.number()));
+        self.set(key::VERSION, itoa::Buffer::new().format(message_type.version().number()));
     }
 
     pub fn set_header_bytes(&mut self, header: &[u8]) {
-        self.set(key::HEADER, STANDARD.encode(header));
+        short::with_base64(header, |text| self.set(key::HEADER, text));
     }
 
     pub fn set_vchannel(&mut self, vchannel: impl AsRef<str>) {
@@ -258,7 +259,7 @@ impl Properties {
     }
 
     pub fn set_barrier(&mut self, barrier: TimeTick) {
-        self.set(key::BARRIER, barrier.to_base36());
+        self.set(key::BARRIER, Base36::new(barrier.0));
     }
 
     pub fn set_txn(&mut self, txn: TxnContext) {
@@ -266,7 +267,7 @@ impl Properties {
     }
 
     pub fn set_time_tick(&mut self, time_tick: TimeTick) {
-        self.set(key::TIME_TICK, time_tick.to_base36());
+        self.set(key::TIME_TICK, Base36::new(time_tick.0));
     }
 
     /// Replaces [`set_last_confirmed_is_self`](Self::set_last_confirmed_is_self).
@@ -283,7 +284,7 @@ impl Properties {
 
     /// A term is never negative; a negative one is written as 0.
     pub fn set_wal_term(&mut self, term: i64) {
-        self.set(key::WAL_TERM, to_base36(u64::try_from(term).unwrap_or(0)));
+        self.set(key::WAL_TERM, Base36::new(u64::try_from(term).unwrap_or(0)));
     }
 
     pub fn set_cipher(&mut self, header: &CipherHeader) {
@@ -303,7 +304,7 @@ impl Properties {
     }
 
     fn set_proto(&mut self, key: &'static str, message: &impl prost::Message) {
-        self.set(key, STANDARD.encode(message.encode_to_vec()));
+        short::with_base64(&short::encode(message), |text| self.set(key, text));
     }
 }
 

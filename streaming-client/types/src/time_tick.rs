@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::short::Base36;
+
 const LOGICAL_BITS: u32 = 18;
 
 /// Place of a message in the order of its pchannel: milliseconds since the Unix epoch in the upper 46 bits, a counter in
@@ -43,7 +45,7 @@ impl TimeTick {
     /// The form used in message properties: base 36 in lower case.
     #[must_use]
     pub fn to_base36(self) -> String {
-        to_base36(self.0)
+        Base36::new(self.0).as_ref().to_owned()
     }
 
     /// Reads [`to_base36`](Self::to_base36), upper case too; `None` for anything else.
@@ -68,19 +70,6 @@ impl From<u64> for TimeTick {
 impl From<TimeTick> for u64 {
     fn from(value: TimeTick) -> Self {
         value.0
-    }
-}
-
-pub(crate) fn to_base36(mut value: u64) -> String {
-    let mut digits = Vec::with_capacity(13);
-    loop {
-        // A remainder below 36 always has a digit.
-        let digit = u32::try_from(value % 36).ok().and_then(|digit| char::from_digit(digit, 36));
-        digits.extend(digit);
-        value /= 36;
-        if value == 0 {
-            return digits.iter().rev().collect();
-        }
     }
 }
 

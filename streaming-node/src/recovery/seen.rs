@@ -174,7 +174,7 @@ impl<'a> Seen<'a> {
         }
         let mut properties = Properties::default();
         properties.set(key::HEADER, self.texts.header);
-        H::decode(properties.header_bytes().ok()?.as_slice()).ok()
+        H::decode(&*properties.header_bytes().ok()?).ok()
     }
 }
 

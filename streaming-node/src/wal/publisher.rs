@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use streaming_types::{MessageId, PChannel, StreamingError};
+use streaming_types::PChannel;
 use woodpecker::{AppendError, EntryId};
 use woodpecker_base::clock::Instant;
 
 use super::{
     buffer::Buffer,
-    group::{Append, Closing, Group},
+    group::{Append, Closing, Group, Placed},
     mvcc::Mvcc,
-    record::{BadRecord, Stored},
+    record::Stored,
 };
 use crate::metrics::WalMetrics;
 
@@ -76,26 +76,9 @@ impl Publisher {
 
 /// The message as readers get it.
 fn stored(append: &mut Append) -> Option<Stored> {
-    let Some(Ok(placed)) = &append.outcome else { return None };
-    match Stored::new(entry_id(placed.id), std::mem::take(&mut append.message)) {
-        Ok(mut stored) => {
-            stored.record = std::mem::take(&mut append.record);
-            Some(stored)
-        }
-        Err(error) => {
-            append.outcome = Some(Err(unreadable(&error)));
-            None
-        }
-    }
-}
-
-fn entry_id(id: MessageId) -> EntryId {
-    let (segment, entry) = id.to_u64();
-    EntryId { segment, entry }
-}
-
-fn unreadable(error: &BadRecord) -> StreamingError {
-    StreamingError::inner(error.to_string())
+    let Some(Ok(Placed { id, tick, .. })) = append.outcome else { return None };
+    let (message, record) = (std::mem::take(&mut append.message), std::mem::take(&mut append.record));
+    Some(Stored::written(id, tick, append.kind, message, record))
 }
 
 #[cfg(test)]
@@ -122,7 +105,7 @@ mod tests {
         let closing = Closing { tick: 200, persisted: false, confirmed: None };
         for (written, told, tick) in [(None, None, 100), (Some(Ok(id)), Some(closing), 200)] {
             let (mut refused, mut answers) = samples::append(1, "p_1v0", false);
-            refused.outcome = Some(Err(StreamingError::inner("refused")));
+            refused.outcome = Some(Err(streaming_types::StreamingError::inner("refused")));
             let group = Group { settled: vec![refused], closing: Some(closing), written, ..Group::default() };
             assert_eq!(publisher.publish(group, Clock::system().now()).unwrap(), (told, false));
             assert!(answers.try_recv().is_ok());

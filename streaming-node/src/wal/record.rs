@@ -51,8 +51,18 @@ impl Stored {
         let bad = |error| BadRecord::Property { id, error };
         let tick = message.time_tick().map_err(bad)?.into();
         let kind = message.properties.message_type().map_err(bad)?;
+        Ok(Self::of(id, tick, kind, message, Bytes::new()))
+    }
+
+    /// A message of a known tick and type that was just written, as `record`.
+    pub fn written(place: MessageId, tick: u64, kind: MessageType, message: Message, record: Bytes) -> Self {
+        let (segment, entry) = place.to_u64();
+        Self::of(EntryId { segment, entry }, tick, kind, message.into_immutable(place), record)
+    }
+
+    fn of(id: EntryId, tick: u64, kind: MessageType, message: ImmutableMessage, record: Bytes) -> Self {
         let bytes = message.payload.len() + message.properties.size();
-        Ok(Self { id, tick, kind, bytes, message, record: Bytes::new(), hold: Hold::default(), _room: None })
+        Self { id, tick, kind, bytes, message, record, hold: Hold::default(), _room: None }
     }
 
     /// A copy at the place of another, with the room that this one takes.

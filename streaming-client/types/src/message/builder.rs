@@ -11,6 +11,7 @@ use crate::{
     Message, MessageType, Properties, TimeTick, TxnContext,
     message::Header,
     properties::{is_reserved, key},
+    short,
 };
 
 /// Makes a message of the type that its header says.
@@ -43,7 +44,7 @@ impl MessageBuilder {
     pub fn new<H: Header>(header: &H) -> Self {
         let mut properties = Properties::default();
         properties.set_type(H::TYPE);
-        properties.set_header_bytes(&header.encode_to_vec());
+        properties.set_header_bytes(&short::encode(header));
         Self { message: Message { payload: Bytes::new(), properties }, kind: H::TYPE, reserved: None }
     }
 

@@ -76,7 +76,7 @@ pub(super) fn decode<H: Header>(properties: &Properties) -> Result<H, PropertyEr
     if properties.message_type()? != H::TYPE {
         return Err(PropertyFault::OtherHeader.of(key::TYPE));
     }
-    H::decode(properties.header_bytes()?.as_slice()).map_err(|_| PropertyFault::NotDecodable.of(key::HEADER))
+    H::decode(&*properties.header_bytes()?).map_err(|_| PropertyFault::NotDecodable.of(key::HEADER))
 }
 
 pub(super) fn rewrite<H: Header>(

@@ -1,3 +1,4 @@
+use base64::{Engine, engine::general_purpose::STANDARD};
 use proptest::prelude::*;
 use streaming_proto::messages::{
     BeginTxnMessageHeader, InsertMessageHeader, PartitionSegmentAssignment, SegmentAssignment,
@@ -97,7 +98,7 @@ fn last_confirmed_id_is_either_an_id_or_the_own_one() {
 
 #[test]
 fn an_empty_header_is_there_and_a_missing_one_is_not() {
-    assert_eq!(with("_h", "").header_bytes(), Ok(Vec::new()));
+    assert_eq!(with("_h", "").header_bytes(), Ok(SmallVec::new()));
     assert_eq!(fault(Properties::default().header_bytes()), ("_h", PropertyFault::Missing));
 }
 

@@ -42,7 +42,7 @@ fn rewriting_keeps_fields_that_are_newer_than_we_are() {
     let mut message = manual_flush(&bytes);
     message.rewrite_header(|header: &mut ManualFlushMessageHeader| header.segment_ids = vec![5, 6]).unwrap();
 
-    let rewritten = message.properties.header_bytes().unwrap();
+    let rewritten = message.properties.header_bytes().unwrap().to_vec();
     let changed = ManualFlushMessageHeader { segment_ids: vec![5, 6], ..header };
     assert_eq!(message.header(), Ok(changed.clone()));
     assert_eq!(rewritten, [newer.concat(), changed.encode_to_vec()].concat());
