@@ -33,17 +33,30 @@ struct Shared {
     trickle: u64,
 }
 
+/// Bytes are promised to what waits, so that what comes later leaves them to it, however small it is. A promise needs nobody
+/// to look after it: a writer who stands still costs others no more than its message.
 #[derive(Debug)]
 struct Bucket {
-    /// Bytes that may go now; below 0 after a message that was larger than that.
-    tokens: i128,
+    /// Bytes that there was room for so far …
+    earned: i128,
+    /// … and those that went or are promised, which may be more.
+    spent: i128,
     filled: Instant,
     passed: u64,
 }
 
+/// A message that waits for the room that was promised to it, and gives back what it did not use.
+struct Waiting<'a> {
+    limiter: &'a Limiter,
+    bytes: usize,
+    /// It goes when so much was earned.
+    due: i128,
+    used: bool,
+}
+
 impl Limiter {
     pub fn new(burst: u64, trickle: u64, clock: Clock) -> Self {
-        let bucket = Bucket { tokens: i128::from(burst), filled: clock.now(), passed: 0 };
+        let bucket = Bucket { earned: i128::from(burst), spent: 0, filled: clock.now(), passed: 0 };
         let told = watch::Sender::new(Limit::None);
         Self { shared: Arc::new(Shared { told, bucket: Mutex::new(bucket), burst, trickle }), clock }
     }
@@ -67,14 +80,27 @@ impl Limiter {
         });
     }
 
-    /// Takes room for so many bytes if there is some now.
+    /// Takes room for so many bytes if there is some now that was not promised to others.
     pub fn try_pass(&self, bytes: usize) -> bool {
-        self.attempt(bytes).is_ok()
+        let (mut bucket, burst) = (self.bucket(), self.shared.burst);
+        if let Some(rate) = self.rate() {
+            bucket.fill(rate, burst, self.clock.now());
+            if bucket.due(bytes, burst) > bucket.earned {
+                return false;
+            }
+            bucket.spent += length(bytes);
+        }
+        bucket.passed = bucket.passed.saturating_add(bytes as u64);
+        true
     }
 
     /// Waits for room for so many bytes, and takes it.
     pub async fn pass(&self, bytes: usize) {
-        while let Err(wait) = self.attempt(bytes) {
+        if self.try_pass(bytes) {
+            return;
+        }
+        let mut waiting = self.promise(bytes);
+        while let Err(wait) = waiting.go() {
             self.clock.sleep(wait.clamp(Duration::from_millis(1), LONGEST_WAIT)).await;
         }
     }
@@ -84,25 +110,20 @@ impl Limiter {
         self.bucket().passed
     }
 
-    fn attempt(&self, bytes: usize) -> Result<(), Duration> {
-        let rate = match *self.shared.told.borrow() {
+    fn promise(&self, bytes: usize) -> Waiting<'_> {
+        let mut bucket = self.bucket();
+        let due = bucket.due(bytes, self.shared.burst);
+        bucket.spent += length(bytes);
+        Waiting { limiter: self, bytes, due, used: false }
+    }
+
+    /// Bytes a second, if they are limited.
+    fn rate(&self) -> Option<u64> {
+        match *self.shared.told.borrow() {
             Limit::None => None,
             Limit::Rate(rate) => Some(rate.max(1)),
             Limit::Reject => Some(self.shared.trickle.max(1)),
-        };
-        let mut bucket = self.bucket();
-        if let Some(rate) = rate {
-            bucket.fill(rate, self.shared.burst, self.clock.now());
-            // A message larger than the burst goes when the bucket is full, and is paid for afterwards.
-            let needed = i128::try_from(bytes).unwrap_or(i128::MAX).min(i128::from(self.shared.burst));
-            if bucket.tokens < needed {
-                let missing = u64::try_from(needed - bucket.tokens).unwrap_or(u64::MAX);
-                return Err(Duration::from_millis(missing.saturating_mul(1000) / rate));
-            }
-            bucket.tokens -= i128::try_from(bytes).unwrap_or(i128::MAX);
         }
-        bucket.passed = bucket.passed.saturating_add(bytes as u64);
-        Ok(())
     }
 
     fn bucket(&self) -> std::sync::MutexGuard<'_, Bucket> {
@@ -110,16 +131,55 @@ impl Limiter {
     }
 }
 
+impl Waiting<'_> {
+    /// Goes, or says how long that takes at least.
+    fn go(&mut self) -> Result<(), Duration> {
+        let mut bucket = self.limiter.bucket();
+        if let Some(rate) = self.limiter.rate() {
+            bucket.fill(rate, self.limiter.shared.burst, self.limiter.clock.now());
+            if bucket.earned < self.due {
+                let missing = u64::try_from(self.due - bucket.earned).unwrap_or(u64::MAX);
+                return Err(Duration::from_millis(missing.saturating_mul(1000) / rate));
+            }
+            self.used = true;
+        }
+        bucket.passed = bucket.passed.saturating_add(self.bytes as u64);
+        Ok(())
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.used {
+            // As if earned: those behind it come sooner by as much.
+            self.limiter.bucket().earn(length(self.bytes), self.limiter.shared.burst);
+        }
+    }
+}
+
 impl Bucket {
+    /// How much has to be earned for a message that comes now. One larger than the burst goes when all of that is there, and
+    /// is paid for afterwards.
+    fn due(&self, bytes: usize, burst: u64) -> i128 {
+        self.spent + length(bytes).min(i128::from(burst))
+    }
+
     fn fill(&mut self, rate: u64, burst: u64, now: Instant) {
         let passed = now.duration_since(self.filled).as_micros();
         let more = u128::from(rate).saturating_mul(passed) / 1_000_000;
         if more > 0 {
-            let more = i128::try_from(more).unwrap_or(i128::MAX);
-            self.tokens = self.tokens.saturating_add(more).min(i128::from(burst));
+            self.earn(i128::try_from(more).unwrap_or(i128::MAX), burst);
             self.filled = now;
         }
     }
+
+    fn earn(&mut self, more: i128, burst: u64) {
+        self.earned = self.earned.saturating_add(more).min(self.spent.saturating_add(burst.into()));
+    }
+}
+
+fn length(bytes: usize) -> i128 {
+    i128::try_from(bytes).unwrap_or(i128::MAX >> 1)
 }
 
 /// The limit as producers are told.
@@ -133,6 +193,8 @@ pub fn to_wire(limit: Limit) -> (WalRateLimitState, i64) {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn limiter(clock: &Clock) -> Limiter {
@@ -171,6 +233,51 @@ mod tests {
         let began = clock.now();
         limiter.pass(1).await;
         assert!(clock.now() - began >= Duration::from_secs(39));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_message_has_its_turn_however_many_small_ones_come_and_who_stands_still_holds_up_nobody() {
+        let clock = Clock::system();
+        let limiter = limiter(&clock);
+        limiter.set(Limit::Rate(100));
+        assert!(limiter.try_pass(1000));
+        let began = clock.now();
+        let small = async {
+            loop {
+                limiter.pass(10).await;
+            }
+        };
+        // Begins to wait, and is not looked at any more.
+        let mut still = Box::pin(limiter.pass(300));
+        assert!((&mut still).now_or_never().is_none());
+        tokio::select! {
+            biased;
+            () = small => {}
+            () = limiter.pass(500) => {}
+            () = clock.sleep(Duration::from_secs(60)) => panic!("the small ones took it all"),
+        }
+        let took = clock.now() - began;
+        assert!((Duration::from_secs(8)..Duration::from_secs(10)).contains(&took), "{took:?}");
+        assert_eq!(limiter.passed(), 1000 + 500 + 10, "one small one came before it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_no_more_gives_back_what_was_promised() {
+        let clock = Clock::system();
+        let limiter = limiter(&clock);
+        limiter.set(Limit::Rate(100));
+        assert!(limiter.try_pass(1000));
+        let began = clock.now();
+        for _ in 0..100 {
+            assert!(limiter.pass(1_000_000).now_or_never().is_none());
+        }
+        limiter.pass(100).await;
+        assert_eq!(clock.now() - began, Duration::from_secs(1));
+        limiter.set(Limit::None);
+        limiter.pass(5000).await;
+        limiter.set(Limit::Rate(100));
+        limiter.pass(100).await;
+        assert_eq!(clock.now() - began, Duration::from_secs(2), "what was not limited is not paid for");
     }
 
     #[tokio::test(start_paused = true)]
