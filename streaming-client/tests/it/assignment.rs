@@ -63,10 +63,12 @@ async fn only_a_newer_version_counts() {
 async fn ended_stream_is_opened_again_but_not_in_a_tight_loop() {
     let cluster = Cluster::start().await;
     *lock(&cluster.coordinator.state.hang_up) = true;
-    let client = cluster.client();
-    Clock::system().sleep(Duration::from_secs(2)).await;
-    let opened = cluster.coordinator.seen(|seen| seen.opened);
-    assert!((4..=25).contains(&opened), "{opened} streams in 2 s with pauses of 20 ms to 400 ms");
+    let (clock, client) = (Clock::system(), cluster.client());
+    let since = clock.now();
+    eventually("opened again and again", || cluster.coordinator.seen(|seen| seen.opened) >= 8).await;
+    // Half of what the pauses between them may be: 20, 40, 80, 160, 320, 400, 400 ms.
+    let took = clock.now() - since;
+    assert!(took >= Duration::from_millis(700), "8 streams in {took:?}");
     *lock(&cluster.coordinator.state.hang_up) = false;
     cluster.coordinator.assign(&[(&cluster.node, &[channel(9)])]);
     eventually("followed", || client.describe(CHANNEL).is_some_and(|channel| channel.pchannel.term() == 9)).await;
@@ -80,9 +82,9 @@ async fn not_ready_says_what_is_missing() {
     assert!(error.cause.contains("by-dev-rootcoord-dml_7"), "{error}");
 
     let nobody = connect(Discovery::Address("127.0.0.1:1".to_owned()), |_| {});
+    eventually("tried", || nobody.coordinator().last_failure.is_some()).await;
     let error = nobody.wait_ready(Duration::from_millis(200)).await.unwrap_err();
     assert!(error.is_retryable() && error.cause.contains("no channel is assigned: "), "{error}");
-    assert!(nobody.coordinator().last_failure.is_some());
 }
 
 fn session(coordinator: &Coordinator, id: i64) -> String {
@@ -100,6 +102,7 @@ async fn coordinator_is_found_in_the_metadata_store_and_followed() {
     let ours = store.connect();
     let discovery = Discovery::Metadata { store: Arc::new(ours.clone()), meta_root: "by-dev/meta".to_owned() };
     let client = connect(discovery, |_| {});
+    eventually("looked for", || client.coordinator().last_failure.is_some()).await;
     let error = client.wait_ready(Duration::from_millis(200)).await.unwrap_err();
     assert!(error.cause.contains("no coordinator is registered"), "{error}");
 

@@ -6,12 +6,13 @@ use streaming_client::{AppendError, ConsumeError, ConsumeOptions};
 use streaming_types::DeliverPolicy;
 use woodpecker_base::clock::Clock;
 
-use crate::fake::{CHANNEL, Cluster, OnProduce, eventually, message, soon, text};
+use crate::fake::{CHANNEL, Cluster, OnProduce, SOON, eventually, message, soon, text};
 
 #[tokio::test]
 async fn closing_the_client_finishes_appends_and_every_stream() {
     let cluster = Cluster::start().await;
-    let client = cluster.client();
+    // The handshakes have time.
+    let client = cluster.client_with(|settings| settings.timeouts.drain = SOON);
     let producer = client.producer(CHANNEL);
     let mut consumer = client.consume(ConsumeOptions::new(CHANNEL, DeliverPolicy::All)).unwrap();
     let mut appends = Vec::new();
@@ -56,7 +57,8 @@ async fn closing_does_not_hang_without_a_coordinator() {
 async fn consumer_closes_by_the_handshake() {
     let cluster = Cluster::start().await;
     cluster.wal.append(message("m"));
-    let mut consumer = cluster.client().consume(ConsumeOptions::new(CHANNEL, DeliverPolicy::All)).unwrap();
+    let client = cluster.client_with(|settings| settings.timeouts.drain = SOON);
+    let mut consumer = client.consume(ConsumeOptions::new(CHANNEL, DeliverPolicy::All)).unwrap();
     soon(consumer.next()).await.unwrap();
     assert!(soon(consumer.close()).await);
     assert_eq!(cluster.node.seen(|seen| (seen.closed, seen.half_closed)), (1, 1));

@@ -39,7 +39,8 @@ use super::log::{LogService, Logs};
 use crate::{Balance, ChannelStatus, Coordinator, CoordinatorError, Edges, Parts, Settings, serve};
 
 pub(super) const ROOT: &str = "by-dev/meta";
-pub(super) const TTL: Duration = Duration::from_secs(1);
+/// Longer than a busy machine keeps a process from saying that it lives.
+pub(super) const TTL: Duration = Duration::from_secs(3);
 
 /// Settings that make a test quick.
 pub(super) fn settings(channels: u32) -> Settings {

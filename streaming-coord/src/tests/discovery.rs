@@ -156,7 +156,9 @@ async fn a_standby_is_silent_and_lets_go_after_a_while() {
     let cluster = Cluster::new();
     let active = cluster.coordinator(settings(1)).await;
     Raw::open(&active.address).await.assignment().await;
-    let standby = cluster.coordinator(settings(1)).await;
+    let mut holds = settings(1);
+    holds.standby_hold = Duration::from_secs(2);
+    let standby = cluster.coordinator(holds).await;
     let mut client = Raw::open(&standby.address).await;
     assert!(client.is_silent(Duration::from_millis(150)).await);
     let end = client.next().await.unwrap().unwrap_err();

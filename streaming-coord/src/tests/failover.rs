@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use prost::Message;
 use streaming_proto::streaming::{
     AssignmentDiscoverResponse, PChannelMeta, StreamingCode,
@@ -81,27 +82,26 @@ fn assigned_terms<'a>(told: impl Iterator<Item = &'a Told>) -> Vec<i64> {
 
 #[tokio::test]
 async fn a_crash_at_any_write_converges_under_a_larger_term() {
-    for last_counts in [false, true] {
-        for writes in 0..2 {
-            let cluster = Cluster::new();
-            let node = cluster.node().await;
-            let dying = Interfered::new(cluster.store.clone(), Dying { writes_left: writes.into(), last_counts });
-            let (doomed, doomed_tasks) = Cluster::on(Arc::new(dying)).bare(settings(1));
-            let (successor, tasks) = cluster.bare(settings(1));
-            // The dead one still has its session until the lease ends, and nothing it does counts any more.
-            eventually("assigned by the successor", || layout(&successor.channels()).len() == 1).await;
-            let meta = stored(&cluster.store).await;
-            let terms = assigned_terms(node.told(CHANNEL).iter());
-            let case = format!("{writes} writes, the next counts: {last_counts}, told {terms:?}");
-            assert!(terms.is_sorted_by(|a, b| a < b), "{case}");
-            assert_eq!(node.open().get(CHANNEL), terms.last(), "{case}");
-            assert_eq!(meta.channel.unwrap().term, *terms.last().unwrap(), "{case}");
-            assert_eq!(meta.histories, [], "{case}");
-            let _ = doomed;
-            doomed_tasks.stop();
-            tasks.stop();
-        }
-    }
+    let cases = [(false, 0), (false, 1), (true, 0), (true, 1)].map(|(last_counts, writes)| async move {
+        let cluster = Cluster::new();
+        let node = cluster.node().await;
+        let dying = Interfered::new(cluster.store.clone(), Dying { writes_left: writes.into(), last_counts });
+        let (doomed, doomed_tasks) = Cluster::on(Arc::new(dying)).bare(settings(1));
+        let (successor, tasks) = cluster.bare(settings(1));
+        // The dead one still has its session until the lease ends, and nothing it does counts any more.
+        eventually("assigned by the successor", || layout(&successor.channels()).len() == 1).await;
+        let meta = stored(&cluster.store).await;
+        let terms = assigned_terms(node.told(CHANNEL).iter());
+        let case = format!("{writes} writes, the next counts: {last_counts}, told {terms:?}");
+        assert!(terms.is_sorted_by(|a, b| a < b), "{case}");
+        assert_eq!(node.open().get(CHANNEL), terms.last(), "{case}");
+        assert_eq!(meta.channel.unwrap().term, *terms.last().unwrap(), "{case}");
+        assert_eq!(meta.histories, [], "{case}");
+        let _ = doomed;
+        doomed_tasks.stop();
+        tasks.stop();
+    });
+    join_all(cases).await;
 }
 
 #[tokio::test]
