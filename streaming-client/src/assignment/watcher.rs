@@ -277,8 +277,9 @@ fn publish(
         tracing::debug!(?known, got = ?assignment.version, "assignment is not newer: ignored");
         return;
     }
+    let coordinator = link.borrow().server.clone();
     connections.retain(|server, class| {
-        class == Class::Control
+        (class == Class::Control && coordinator.as_ref() == Some(server))
             || server.id.and_then(|id| assignment.nodes.get(&id)).is_some_and(|node| node.address == server.address)
     });
     latest.send_replace(Arc::new(assignment));

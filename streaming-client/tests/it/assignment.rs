@@ -2,12 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt, future::join_all};
+use futures::{FutureExt, StreamExt, future::join_all};
 use streaming_client::{Client, ConsumeOptions, Consumer, Discovery, Version};
 use streaming_types::{DeliverPolicy, PChannel, StreamingError};
+use tokio::io::AsyncReadExt;
 use woodpecker_base::{
     clock::Clock,
     metadata::{MemoryStore, MetadataStore, Txn},
+    net::Listener,
 };
 
 use crate::fake::{
@@ -158,6 +160,24 @@ async fn who_leads_next_is_told_again_what_the_former_leader_may_not_have_heard(
     cluster.coordinator.push(2, 0, owner());
     eventually("reported to the next leader", || reports() == 2).await;
     assert_eq!(cluster.coordinator.seen(|seen| seen.opened), 1);
+}
+
+#[tokio::test]
+async fn every_connection_to_a_node_that_is_gone_is_closed() {
+    let cluster = Cluster::start().await;
+    // It answers no ping, for which it shall not be hung up on.
+    let client = cluster.client_with(|settings| settings.timeouts.keepalive_interval = Duration::from_secs(3600));
+    let mut gone = Listener::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    cluster.coordinator.push(1, 1, vec![(11, gone.address().to_owned(), vec![channel(2)])]);
+    eventually("assigned", || owner(&client) == Some(11)).await;
+    let accepted = tokio::select! {
+        answered = client.replicate_checkpoint(CHANNEL) => panic!("{answered:?}"),
+        accepted = gone.next() => accepted,
+    };
+    let mut connection = accepted.unwrap().unwrap();
+    cluster.coordinator.push(1, 2, vec![(10, cluster.node.address.clone(), vec![channel(3)])]);
+    soon(connection.read_to_end(&mut Vec::new())).await.unwrap();
+    assert_eq!(owner(&client), Some(10));
 }
 
 #[tokio::test]
