@@ -121,7 +121,11 @@ impl PChannel {
             return None;
         }
         let mut next = self.clone();
-        next.histories.extend(self.ownership().filter(|_| self.state != State::Uninitialized));
+        if let Some(past) = self.ownership().filter(|_| self.state != State::Uninitialized) {
+            // A node that ends a term ends those before it as well.
+            next.histories.retain(|earlier| earlier.node != past.node);
+            next.histories.push(past);
+        }
         next.term += 1;
         next.mode = PChannelAccessMode::PchannelAccessReadwrite;
         next.node = Some(node);
@@ -254,6 +258,16 @@ pub(crate) mod tests {
         let terms: Vec<_> = channel.histories.iter().map(|past| (past.term, past.node.server_id)).collect();
         assert_eq!(terms, [(2, 1), (3, 2)]);
         assert_eq!(channel.term(), 4);
+    }
+
+    #[test]
+    fn however_often_it_is_tried_each_node_is_in_the_histories_once() {
+        let mut channel = PChannel::fresh("c").assign_to(node(1)).unwrap();
+        for _ in 0..10 {
+            channel = channel.assign_to(node(2)).unwrap().assign_to(node(3)).unwrap();
+        }
+        let ends: Vec<_> = channel.histories.iter().map(|past| (past.term, past.node.server_id)).collect();
+        assert_eq!((channel.term(), ends), (22, vec![(2, 1), (20, 3), (21, 2)]));
     }
 
     #[test]
