@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use streaming_types::channel::is_physical;
 use woodpecker_base::net::is_host_and_port;
 
 /// Everything that can be set. The defaults suit a cluster of a few nodes; [`Settings::validate`] names what is wrong.
@@ -212,6 +213,9 @@ impl Settings {
         check("channels.names", few, &format!("must be at most {}", Self::MAX_CHANNELS))?;
         for name in names {
             check("channels.names", is_token(name), &format!("{name:?} must be letters, digits, '-', '_' or '.'"))?;
+            // Clients would look for the part in front of it.
+            let behind = format!("{name:?} is the name of a vchannel: behind its last '_' there must be no 'v'");
+            check("channels.names", is_physical(name), &behind)?;
         }
         let distinct: BTreeSet<_> = names.iter().collect();
         check("channels.names", distinct.len() == names.len(), "must not repeat")
@@ -297,6 +301,7 @@ mod tests {
         assert_eq!(bad_key(|s| s.channels.count = 0), "channels.count");
         assert_eq!(bad_key(|s| s.channels.names = vec!["a".into(), "a".into()]), "channels.names");
         assert_eq!(bad_key(|s| s.channels.names = vec!["a/b".into()]), "channels.names");
+        assert_eq!(bad_key(|s| s.channels.names = vec!["orders_v2".into()]), "channels.names");
         assert_eq!(bad_key(|s| s.nodes.assign_timeout = Duration::ZERO), "nodes.assign_timeout");
         assert_eq!(bad_key(|s| s.nodes.retry_max = Duration::from_millis(1)), "nodes.retry_max");
     }
