@@ -179,7 +179,7 @@ pub fn append_took(pchannel: &str, status: &'static str) -> Histogram {
     histogram!("milvus_wal_append_message_duration_seconds", "channel_name" => pchannel.to_owned(), "status" => status)
 }
 
-/// A message that was answered with an error.
+/// A message that was answered with an error, and is not there.
 pub fn refused(pchannel: &str) {
     counter!("milvus_wal_append_message_total", "channel_name" => pchannel.to_owned(), "status" => "error")
         .increment(1);

@@ -16,7 +16,7 @@ use streaming_proto::{
     },
 };
 use streaming_types::{
-    Message, StreamingError, TxnContext,
+    Message, StreamingCode, StreamingError, TxnContext,
     local::Stream,
     message::{Produced, check_produced},
 };
@@ -290,7 +290,7 @@ impl Producer {
         // What came after the WAL had ended.
         while let Some(Some(Ok(request))) = self.requests.next().now_or_never() {
             if let Some(produce_request::Request::Produce(ProduceMessageRequest { request_id, .. })) = request.request {
-                return Some(refused(request_id, &StreamingError::channel_fenced(&self.pchannel)));
+                return Some(self.refused(request_id, &StreamingError::channel_fenced(&self.pchannel)));
             }
         }
         None
@@ -298,7 +298,7 @@ impl Producer {
 
     fn refuse_waiting(&mut self) -> Option<ProduceMessageResponse> {
         let unsent = self.waits_no_more()?;
-        Some(refused(unsent.asked.request_id, &StreamingError::channel_fenced(&self.pchannel)))
+        Some(self.refused(unsent.asked.request_id, &StreamingError::channel_fenced(&self.pchannel)))
     }
 
     /// Sends a message on its way, or says why not. The close alone does nothing: the half-close after it counts.
@@ -319,10 +319,7 @@ impl Producer {
                 }
                 None
             }
-            Err(error) => {
-                metrics::refused(&self.pchannel);
-                Some(refused(request_id, &error))
-            }
+            Err(error) => Some(self.refused(request_id, &error)),
         }
     }
 
@@ -367,8 +364,17 @@ impl Producer {
         self.on_the_way.ends(asked, result.is_ok());
         match result {
             Ok(placed) => appended(request_id, placed, flushed),
-            Err(error) => refused(request_id, &error),
+            Err(error) => self.refused(request_id, &error),
         }
+    }
+
+    /// What the next owner is to take, or somebody took before, is answered with an error too, and counts as none.
+    fn refused(&self, request_id: i64, error: &StreamingError) -> ProduceMessageResponse {
+        if !matches!(error.code(), StreamingCode::ChannelFenced | StreamingCode::IgnoredOperation) {
+            metrics::refused(&self.pchannel);
+        }
+        let response = Some(produce_message_response::Response::Error(error.to_proto()));
+        ProduceMessageResponse { request_id, response }
     }
 }
 
@@ -404,9 +410,4 @@ fn appended(request_id: i64, placed: Placed, flushed: Option<Vec<i64>>) -> Produ
         extra.value = ManualFlushExtraResponse { segment_ids }.encode_to_vec();
     }
     ProduceMessageResponse { request_id, response: Some(produce_message_response::Response::Result(result)) }
-}
-
-fn refused(request_id: i64, error: &StreamingError) -> ProduceMessageResponse {
-    let response = Some(produce_message_response::Response::Error(error.to_proto()));
-    ProduceMessageResponse { request_id, response }
 }

@@ -33,7 +33,6 @@ use super::{
     table::{Load, Room, Table},
 };
 use crate::{
-    metrics,
     recovery::state::{LARGEST_SCHEMA, schema_in},
     settings::Segments as Limits,
     wal::group::{Append, Group},
@@ -143,7 +142,6 @@ impl<S> Sharding<S> {
                     passed.push(append);
                 }
                 Err(error) => {
-                    metrics::refused(pchannel);
                     append.outcome = Some(Err(error));
                     group.settled.push(append);
                 }

@@ -4,9 +4,12 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use metrics::set_default_local_recorder;
 use metrics_exporter_prometheus::PrometheusBuilder;
-use streaming_types::DeliverPolicy;
+use streaming_types::{DeliverPolicy, StreamingCode, TxnContext};
 
-use super::harness::{PCHANNEL, VCHANNEL, World, eventually, insert, rw};
+use super::{
+    harness::{PCHANNEL, VCHANNEL, World, code_of, eventually, insert, rw},
+    parts::commit,
+};
 use crate::Settings;
 
 // On one thread, so that the node's tasks have this test's recorder as well.
@@ -82,4 +85,32 @@ async fn limit_of_writers_is_not_shown_where_their_wal_is_gone() {
     eventually(&world, "a limit", async || limit().filter(|limit| *limit == 0.0)).await;
     node.remove(&rw(1)).await.unwrap();
     assert_eq!(limit(), Some(-1.0));
+}
+
+#[tokio::test]
+async fn appends_are_counted_as_refused_whoever_refuses_them_unless_the_next_owner_is_to_take_them() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let page = recorder.handle();
+    let _here = set_default_local_recorder(&recorder);
+    let refused = || {
+        let series = format!("milvus_wal_append_message_total{{channel_name=\"{PCHANNEL}\",status=\"error\"}} ");
+        page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok())
+    };
+    let world = World::new();
+    let node = world.node_with(1, Settings { close_timeout: Duration::from_secs(1), ..Settings::default() }).await;
+    node.assign(&rw(1)).await.unwrap();
+    let mut produce = node.producer(&rw(1)).await;
+    let mut unknown = insert(VCHANNEL, "of a later release");
+    unknown.properties.set("_t", "4711");
+    let end = commit(VCHANNEL, TxnContext::new(7, 1000));
+    for (message, code) in [(unknown, StreamingCode::Unrecoverable), (end.into(), StreamingCode::TransactionExpired)] {
+        assert_eq!(code_of(produce.append(message).await), Some(code));
+    }
+    assert_eq!(refused(), Some(2));
+
+    world.hung.send_replace(true);
+    produce.send(insert(VCHANNEL, "in flight")).await;
+    node.remove(&rw(1)).await.unwrap();
+    assert_eq!(code_of(produce.answer().await.1), Some(StreamingCode::ChannelFenced));
+    assert_eq!(refused(), Some(2));
 }
