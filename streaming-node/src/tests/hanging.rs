@@ -158,9 +158,10 @@ fn hasty() -> Settings {
     Settings { close_timeout: Duration::from_secs(2), ..Settings::default() }
 }
 
+/// What is stuck never ends.
 fn in_time(world: &World, began: Instant) {
     let took = world.clock.now() - began;
-    assert!(took < Duration::from_millis(2500), "{took:?}");
+    assert!(took < 4 * hasty().close_timeout, "{took:?}");
 }
 
 #[tokio::test]

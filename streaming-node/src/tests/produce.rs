@@ -97,7 +97,7 @@ async fn barrier_is_exceeded_and_delays_nobody_else() {
     let world = World::new();
     let node = world.serving().await;
     let mut produce = node.producer(&rw(1)).await;
-    let barrier = TimeTick::new(world.clock.wall_ms() + 600, 7);
+    let barrier = TimeTick::new(world.clock.wall_ms() + 2000, 7);
     let mut message = insert(VCHANNEL, "later");
     message.properties.set("_btt", barrier.to_base36());
     let delayed = produce.send(message).await;

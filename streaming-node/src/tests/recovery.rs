@@ -415,9 +415,16 @@ async fn recovery_tick_follows_an_idle_wal() {
     let world = World::new();
     let node = world.serving().await;
     let _reader = node.consumer(&rw(1), DeliverPolicy::Latest, &[]).await;
-    world.clock.sleep(Duration::from_millis(700)).await;
-    let Some(Metrics::Rw(metrics)) = node.status().await[0].metrics else { panic!("not writable") };
-    assert_eq!(metrics.recovery_time_tick, metrics.mvcc_time_tick);
+    let ticks = async || {
+        let Some(Metrics::Rw(metrics)) = node.status().await[0].metrics else { panic!("not writable") };
+        (metrics.mvcc_time_tick, metrics.recovery_time_tick)
+    };
+    let (first, _) = ticks().await;
+    let follows = async || {
+        let (newest, recovered) = ticks().await;
+        (newest > first && newest == recovered).then_some(())
+    };
+    eventually(&world, "a tick up to which all was taken in", follows).await;
     let other = PChannel::read_only("by-dev-rootcoord-dml_1", 1).unwrap();
     node.assign(&other).await.unwrap();
     let denied = report(&node, "by-dev-rootcoord-dml_1", MessageId::new(1, 0)).await;

@@ -83,17 +83,17 @@ async fn committed_transaction_is_delivered_in_a_row_at_the_place_of_its_commit(
 #[tokio::test]
 async fn rolled_back_and_expired_transactions_are_never_delivered() {
     let world = World::new();
-    let settings = Settings { heartbeat: Duration::from_millis(20), ..Settings::default() };
-    let node = world.node_with(1, settings).await;
-    node.assign(&rw(1)).await.unwrap();
+    let node = world.serving().await;
     let mut produce = node.producer(&rw(1)).await;
     let mut tail = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
     let given_up = begun(&mut produce, 0).await;
     append(&mut produce, delete(VCHANNEL, "given up", Some(given_up))).await;
     append(&mut produce, rollback(VCHANNEL, given_up)).await;
-    let expired = begun(&mut produce, 100).await;
-    append(&mut produce, delete(VCHANNEL, "expired", Some(expired))).await;
-    world.clock.sleep(Duration::from_millis(250)).await;
+    let expired = begun(&mut produce, 60_000).await;
+    let body = append(&mut produce, delete(VCHANNEL, "expired", Some(expired))).await;
+    world.timestamps.jump(61_000);
+    let end = TimeTick(body.timetick).saturating_add_ms(60_000);
+    while tail.any().await.time_tick().unwrap() < end {}
     for message in [delete(VCHANNEL, "late", Some(expired)), commit(VCHANNEL, expired)] {
         assert_eq!(refused(&mut produce, message).await.code(), StreamingCode::TransactionExpired);
     }
