@@ -1,6 +1,7 @@
 //! `streaming health`: how the roles of a cluster are, by their admin ports.
 
 use anyhow::{Context, bail, ensure};
+use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use woodpecker_base::{clock::Clock, net::Connector};
@@ -33,6 +34,9 @@ struct Role {
     ready: bool,
     state: String,
     missing: Vec<String>,
+    /// What is to be known of one that is ready all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 /// Asks every admin port, and prints what they say.
@@ -60,26 +64,26 @@ pub(crate) async fn health(arguments: HealthArgs) -> anyhow::Result<()> {
     if arguments.json {
         print_json(&found)?;
     } else {
-        print_table(&found)?;
+        say!("{}", shown(&found));
     }
     let bad = found.iter().filter(|process| !(process.healthy && process.ready)).count();
     ensure!(bad == 0, "{bad} of {} are not healthy and ready", found.len());
     Ok(())
 }
 
-fn print_table(found: &[Process]) -> anyhow::Result<()> {
-    let mut table = table(["ADMIN", "ROLE", "STATE", "READY", "MISSING"]);
+fn shown(found: &[Process]) -> Table {
+    let mut table = table(["ADMIN", "ROLE", "STATE", "READY", "SAYS"]);
     for Process { address, roles, error, .. } in found {
         if let Some(error) = error {
             table.add_row([address.as_str(), "", "unreachable", "no", error]);
         }
         for role in roles {
             let ready = if role.ready { "yes" } else { "no" };
-            table.add_row([address, &role.name, &role.state, ready, &role.missing.join("\n")]);
+            let says = [role.missing.as_slice(), &role.notes].concat().join("\n");
+            table.add_row([address, &role.name, &role.state, ready, &says]);
         }
     }
-    say!("{table}");
-    Ok(())
+    table
 }
 
 async fn ask(connector: &Connector, encrypted: bool, address: &str) -> anyhow::Result<Process> {
@@ -112,4 +116,18 @@ pub(crate) async fn page(connector: &Connector, uri: &http::Uri, path: &str) -> 
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer is not HTTP")?;
     let status = head.split(' ').nth(1).context("the answer has no status")?.parse()?;
     Ok((status, body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_role_that_is_ready_says_besides_is_shown() {
+        let body = r#"[{"name":"logstore","ready":true,"state":"Healthy","missing":[],"notes":["the disk is full"]}]"#;
+        let roles = serde_json::from_str(body).unwrap();
+        let found = [Process { address: "http://a:1".into(), healthy: true, ready: true, roles, error: None }];
+        assert!(shown(&found).to_string().contains("the disk is full"));
+        assert!(serde_json::to_string(&found).unwrap().contains(r#""notes":["the disk is full"]"#));
+    }
 }
