@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::{
-    load::{CHANNEL, Load, longest_pause},
+    load::{CHANNEL, Load, check_pauses, longest_pause},
+    machine::Machine,
     proxy::{Proxy, Weather},
     quorum::{eventually, pause, segments, start, verify},
 };
@@ -13,7 +14,7 @@ use crate::{
 #[tokio::test(flavor = "multi_thread")]
 async fn stores_that_restart_one_after_the_other_stop_no_append() -> anyhow::Result<()> {
     let (mut cluster, client) = start(1, &[]).await?;
-    let load = Load::start(&client);
+    let (machine, load) = (Machine::watch(cluster.directory.path())?, Load::start(&client));
     pause(1).await;
     for number in 0..cluster.stores.len() {
         let before = segments(&cluster)?.len();
@@ -24,8 +25,7 @@ async fn stores_that_restart_one_after_the_other_stop_no_append() -> anyhow::Res
         eventually("and with it again", || Ok(segments(&cluster)?.len() > without)).await?;
     }
     let acked = load.finish().await?;
-    println!("longest pause {:?}", longest_pause(&acked));
-    assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
+    check_pauses(&acked, Duration::from_secs(2), machine.slowest()?);
     verify(&cluster, &client, &acked).await?;
     client.close().await;
     Ok(())
@@ -103,13 +103,13 @@ async fn a_store_behind_a_cut_network_that_stays_registered_is_left_alone() -> a
     proxy.set(Weather::Cut);
     let cut = Instant::now();
     pause(12).await;
-    let during = segments(&cluster)?.len() - before;
+    let (during, cut) = (segments(&cluster)?.len() - before, cut.elapsed());
     proxy.set(Weather::Clear);
     let acked = load.finish().await?;
     let pauses = longest_pause(&acked);
-    println!("{during} segments more in {:?}, longest pause {pauses:?}", cut.elapsed());
+    println!("{during} segments more in {cut:?}, longest pause {pauses:?}");
     assert!((1..=2).contains(&during), "{during} segments more: it rolls again and again");
-    assert!(pauses < Duration::from_secs(1), "paused for {pauses:?}");
+    assert!(pauses < cut / 4, "paused for {pauses:?} of {cut:?}");
     verify(&cluster, &client, &acked).await?;
     client.close().await;
     Ok(())

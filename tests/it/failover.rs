@@ -77,7 +77,7 @@ async fn a_minute_without_a_coordinator() -> anyhow::Result<()> {
     cluster.coord.kill()?;
     tokio::time::sleep(OUTAGE).await;
     let acked = load.finish().await?;
-    assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
+    assert!(longest_pause(&acked) < OUTAGE / 4, "paused for {:?}", longest_pause(&acked));
 
     cluster.restart_coord()?;
     let owner = cluster.owner_of(CHANNEL)?;
@@ -103,7 +103,7 @@ async fn a_minute_without_etcd() -> anyhow::Result<()> {
     tokio::time::sleep(OUTAGE).await;
     let acked = load.finish().await?;
     cluster.etcd.cont();
-    assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
+    assert!(longest_pause(&acked) < OUTAGE / 4, "paused for {:?}", longest_pause(&acked));
 
     // The leases may have run out: whoever lost one registers anew, then everything is served again.
     let again = Load::run(&client, 1).await?;

@@ -72,7 +72,7 @@ async fn connections_beyond_the_limit_are_closed_as_they_come() -> anyhow::Resul
     loop {
         anyhow::ensure!(held.len() <= 6 && Instant::now() < deadline, "more than six connections at the same time");
         let mut connection = TcpStream::connect(address)?;
-        connection.set_read_timeout(Some(Duration::from_millis(500)))?;
+        connection.set_read_timeout(Some(WAIT))?;
         // A server that takes a connection speaks first in HTTP/2.
         match connection.read(&mut [0; 64]) {
             Ok(1..) => held.push(connection),

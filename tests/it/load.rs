@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 
 pub(crate) const CHANNEL: &str = "by-dev-rootcoord-dml_0";
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
+/// More steps than a log takes, one after the other, to go on elsewhere: each a process that has to wake up, and a sync.
+const STEPS: u32 = 20;
 
 /// Appends numbered messages, one after another, until told to stop. What it returns was acknowledged, in order.
 pub(crate) struct Load {
@@ -106,6 +108,14 @@ pub(crate) fn check(found: &[(MessageId, u64)], acked: &[Acked]) {
 
 pub(crate) fn longest_pause(acked: &[Acked]) -> Duration {
     acked.windows(2).map(|pair| pair[1].at - pair[0].at).max().unwrap_or_default()
+}
+
+/// No append was acknowledged more than `limit` after the one before it, and what the machine was slow by: `slowest` is what it
+/// took for one step at most.
+pub(crate) fn check_pauses(acked: &[Acked], limit: Duration, slowest: Duration) {
+    let paused = longest_pause(acked);
+    println!("longest pause {paused:?}, slowest step {slowest:?}");
+    assert!(paused < limit + STEPS * slowest, "paused for {paused:?}, where a step takes {slowest:?} at most");
 }
 
 /// The latency that `of_thousand` of a thousand appends stay below.

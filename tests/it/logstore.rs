@@ -18,6 +18,7 @@ use tonic::transport::Channel;
 
 use crate::{
     admin::{ask_at, get},
+    load::LIMIT,
     process::{Role, run},
     quorum::eventually,
 };
@@ -269,6 +270,20 @@ fn cost(role: &Role) -> anyhow::Result<(u64, u64)> {
     Ok((pages * 4, ticks))
 }
 
+/// Waits until a process has done next to nothing for two seconds.
+async fn until_quiet(role: &Role) -> anyhow::Result<()> {
+    let (begun, (_, mut before)) = (Instant::now(), cost(role)?);
+    loop {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let (_, now) = cost(role)?;
+        if now - before <= 2 {
+            return Ok(());
+        }
+        anyhow::ensure!(begun.elapsed() < LIMIT, "it is never quiet");
+        before = now;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_idle_logs_and_a_thousand_followers_cost_little() -> anyhow::Result<()> {
     const LOGS: u64 = 10_000;
@@ -291,7 +306,7 @@ async fn ten_thousand_idle_logs_and_a_thousand_followers_cost_little() -> anyhow
     };
     tokio::join!(sending, hearing);
     // Written down once, when they have been quiet for a second.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    until_quiet(&store.role).await?;
     let (after, _) = cost(&store.role)?;
     let each = after.saturating_sub(before) as f64 / LOGS as f64;
     let mut followers = Vec::new();

@@ -14,6 +14,7 @@ mod limits;
 mod load;
 mod log;
 mod logstore;
+mod machine;
 mod mounts;
 mod network;
 mod observability;

@@ -10,10 +10,14 @@ use woodpecker_base::disk::{Disk, RealDisk};
 use crate::{
     admin::get,
     cluster::Cluster,
-    load::{Acked, CHANNEL, Load, longest_pause},
+    load::{Acked, CHANNEL, Load, check_pauses, longest_pause},
+    machine::Machine,
     quorum::{eventually, pause, segments, start, verify},
     stores::LogStore,
 };
+
+/// For how long a store that falters says nothing.
+const FALTERS: Duration = Duration::from_millis(200);
 
 fn is_alive(acked: &[Acked]) -> anyhow::Result<()> {
     let last = acked.last().context("nothing was acknowledged")?;
@@ -27,15 +31,18 @@ async fn stores_that_falter_roll_nothing_and_two_that_are_cut_off_cost_a_pause()
     let load = Load::start(&client);
     pause(1).await;
     let before = segments(&cluster)?.len();
+    let mut long = 0;
     for _ in 0..10 {
+        let stopped = Instant::now();
         cluster.stores[0].role.signal("STOP")?;
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(FALTERS).await;
         cluster.stores[0].role.signal("CONT")?;
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        long += usize::from(stopped.elapsed() > 2 * FALTERS);
+        tokio::time::sleep(FALTERS / 2).await;
     }
     let during = segments(&cluster)?.len() - before;
-    // None where nobody else wants the machine.
-    assert!(during <= 2, "{during} segments more");
+    // None where nobody else wants the machine; where the test itself is late, the store is away for longer than it was to be.
+    assert!(during <= 2 + long, "{during} segments more, {long} stops were long");
     for store in &cluster.stores[..2] {
         store.role.signal("STOP")?;
     }
@@ -115,7 +122,7 @@ async fn a_disk_that_fails_amid_appends_moves_the_log_and_keeps_what_it_has() ->
     let (mut cluster, client) = start(1, &[]).await?;
     cluster.stores[0].kill()?;
     cluster.stores[0].restart_limitable()?;
-    let load = Load::start(&client);
+    let (machine, load) = (Machine::watch(cluster.directory.path())?, Load::start(&client));
     let before = held(&cluster.stores[0])?;
     eventually("the store has its part", || Ok(held(&cluster.stores[0])? > before + (32 << 10))).await?;
     let rolled = segments(&cluster)?.len();
@@ -124,8 +131,7 @@ async fn a_disk_that_fails_amid_appends_moves_the_log_and_keeps_what_it_has() ->
     eventually("the log goes on in another segment", || Ok(segments(&cluster)?.len() > rolled)).await?;
     pause(2).await;
     let acked = load.finish().await?;
-    println!("longest pause {:?}", longest_pause(&acked));
-    assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
+    check_pauses(&acked, Duration::from_secs(2), machine.slowest()?);
     verify(&cluster, &client, &acked).await?;
     assert!(held(&cluster.stores[0])? > before, "what it had is gone");
     let store = &mut cluster.stores[0];
@@ -141,7 +147,7 @@ async fn a_store_that_dies_while_object_storage_is_away_stops_nothing_and_sealin
 {
     let settings = ["woodpecker.maintenance.sealAfter=0s", "woodpecker.maintenance.interval=200ms"];
     let (mut cluster, client) = start(1, &settings).await?;
-    let load = Load::start(&client);
+    let (machine, load) = (Machine::watch(cluster.directory.path())?, Load::start(&client));
     pause(1).await;
     let faults = cluster.objects()?.clone();
     Op::ALL.iter().for_each(|op| faults.chance(*op, 1.0, Fault::Refuse(503)));
@@ -155,8 +161,8 @@ async fn a_store_that_dies_while_object_storage_is_away_stops_nothing_and_sealin
     eventually("closed segments are sealed", || sealed(&cluster)).await?;
     let acked = load.finish().await?;
     let meanwhile = acked.iter().filter(|acked| (away..back).contains(&acked.at)).count();
-    println!("{meanwhile} appends without object storage, longest pause {:?}", longest_pause(&acked));
-    assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
+    println!("{meanwhile} appends without object storage");
+    check_pauses(&acked, Duration::from_secs(2), machine.slowest()?);
     verify(&cluster, &client, &acked).await?;
     client.close().await;
     Ok(())

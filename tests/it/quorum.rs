@@ -10,7 +10,8 @@ use streaming_client::Client;
 use crate::{
     admin::get,
     cluster::{Backend, Cluster},
-    load::{Acked, CHANNEL, LIMIT, Load, check, longest_pause, percentile, read_until},
+    load::{Acked, CHANNEL, LIMIT, Load, check, check_pauses, longest_pause, percentile, read_until},
+    machine::Machine,
 };
 
 const SESSION_TTL: &str = "3s";
@@ -52,7 +53,7 @@ pub(crate) async fn start(nodes: usize, more: &[&str]) -> anyhow::Result<(Cluste
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_store_delays_no_ack_and_ends_a_log_s_segment_once() -> anyhow::Result<()> {
     let (mut cluster, client) = start(1, &[]).await?;
-    let load = Load::start(&client);
+    let (machine, load) = (Machine::watch(cluster.directory.path())?, Load::start(&client));
     pause(2).await;
     let before = segments(&cluster)?.len();
     cluster.stores[0].kill()?;
@@ -65,8 +66,7 @@ async fn a_killed_store_delays_no_ack_and_ends_a_log_s_segment_once() -> anyhow:
     pause(3).await;
     let acked = load.finish().await?;
     assert_eq!(segments(&cluster)?.len(), without + 1, "rolled again and again");
-    println!("longest pause {:?}", longest_pause(&acked));
-    assert!(longest_pause(&acked) < ROLLED, "paused for {:?}", longest_pause(&acked));
+    check_pauses(&acked, ROLLED, machine.slowest()?);
     verify(&cluster, &client, &acked).await?;
     client.close().await;
     Ok(())
@@ -75,7 +75,7 @@ async fn a_killed_store_delays_no_ack_and_ends_a_log_s_segment_once() -> anyhow:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_store_is_given_up_and_latencies_stay() -> anyhow::Result<()> {
     let (cluster, client) = start(1, &[]).await?;
-    let load = Load::start(&client);
+    let (machine, load) = (Machine::watch(cluster.directory.path())?, Load::start(&client));
     pause(5).await;
     let stopped = Instant::now();
     cluster.stores[0].role.signal("STOP")?;
@@ -86,10 +86,11 @@ async fn a_stopped_store_is_given_up_and_latencies_stay() -> anyhow::Result<()> 
     let settled = acked[0].at + Duration::from_secs(1);
     let before = percentile(acked.iter().filter(|acked| acked.sent > settled && acked.at < stopped), 990);
     let after = percentile(acked.iter().filter(|acked| acked.sent > stopped + ROLLED), 990);
-    println!("p99 {before:?} before, {after:?} from a second after; longest pause {:?}", longest_pause(&acked));
+    println!("p99 {before:?} before, {after:?} from a second after");
     // Some room for whoever else uses the machine: with `--release`, alone, it is 0.94 to 1.01.
-    assert!(after < 2 * before + Duration::from_millis(20), "p99 {before:?} before, {after:?} after");
-    assert!(longest_pause(&acked) < ROLLED, "paused for {:?}", longest_pause(&acked));
+    let slowest = machine.slowest()?;
+    assert!(after < 2 * before + Duration::from_millis(20) + slowest, "p99 {before:?} before, {after:?} after");
+    check_pauses(&acked, ROLLED, slowest);
     verify(&cluster, &client, &acked).await?;
     client.close().await;
     Ok(())
@@ -202,7 +203,7 @@ async fn closed_segments_are_sealed_and_read_without_any_store() -> anyhow::Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_moves_between_stores_objects_and_disk_while_it_is_written() -> anyhow::Result<()> {
     let (cluster, client) = start(1, &["woodpecker.client.segmentRollingPolicy.maxInterval=1s"]).await?;
-    let load = Load::start(&client);
+    let (machine, load) = (Machine::watch(cluster.directory.path())?, Load::start(&client));
     for backend in ["object", "local", "quorum"] {
         pause(1).await;
         cluster.log(&["alter", CHANNEL, "--backend", backend])?;
@@ -210,8 +211,7 @@ async fn a_log_moves_between_stores_objects_and_disk_while_it_is_written() -> an
     }
     pause(2).await;
     let acked = load.finish().await?;
-    println!("longest pause {:?}", longest_pause(&acked));
-    assert!(longest_pause(&acked) < Duration::from_secs(2), "paused for {:?}", longest_pause(&acked));
+    check_pauses(&acked, Duration::from_secs(2), machine.slowest()?);
     let used: Vec<String> =
         segments(&cluster)?.iter().filter_map(|segment| segment["backend"].as_str().map(str::to_owned)).collect();
     for backend in ["object", "local", "quorum"] {
