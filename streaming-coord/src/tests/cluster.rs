@@ -40,7 +40,7 @@ use crate::{Balance, ChannelStatus, Coordinator, CoordinatorError, Edges, Parts,
 
 pub(super) const ROOT: &str = "by-dev/meta";
 /// Longer than a busy machine keeps a process from saying that it lives.
-pub(super) const TTL: Duration = Duration::from_secs(3);
+pub(super) const TTL: Duration = Duration::from_secs(5);
 
 /// Settings that make a test quick.
 pub(super) fn settings(channels: u32) -> Settings {
@@ -149,7 +149,7 @@ impl TestCoordinator {
 /// Waits until something holds.
 pub(super) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let clock = Clock::system();
-    let deadline = clock.now() + Duration::from_secs(20);
+    let deadline = clock.now() + Duration::from_secs(40);
     while !holds() {
         assert!(clock.now() < deadline, "never: {what}");
         clock.sleep(Duration::from_millis(5)).await;

@@ -37,7 +37,7 @@ impl Raw {
     }
 
     async fn next(&mut self) -> Option<Result<AssignmentDiscoverResponse, Status>> {
-        Clock::system().timeout(Duration::from_secs(10), self.responses.next()).await.expect("an answer in time")
+        Clock::system().timeout(Duration::from_secs(20), self.responses.next()).await.expect("an answer in time")
     }
 
     async fn assignment(&mut self) -> FullStreamingNodeAssignmentWithVersion {
