@@ -214,6 +214,12 @@ impl Grower<'_> {
         append: &mut Append,
     ) -> Result<Option<(i64, streaming_types::Message)>, StreamingError> {
         let mut header: InsertMessageHeader = header(append)?;
+        if is_of_nothing_here(self.table, vchannel, header.collection_id, append) {
+            rewrite(append, |header: &mut InsertMessageHeader| {
+                header.partitions.iter_mut().for_each(|partition| partition.segment_assignment = None);
+            })?;
+            return Ok(None);
+        }
         let [partition] = header.partitions.as_mut_slice() else {
             let cause = format!("an insert names one partition, not {}", header.partitions.len());
             return Err(StreamingError::unrecoverable(cause));
@@ -268,6 +274,12 @@ impl Grower<'_> {
     }
 }
 
+/// Whether a message comes from another cluster and is of a collection that does not live here. Its source took it, and a
+/// follower that refused what its source holds would stand still for ever.
+fn is_of_nothing_here(table: &Table, vchannel: &str, collection_id: i64, append: &Append) -> bool {
+    append.replicate.is_some() && table.check(vchannel, collection_id).is_err()
+}
+
 /// Takes a message other than an insert.
 fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), StreamingError> {
     let schema = schema_in(append.kind, &append.message.payload);
@@ -294,7 +306,9 @@ fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), 
         }
         MessageType::Delete => {
             let header: DeleteMessageHeader = header(append)?;
-            table.check(vchannel, header.collection_id)?;
+            if !is_of_nothing_here(table, vchannel, header.collection_id, append) {
+                table.check(vchannel, header.collection_id)?;
+            }
         }
         MessageType::Flush => {
             let FlushMessageHeader { segment_id, .. } = header(append)?;

@@ -6,12 +6,14 @@ use streaming_proto::{
     common::{CrossClusterTopology, MilvusCluster, ReplicateCheckpoint, ReplicateConfiguration},
     messages::{
         AlterReplicateConfigMessageHeader, BeginTxnMessageHeader, CommitTxnMessageHeader, CreateSegmentMessageHeader,
-        DeleteMessageHeader, InsertMessageHeader, ManualFlushMessageHeader, Message, ReplicateHeader,
+        DeleteMessageHeader, DropCollectionMessageHeader, InsertMessageHeader, ManualFlushMessageHeader, Message,
+        ReplicateHeader, SegmentAssignment,
     },
     streaming::{GetReplicateCheckpointRequest, ProduceMessageResponseResult, StreamingCode},
 };
 use streaming_types::{
-    DeliverPolicy, Message as Building, MessageBuilder, MessageId, TimeTick, TxnContext, channel::control_channel,
+    DeliverPolicy, Message as Building, MessageBuilder, MessageId, MessageType, TimeTick, TxnContext,
+    channel::control_channel,
 };
 
 use super::{
@@ -197,6 +199,35 @@ async fn manual_flush_ends_what_its_source_wrote_before_it_at_whatever_ticks_tha
         last = Some(produce.append(from_source(message, tick, tick.unsigned_abs())).await.unwrap());
     }
     assert_eq!(ids(&last.unwrap()).len(), 1);
+}
+
+#[tokio::test]
+async fn rows_of_a_collection_that_the_source_has_and_its_follower_does_not_are_taken_and_grow_no_segment() {
+    let world = World::new();
+    let (node, mut produce) = secondary(&world).await;
+    let mut elsewhere = rows(1, 10, 10);
+    elsewhere.partitions[0].segment_assignment = Some(SegmentAssignment { segment_id: 4711 });
+    let delete = DeleteMessageHeader { collection_id: 1, rows: 1 };
+    // Collections have lived here, so that the node looks at what comes; where its source was opened since, it does not.
+    let messages = [
+        create_collection(VCHANNEL, 1),
+        message(VCHANNEL, &DropCollectionMessageHeader { collection_id: 1, db_id: 1 }),
+        message(VCHANNEL, &elsewhere),
+        message(VCHANNEL, &delete),
+        insert(VCHANNEL, "of no collection at all"),
+    ];
+    for (entry, message) in (1..).zip(messages) {
+        produce.append(from_source(message, entry, 10 * entry.unsigned_abs())).await.unwrap();
+    }
+    assert_eq!(tick_of(&node, 1).await, 50);
+    let mut consume = node.consumer(&rw(1), DeliverPolicy::All, &[]).await;
+    let row = loop {
+        let message = consume.message().await;
+        if message.properties.message_type() == Ok(MessageType::Insert) {
+            break message.header::<InsertMessageHeader>().unwrap();
+        }
+    };
+    assert_eq!(row.partitions[0].segment_assignment, None, "segments are each cluster's own");
 }
 
 /// Transaction 77 of the source, which has two bodies and is committed at tick 50.
