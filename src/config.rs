@@ -147,7 +147,7 @@ impl Default for Session {
 pub(crate) struct PreCreatedTopic {
     /// Whether they are used.
     pub(crate) enabled: bool,
-    /// The names, in order.
+    /// The names, in order. Behind the last `_` of one there is no `v`: it would be a vchannel's.
     pub(crate) names: Vec<String>,
 }
 
