@@ -214,7 +214,8 @@ impl Grower<'_> {
         append: &mut Append,
     ) -> Result<Option<(i64, streaming_types::Message)>, StreamingError> {
         let mut header: InsertMessageHeader = header(append)?;
-        if is_of_nothing_here(self.table, vchannel, header.collection_id, append) {
+        // Its source took it, and a follower that refused what its source holds would stand still for ever.
+        if append.replicate.is_some() && self.table.check(vchannel, header.collection_id).is_err() {
             rewrite(append, |header: &mut InsertMessageHeader| {
                 header.partitions.iter_mut().for_each(|partition| partition.segment_assignment = None);
             })?;
@@ -274,12 +275,6 @@ impl Grower<'_> {
     }
 }
 
-/// Whether a message comes from another cluster and is of a collection that does not live here. Its source took it, and a
-/// follower that refused what its source holds would stand still for ever.
-fn is_of_nothing_here(table: &Table, vchannel: &str, collection_id: i64, append: &Append) -> bool {
-    append.replicate.is_some() && table.check(vchannel, collection_id).is_err()
-}
-
 /// Takes a message other than an insert.
 fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), StreamingError> {
     let schema = schema_in(append.kind, &append.message.payload);
@@ -306,7 +301,8 @@ fn change(table: &mut Table, vchannel: &str, append: &mut Append) -> Result<(), 
         }
         MessageType::Delete => {
             let header: DeleteMessageHeader = header(append)?;
-            if !is_of_nothing_here(table, vchannel, header.collection_id, append) {
+            // As of an insert.
+            if append.replicate.is_none() {
                 table.check(vchannel, header.collection_id)?;
             }
         }

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use metrics::set_default_local_recorder;
-use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use streaming_types::{DeliverPolicy, StreamingCode, TxnContext};
 
 use super::{
@@ -12,16 +12,19 @@ use super::{
 };
 use crate::Settings;
 
+/// The value of a channel's series.
+fn shown(page: &PrometheusHandle, name: &str, more: &str) -> Option<f64> {
+    let series = format!("{name}{{channel_name=\"{PCHANNEL}\"{more}}} ");
+    page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse().ok())
+}
+
 // On one thread, so that the node's tasks have this test's recorder as well.
 #[tokio::test]
 async fn a_wal_is_shown_while_it_is_open_and_its_gauges_are_empty_once_it_is_gone() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let page = recorder.handle();
     let _here = set_default_local_recorder(&recorder);
-    let value = |name: &str, more: &str| -> Option<f64> {
-        let series = format!("{name}{{channel_name=\"{PCHANNEL}\"{more}}} ");
-        page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse().ok())
-    };
+    let value = |name: &str, more: &str| shown(&page, name, more);
     let world = World::new();
     let settings = Settings { heartbeat: Duration::from_millis(10), ..Settings::default() };
     let node = world.node_with(1, settings).await;
@@ -75,10 +78,7 @@ async fn limit_of_writers_is_not_shown_where_their_wal_is_gone() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let page = recorder.handle();
     let _here = set_default_local_recorder(&recorder);
-    let limit = || {
-        let series = format!("milvus_wal_rate_limit_bytes{{channel_name=\"{PCHANNEL}\"}} ");
-        page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse::<f64>().ok())
-    };
+    let limit = || shown(&page, "milvus_wal_rate_limit_bytes", "");
     let world = World::new();
     let node = world.serving().await;
     world.memory_percent.store(99, Ordering::SeqCst);
@@ -92,10 +92,7 @@ async fn appends_are_counted_as_refused_whoever_refuses_them_unless_the_next_own
     let recorder = PrometheusBuilder::new().build_recorder();
     let page = recorder.handle();
     let _here = set_default_local_recorder(&recorder);
-    let refused = || {
-        let series = format!("milvus_wal_append_message_total{{channel_name=\"{PCHANNEL}\",status=\"error\"}} ");
-        page.render().lines().find_map(|line| line.strip_prefix(&series)?.parse::<u64>().ok())
-    };
+    let refused = || shown(&page, "milvus_wal_append_message_total", ",status=\"error\"");
     let world = World::new();
     let node = world.node_with(1, Settings { close_timeout: Duration::from_secs(1), ..Settings::default() }).await;
     node.assign(&rw(1)).await.unwrap();
@@ -106,11 +103,11 @@ async fn appends_are_counted_as_refused_whoever_refuses_them_unless_the_next_own
     for (message, code) in [(unknown, StreamingCode::Unrecoverable), (end.into(), StreamingCode::TransactionExpired)] {
         assert_eq!(code_of(produce.append(message).await), Some(code));
     }
-    assert_eq!(refused(), Some(2));
+    assert_eq!(refused(), Some(2.0));
 
     world.hung.send_replace(true);
     produce.send(insert(VCHANNEL, "in flight")).await;
     node.remove(&rw(1)).await.unwrap();
     assert_eq!(code_of(produce.answer().await.1), Some(StreamingCode::ChannelFenced));
-    assert_eq!(refused(), Some(2));
+    assert_eq!(refused(), Some(2.0));
 }
